@@ -1,0 +1,1 @@
+//! Containers, execs, volumes, events, policies: the domain

@@ -1,0 +1,1 @@
+//! Content store, image model, layers (apply, diff), snapshots, garbage collection

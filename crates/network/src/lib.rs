@@ -1,0 +1,1 @@
+//! Bridges, addresses, ports, firewall

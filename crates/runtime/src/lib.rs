@@ -1,0 +1,1 @@
+//! OCI runtime: spec to namespaces, mounts, cgroups, capabilities, seccomp, lifecycle

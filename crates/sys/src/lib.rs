@@ -1,0 +1,1 @@
+//! The only crate with unsafe: system calls the ecosystem's crates lack

@@ -1,0 +1,1 @@
+//! Private engine per test, images from real distributions, peers as clients
