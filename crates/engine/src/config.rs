@@ -1,0 +1,91 @@
+//! What the daemon's flags decide for the engine: places, defaults for containers, the default bridge.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use ipnet::IpNet;
+
+/// Configuration of an [`Engine`](crate::Engine), fixed while it is open.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Images, containers' writable layers and the database; survives a reboot.
+    pub data_root: PathBuf,
+    /// Sockets and state of running containers; need not survive a reboot.
+    pub exec_root: PathBuf,
+    /// The static `brig-runtime` executable; it is copied into a sealed memfd when the engine opens.
+    pub runtime_exe: PathBuf,
+    /// The default bridge's device name; `none` switches the default bridge off.
+    pub bridge: String,
+    /// The default bridge's address and subnet, e.g. `172.30.0.1/16`.
+    pub bip: Option<IpNet>,
+    /// MTU of the default bridge; 0 takes the kernel's.
+    pub mtu: u32,
+    /// Containers on the default bridge may talk to each other.
+    pub icc: bool,
+    /// Set up the firewall (masquerading, published ports).
+    pub firewall: bool,
+    /// Masquerade traffic that leaves the default bridge.
+    pub ip_masq: bool,
+    /// Host address that published ports bind when a request names none.
+    pub default_ip: Option<std::net::IpAddr>,
+    /// Pools that user-defined networks take their subnets from: pool and the prefix length of each subnet.
+    pub default_address_pools: Vec<(IpNet, u8)>,
+    /// DNS settings used when a container brings none.
+    pub dns: Vec<String>,
+    pub dns_search: Vec<String>,
+    pub dns_options: Vec<String>,
+    /// What `host-gateway` means in extra hosts; the default bridge's address when empty.
+    pub host_gateway: Option<std::net::IpAddr>,
+    /// Parent of the containers' cgroups.
+    pub cgroup_parent: String,
+    pub systemd_cgroup: bool,
+    /// Default log driver and its options.
+    pub log_driver: String,
+    pub log_opts: BTreeMap<String, String>,
+    /// Size of /dev/shm when the request has none, in bytes.
+    pub default_shm_size: i64,
+    /// Default resource limits: name → (soft, hard).
+    pub default_ulimits: BTreeMap<String, (i64, i64)>,
+    /// Run `--init` in every container that does not say otherwise.
+    pub init: bool,
+    pub no_new_privileges: bool,
+    /// `builtin`, `unconfined` or a path to a profile.
+    pub seccomp_profile: String,
+    /// Labels of the engine itself, `key=value`.
+    pub labels: Vec<String>,
+    /// Seconds a container gets to stop when the engine is asked to stop its containers.
+    pub shutdown_timeout: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data_root: PathBuf::from("/var/lib/brigantine"),
+            exec_root: PathBuf::from("/run/brigantine"),
+            runtime_exe: PathBuf::from("brig-runtime"),
+            bridge: "brig0".to_owned(),
+            bip: None,
+            mtu: 0,
+            icc: true,
+            firewall: true,
+            ip_masq: true,
+            default_ip: None,
+            default_address_pools: Vec::new(),
+            dns: Vec::new(),
+            dns_search: Vec::new(),
+            dns_options: Vec::new(),
+            host_gateway: None,
+            cgroup_parent: "/brigantine".to_owned(),
+            systemd_cgroup: false,
+            log_driver: "json-file".to_owned(),
+            log_opts: BTreeMap::new(),
+            default_shm_size: 64 << 20,
+            default_ulimits: BTreeMap::new(),
+            init: false,
+            no_new_privileges: false,
+            seccomp_profile: "builtin".to_owned(),
+            labels: Vec::new(),
+            shutdown_timeout: 15,
+        }
+    }
+}
