@@ -9,6 +9,7 @@ mod filters;
 mod ids;
 
 pub mod config;
+mod db;
 pub mod events;
 
 pub use clock::{ZERO_TIME, rfc3339_nano};
