@@ -1,0 +1,183 @@
+//! What a monitor is told at birth: the [`Config`] (data, sent through the bootstrap socket) and the
+//! [`Inherited`] file descriptors beside it. Every field a newer daemon may not know, or an older one may not send,
+//! has a default, so that monitors and daemons of neighbouring versions understand each other.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use brigantine_runtime::Rootfs;
+use oci_spec::runtime::{Process, Spec};
+use serde::{Deserialize, Serialize};
+
+/// How one container is to be run and watched.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Config {
+    /// The container's full id; also the last part of its directory and of its control group.
+    pub id: String,
+    /// The OCI runtime specification of the container. `process.terminal` is set from [`Config::terminal`].
+    pub spec: Spec,
+    /// The root file system, mounted inside the container's own mount namespace.
+    pub rootfs: Rootfs,
+    /// Whether the process gets a pseudo-terminal as its standard streams.
+    #[serde(default)]
+    pub terminal: bool,
+    /// The terminal's first size.
+    #[serde(default)]
+    pub console_size: Option<ConsoleSize>,
+    /// Whether standard input is a pipe kept open (docker's `OpenStdin`); else it is `/dev/null`.
+    #[serde(default)]
+    pub open_stdin: bool,
+    /// Whether standard input is closed for good when the first attached client that feeds it half-closes or
+    /// vanishes (docker's `StdinOnce`).
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Where the container's output is recorded.
+    #[serde(default)]
+    pub log: LogConfig,
+    /// Where the durable [`crate::ExitRecord`] goes (its directory must exist).
+    pub exit_path: PathBuf,
+    /// The monitor's own directory, mode 0700: its socket, its [`crate::MonitorRecord`], records of ended execs.
+    /// Made by the monitor if missing; its parent must exist.
+    pub dir: PathBuf,
+    /// Whether control groups are made through systemd.
+    #[serde(default)]
+    pub systemd_cgroup: bool,
+    /// Whether the exit record must survive a power cut (file and directory synced before the exit is told).
+    /// False for containers that are removed when they end: their record is written, but not synced.
+    #[serde(default = "yes")]
+    pub durable_exit: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A terminal's size in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConsoleSize {
+    /// Rows.
+    pub height: u16,
+    /// Columns.
+    pub width: u16,
+}
+
+/// Where output is recorded.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LogConfig {
+    /// Nowhere.
+    #[default]
+    None,
+    /// In a file of docker's `json-file` format, rotated by size.
+    JsonFile(JsonFileLog),
+}
+
+/// A rotated log in docker's `json-file` format. Rotated files are `path.1` (newest) to `path.<max_files - 1>`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JsonFileLog {
+    /// The current file.
+    pub path: PathBuf,
+    /// Size in bytes at which the file is rotated; 0 is no limit.
+    #[serde(default = "default_max_size")]
+    pub max_size: u64,
+    /// How many files are kept, the current one included; at least 1.
+    #[serde(default = "default_max_files")]
+    pub max_files: u32,
+    /// Written with every line (docker's `labels`, `env` and `tag` log options).
+    #[serde(default)]
+    pub attrs: BTreeMap<String, String>,
+}
+
+impl JsonFileLog {
+    /// A log at `path` with the default bounds: five files of 20 MiB.
+    pub fn new(path: PathBuf) -> Self {
+        Self { path, max_size: default_max_size(), max_files: default_max_files(), attrs: BTreeMap::new() }
+    }
+}
+
+fn default_max_size() -> u64 {
+    20 << 20
+}
+
+fn default_max_files() -> u32 {
+    5
+}
+
+/// File descriptors handed to the monitor beside its [`Config`].
+#[derive(Debug)]
+pub struct Inherited {
+    /// The network namespace to join; without it the spec decides.
+    pub netns: Option<OwnedFd>,
+    /// Kept open for the container's life and never used (reserved host ports).
+    pub held: Vec<OwnedFd>,
+    /// Clients attached before the process starts, so that no byte is lost.
+    pub attach: Vec<AttachStream>,
+    /// The monitor's end of the daemon's first event connection (the other end reads with
+    /// [`crate::EventReader`]).
+    pub events: Option<UnixStream>,
+}
+
+/// One client attached before the start: the monitor's end of a socket pair.
+#[derive(Debug)]
+pub struct AttachStream {
+    /// The monitor's end; what the client does on its own end is described at [`crate::Client::attach`].
+    pub stream: UnixStream,
+    /// What the client wants.
+    pub options: AttachOptions,
+}
+
+/// What an attached client wants.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachOptions {
+    /// A name chosen by the caller, for [`crate::Client::detach`]; unique per container, empty when not needed.
+    #[serde(default)]
+    pub key: String,
+    /// Whether bytes the client sends go to the process.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether the client gets standard output (with a terminal: everything).
+    #[serde(default)]
+    pub stdout: bool,
+    /// Whether the client gets standard error.
+    #[serde(default)]
+    pub stderr: bool,
+    /// How long a client that is connected but takes nothing may hold up the container's output once its buffer
+    /// (1 MiB) is full; then it is told ([`crate::frame::Kind::Lagged`]) and dropped. `None`: as long as it is connected, as docker
+    /// does; right for the foreground of a `run`.
+    #[serde(default)]
+    pub patience: Option<Duration>,
+}
+
+impl Default for AttachOptions {
+    /// Output only, with the patience of an onlooker (30 s).
+    fn default() -> Self {
+        Self { key: String::new(), stdin: false, stdout: true, stderr: true, patience: Some(Duration::from_secs(30)) }
+    }
+}
+
+/// A further process in a running container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecConfig {
+    /// The exec's id, unique within the container; used in a file name, so `[a-zA-Z0-9_.-]`, at most 128 bytes.
+    pub id: String,
+    /// The process: arguments, environment, user, directory, capabilities, limits.
+    pub process: Process,
+    /// Whether it gets a pseudo-terminal.
+    #[serde(default)]
+    pub terminal: bool,
+    /// The terminal's first size.
+    #[serde(default)]
+    pub console_size: Option<ConsoleSize>,
+    /// Whether the client's bytes become its standard input; else that is `/dev/null`.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether the client gets standard output (with a terminal: everything).
+    #[serde(default)]
+    pub stdout: bool,
+    /// Whether the client gets standard error.
+    #[serde(default)]
+    pub stderr: bool,
+}
