@@ -154,7 +154,13 @@ pub struct AttachOptions {
 impl Default for AttachOptions {
     /// Output only, with the patience of an onlooker (30 s).
     fn default() -> Self {
-        Self { key: String::new(), stdin: false, stdout: true, stderr: true, patience: Some(Duration::from_secs(30)) }
+        Self {
+            key: String::new(),
+            stdin: false,
+            stdout: true,
+            stderr: true,
+            patience: Some(Duration::from_secs(30)),
+        }
     }
 }
 

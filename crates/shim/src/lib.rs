@@ -19,11 +19,13 @@ mod recover;
 mod spawn;
 mod time;
 
-pub use brigantine_runtime::spec;
-pub use client::{Client, ClientError, EventReader, Execed};
 pub use brigantine_runtime::cgroup::Stats;
+pub use brigantine_runtime::spec;
 pub use brigantine_runtime::{OverlayOptions, Rootfs};
-pub use config::{AttachOptions, AttachStream, Config, ConsoleSize, ExecConfig, Inherited, JsonFileLog, LogConfig};
+pub use client::{Client, ClientError, EventReader, Execed};
+pub use config::{
+    AttachOptions, AttachStream, Config, ConsoleSize, ExecConfig, Inherited, JsonFileLog, LogConfig,
+};
 pub use protocol::{Event, ExecState, Failure, FailureKind, PROTOCOL_VERSION, State, Status};
 pub use record::{ExecRecord, ExitRecord, MonitorRecord, RecordError};
 pub use recover::{Found, RecoverError, clear, exec_record, find};

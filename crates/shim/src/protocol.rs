@@ -236,7 +236,10 @@ pub(crate) fn read_message(mut from: impl Read, limit: usize) -> io::Result<Opti
     }
     let length = u32::from_be_bytes(header) as usize;
     if length > limit {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("message of {length} bytes (limit {limit})")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("message of {length} bytes (limit {limit})"),
+        ));
     }
     let mut body = Vec::with_capacity(length);
     if from.take(length as u64).read_to_end(&mut body)? < length {

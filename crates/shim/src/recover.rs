@@ -79,7 +79,11 @@ pub fn find(dir: &Path, exit_path: &Path) -> Result<Found, RecoverError> {
             Err(_) if Instant::now() > give_up => return Err(RecoverError::Stuck { dir: dir.to_owned() }),
             Err(_) => {}
         }
-        match lock(dir).map_err(|source| RecoverError::Directory { action: "lock", path: dir.to_owned(), source })? {
+        match lock(dir).map_err(|source| RecoverError::Directory {
+            action: "lock",
+            path: dir.to_owned(),
+            source,
+        })? {
             Lock::NoDirectory => {
                 return Ok(ExitRecord::read(exit_path)?.map_or(Found::Nothing, Found::Exited));
             }
@@ -110,7 +114,7 @@ pub fn clear(dir: &Path) -> Result<(), RecoverError> {
 }
 
 enum Lock {
-    Taken(#[expect(dead_code, reason = "held for its effect")] File),
+    Taken(File),
     Held,
     NoDirectory,
 }

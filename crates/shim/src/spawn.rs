@@ -94,7 +94,9 @@ pub fn spawn(exe: &SealedExe, config: &Config, inherited: Inherited) -> Result<S
         Err(e) => Err(e),
     };
     match verdict {
-        Ok(Birth::Started { shim_pid, container_pid, started_at }) => Ok(Spawned { shim_pid, container_pid, started_at }),
+        Ok(Birth::Started { shim_pid, container_pid, started_at }) => {
+            Ok(Spawned { shim_pid, container_pid, started_at })
+        }
         Ok(Birth::Failed(failure)) => Err(failure.into()),
         Err(source) => {
             recover::bury_unborn(config);

@@ -9,7 +9,8 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_default();
-    let named_init = Path::new(&name).file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with("init"));
+    let named_init =
+        Path::new(&name).file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with("init"));
     let mut args = args.peekable();
     let first = args.peek().and_then(|a| a.to_str()).unwrap_or_default();
     match first {
