@@ -1,1 +1,29 @@
-//! Bridges, addresses, ports, firewall
+//! Bridges, addresses, ports and the firewall of containers.
+//!
+//! [`Fabric`] is the plumbing of one engine: it owns the engine's bridges, its nf_tables table and the
+//! network sandboxes of its containers, all spoken to over netlink; no program is ever executed. Everything
+//! it makes dies with the container's network namespace, except firewall elements, which
+//! [`Fabric::disconnect`] and [`Fabric::reconcile`] remove. What to connect where (records, names, policy) is
+//! the engine's business; what is pure is here as functions and values: [`Ipam`], [`subnet`], [`names`].
+//!
+//! A packet is forwarded only if no table's forward chain drops it: nf_tables has no verdict by which our
+//! table could overrule another one's `policy drop` (docker's iptables FORWARD policy, a strict firewalld
+//! zone). On such a host the administrator must accept the bridge's traffic there too.
+
+mod bridge;
+mod error;
+mod fabric;
+mod ipam;
+mod mac;
+pub mod names;
+mod ports;
+mod sandbox;
+pub mod subnet;
+
+pub use bridge::BridgeSpec;
+pub use error::Error;
+pub use fabric::{Config, Fabric, Live, Reconciled};
+pub use ipam::{Ipam, IpamError};
+pub use mac::{MacAddr, MacParseError};
+pub use ports::{HostPort, PortError, PortRequest, Protocol, PublishedPort};
+pub use sandbox::{Attachment, Counters, Interface, InterfaceSpec, Sandbox, SandboxSpec};

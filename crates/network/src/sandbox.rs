@@ -1,0 +1,104 @@
+//! The network sandbox of a container as values: what is asked for, what came of it, and the durable part
+//! from which an engine that was restarted takes it up again.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::OwnedFd;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use crate::mac::MacAddr;
+use crate::ports::{PortRequest, PublishedPort};
+
+/// What the engine wants for a container. With no interfaces it is `--network none`: only a loopback.
+#[derive(Clone, Debug, Default)]
+pub struct SandboxSpec {
+    /// The container's id: the key for [`crate::Fabric::disconnect`].
+    pub id: String,
+    /// The container's name, for messages.
+    pub name: String,
+    pub interfaces: Vec<InterfaceSpec>,
+    /// Published on the first interface that is on a bridge with access to the outside.
+    pub ports: Vec<PortRequest>,
+    /// `net.*` settings, written inside the namespace after the interfaces are there.
+    pub sysctls: Vec<(String, String)>,
+}
+
+/// One interface of a container on one bridge.
+#[derive(Clone, Debug)]
+pub struct InterfaceSpec {
+    /// The bridge's name; it was given to `ensure_bridge` before.
+    pub bridge: String,
+    /// Name inside the container: `eth0`.
+    pub name: String,
+    /// Derived from the first address if not given.
+    pub mac: Option<MacAddr>,
+    /// Addresses with the prefix length of their subnet, each within the bridge's subnets.
+    pub addresses: Vec<IpNet>,
+    /// Default route, if this interface shall carry it.
+    pub gateway: Option<Ipv4Addr>,
+    pub gateway6: Option<Ipv6Addr>,
+}
+
+/// A connected sandbox. Dropping it closes the descriptors: the namespace lives on only in the container's
+/// processes, and the ports' reservation only in whoever holds `held` (the shim).
+#[derive(Debug)]
+pub struct Sandbox {
+    pub netns: OwnedFd,
+    /// Bound, not listening sockets: as long as one copy is open no program on the host can take the port.
+    pub held: Vec<OwnedFd>,
+    /// What to persist with the container's record.
+    pub attachment: Attachment,
+}
+
+/// The durable description of a connected container.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    pub id: String,
+    pub name: String,
+    pub interfaces: Vec<Interface>,
+    pub ports: Vec<PublishedPort>,
+}
+
+/// An interface as made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interface {
+    pub bridge: String,
+    /// Name inside the container.
+    pub name: String,
+    /// Name of the other end, a port of the bridge, on the host.
+    pub host_name: String,
+    pub mac: MacAddr,
+    pub addresses: Vec<IpNet>,
+    pub gateway: Option<Ipv4Addr>,
+    pub gateway6: Option<Ipv6Addr>,
+}
+
+impl Interface {
+    pub fn ipv4(&self) -> Option<Ipv4Addr> {
+        self.addresses.iter().find_map(|net| match net.addr() {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        })
+    }
+
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        self.addresses.iter().find_map(|net| match net.addr() {
+            IpAddr::V6(ip) => Some(ip),
+            IpAddr::V4(_) => None,
+        })
+    }
+}
+
+/// What an interface has carried, seen from inside the container.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    pub rx_bytes: u64,
+    pub rx_packets: u64,
+    pub rx_errors: u64,
+    pub rx_dropped: u64,
+    pub tx_bytes: u64,
+    pub tx_packets: u64,
+    pub tx_errors: u64,
+    pub tx_dropped: u64,
+}
