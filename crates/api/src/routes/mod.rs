@@ -1,0 +1,54 @@
+//! The Engine API's endpoints, one file per area; each binds paths to engine calls and nothing else.
+//!
+//! # Recipe for a route
+//!
+//! 1. Write a handler. It gets the shared [`State`] and the [`Request`](crate::http::Request):
+//!
+//!    ```ignore
+//!    async fn rename(state: State, mut request: Request) -> Result<Reply, Error> {
+//!        let name = request.query().text("name").ok_or_else(|| Error::invalid("…"))?;
+//!        state.engine.containers().rename(request.param("id"), name).await?;
+//!        Ok(Reply::no_content())
+//!    }
+//!    ```
+//!
+//!    * path: `request.param("id")`; query: `request.query().text/flag/flag_or/int/unsigned/all("key")` (docker's rules);
+//!      `request.filters(&["label", "name"])?` parses both wire forms and refuses other keys in docker's words
+//!    * body: `request.json_body::<T>().await?` (required) or `json_body_opt` (kill, start, wait). `T` is any
+//!      `Deserialize`: field names match without case, null is the zero value, map keys are kept, Cmd/Entrypoint may
+//!      be plain strings. An archive: `request.reader()` (async) or `bridge::reader(request.reader())` (blocking `Read`)
+//!    * `request.version()` is within 1.24..=1.53; `if request.version() < ApiVersion::v1(42) { … }`
+//!    * answers: `Reply::json(&doc)`, `Reply::created(&doc)` (201), `Reply::no_content()`, `Reply::empty(status)`,
+//!      `Reply::stream(content_type, stream)` and `Reply::reader(content_type, async_read)` (header flushed at once),
+//!      `Reply::json_later(future)` (header at once, document when known: `wait`; register the waiter *before* returning),
+//!      `Reply::progress(|sink| async move { … }).await` (docker's `{…}\r\n` objects; an error before the first message
+//!      is a status code), `bridge::writer()` for a blocking `Write` as the body
+//!    * attach and exec: `Ok(Reply::hijack(&request, StreamType::announced(tty, request.version()), |stream| async move { … }))`.
+//!      `stream` is `AsyncRead + AsyncWrite` with every early byte; EOF on read is the client's half-close, `shutdown()`
+//!      is ours, dropping closes. The header is already on its way alone. Everything that can fail with a status must
+//!      happen before `Reply::hijack`.
+//!    * errors: `Error::not_found("No such container: x")` and friends; `?` on the engine's own errors works through
+//!      `From`. 304 is `Error::not_modified()`.
+//!
+//!    GET and HEAD handlers are dropped when their client leaves; all others run to their end. Never block: sync engine
+//!    calls go through `tokio::task::spawn_blocking`.
+//!
+//! 2. Bind it in the area's `pub fn bind(router: &mut Router<State>)`: `router.post("/containers/{id}/rename", rename)`.
+//!    `{x}` is one path segment, `{x:.*}` any number of them. First match wins. Unknown → 404 `page not found`.
+//! 3. Call the area's `bind` from [`bind`] below.
+
+use crate::http::Router;
+
+/// What every handler shares. Cheap to clone.
+#[derive(Clone)]
+pub struct State {}
+
+/// All routes of the API.
+pub fn bind() -> Router<State> {
+    let mut router = Router::new();
+    system::bind(&mut router);
+    router.route(http::Method::OPTIONS, "/{any:.*}", crate::http::server::options);
+    router
+}
+
+mod system;
