@@ -35,7 +35,10 @@ impl Filters {
                 Value::Null => {}
                 Value::Array(items) => {
                     for item in items {
-                        set.insert(scalar(&item).ok_or_else(|| malformed(format!("{key}: {item} is not a string")))?);
+                        set.insert(
+                            scalar(&item)
+                                .ok_or_else(|| malformed(format!("{key}: {item} is not a string")))?,
+                        );
                     }
                 }
                 Value::Object(items) => {
@@ -146,7 +149,8 @@ mod tests {
 
     #[test]
     fn both_forms_mean_the_same() {
-        let map = Filters::parse(Some(r#"{"label":{"a=b":true,"c":true},"status":{"exited":true}}"#)).unwrap();
+        let map =
+            Filters::parse(Some(r#"{"label":{"a=b":true,"c":true},"status":{"exited":true}}"#)).unwrap();
         let list = Filters::parse(Some(r#"{"label":["a=b","c"],"status":["exited"]}"#)).unwrap();
         assert_eq!(map, list);
         assert_eq!(map.get("label").collect::<Vec<_>>(), ["a=b", "c"]);

@@ -53,20 +53,16 @@ impl Hijack {
     /// The response header, as dockerd writes it.
     pub(crate) fn head(&self, common: &http::HeaderMap) -> Vec<u8> {
         let mut head = String::with_capacity(256);
-        match &self.upgrade {
-            Some(protocol) => {
-                head.push_str("HTTP/1.1 101 UPGRADED\r\nContent-Type: ");
-                head.push_str(self.content_type);
-                head.push_str("\r\nConnection: Upgrade\r\nUpgrade: ");
-                head.push_str(protocol);
-                head.push_str("\r\n");
-            }
-            None => {
-                head.push_str("HTTP/1.1 200 OK\r\nContent-Type: ");
-                head.push_str(self.content_type);
-                head.push_str("\r\n");
-            }
+        if let Some(protocol) = &self.upgrade {
+            head.push_str("HTTP/1.1 101 UPGRADED\r\nContent-Type: ");
+            head.push_str(self.content_type);
+            head.push_str("\r\nConnection: Upgrade\r\nUpgrade: ");
+            head.push_str(protocol);
+        } else {
+            head.push_str("HTTP/1.1 200 OK\r\nContent-Type: ");
+            head.push_str(self.content_type);
         }
+        head.push_str("\r\n");
         for (name, value) in common {
             if let Ok(value) = value.to_str() {
                 head.push_str(&title_case(name.as_str()));
@@ -105,7 +101,11 @@ impl Hijacked {
 }
 
 impl AsyncRead for Hijacked {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.early.has_remaining() {
             let count = self.early.len().min(buf.remaining());
             buf.put_slice(&self.early.split_to(count));

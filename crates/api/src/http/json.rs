@@ -7,8 +7,8 @@
 use std::fmt;
 
 use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
-    Unexpected, VariantAccess, Visitor,
+    self, DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess,
+    SeqAccess, Unexpected, VariantAccess, Visitor,
 };
 use serde_json::Value;
 
@@ -29,7 +29,8 @@ pub fn from_slice<T: DeserializeOwned>(body: &[u8]) -> Result<T, Error> {
 
 /// Converts a parsed value by the same rules.
 pub fn from_value<T: DeserializeOwned>(value: Value) -> Result<T, Error> {
-    T::deserialize(Lenient { value, key: None }).map_err(|error| Error::invalid(format!("invalid JSON: {error}")))
+    T::deserialize(Lenient { value, key: None })
+        .map_err(|error| Error::invalid(format!("invalid JSON: {error}")))
 }
 
 /// What was wrong and, built up while the error travels outwards, where.
@@ -106,7 +107,7 @@ impl Lenient {
     }
 
     fn forward<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, JsonError> {
-        self.value.into_deserializer().deserialize_any(visitor).map_err(|error| de::Error::custom(error))
+        self.value.into_deserializer().deserialize_any(visitor).map_err(de::Error::custom)
     }
 }
 
@@ -249,10 +250,12 @@ fn visit_object<'de, V: Visitor<'de>>(
     let mut entries: Vec<(String, Value)> = Vec::with_capacity(object.len());
     let mut exact: Vec<bool> = Vec::with_capacity(object.len());
     for (key, value) in object {
-        let canonical = fields.iter().find(|field| **field == key).map(|field| (*field, true)).or_else(|| {
-            fields.iter().find(|field| field.eq_ignore_ascii_case(&key)).map(|field| (*field, false))
-        });
-        let (name, is_exact) = canonical.map_or((key, true), |(field, is_exact)| (field.to_owned(), is_exact));
+        let canonical =
+            fields.iter().find(|field| **field == key).map(|field| (*field, true)).or_else(|| {
+                fields.iter().find(|field| field.eq_ignore_ascii_case(&key)).map(|field| (*field, false))
+            });
+        let (name, is_exact) =
+            canonical.map_or((key, true), |(field, is_exact)| (field.to_owned(), is_exact));
         match entries.iter().position(|(known, _)| *known == name) {
             Some(at) if is_exact || !exact[at] => {
                 entries[at] = (name, value);
@@ -409,7 +412,10 @@ mod tests {
     #[test]
     fn an_error_names_the_path() {
         let error = create(r#"{"HostConfig":{"Memory":"lots"}}"#).unwrap_err();
-        assert!(error.starts_with("invalid JSON: HostConfig.Memory: invalid type: string \"lots\""), "{error}");
+        assert!(
+            error.starts_with("invalid JSON: HostConfig.Memory: invalid type: string \"lots\""),
+            "{error}"
+        );
         let error = create(r#"{"Env":["A=b",{}]}"#).unwrap_err();
         assert!(error.starts_with("invalid JSON: Env[1]: "), "{error}");
         assert!(create("").unwrap_err().contains("EOF"));

@@ -55,8 +55,8 @@ impl Reply {
     }
 
     pub fn json_with<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Result<Self, Error> {
-        let mut text =
-            serde_json::to_vec(value).map_err(|error| Error::internal(format!("writing the answer: {error}")))?;
+        let mut text = serde_json::to_vec(value)
+            .map_err(|error| Error::internal(format!("writing the answer: {error}")))?;
         text.push(b'\n');
         Ok(Self::bytes(status, "application/json", text))
     }
@@ -134,6 +134,7 @@ impl Reply {
         if plain {
             return Self::bytes(status, "text/plain; charset=utf-8", format!("{}\n", error.message));
         }
-        Self::json_with(status, &ErrorBody { message: &error.message }).unwrap_or_else(|_unwritable| Self::empty(status))
+        Self::json_with(status, &ErrorBody { message: &error.message })
+            .unwrap_or_else(|_unwritable| Self::empty(status))
     }
 }

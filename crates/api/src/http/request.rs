@@ -82,7 +82,9 @@ impl Request {
 
     /// The JSON body as `T`, by Go's rules (see [`json`]); a missing body is an error.
     pub async fn json_body<T: DeserializeOwned>(&mut self) -> Result<T, Error> {
-        self.json_body_opt().await?.ok_or_else(|| Error::invalid("invalid JSON: got EOF while reading request body"))
+        self.json_body_opt()
+            .await?
+            .ok_or_else(|| Error::invalid("invalid JSON: got EOF while reading request body"))
     }
 
     /// The JSON body, or `None` when there is none (kill, start and wait are sent without).
@@ -108,12 +110,18 @@ impl Request {
         let mut collected = BytesMut::new();
         loop {
             let frame = tokio::time::timeout(BODY_STALL, body.frame()).await.map_err(|_elapsed| {
-                Error::invalid(format!("the request body made no progress for {} seconds", BODY_STALL.as_secs()))
+                Error::invalid(format!(
+                    "the request body made no progress for {} seconds",
+                    BODY_STALL.as_secs()
+                ))
             })?;
             match frame {
                 None => return Ok(collected.freeze()),
                 Some(Err(error)) => {
-                    return Err(Error::invalid(format!("reading the request body: {}", super::error::chain(&error))));
+                    return Err(Error::invalid(format!(
+                        "reading the request body: {}",
+                        super::error::chain(&error)
+                    )));
                 }
                 Some(Ok(frame)) => {
                     if let Ok(data) = frame.into_data() {

@@ -97,9 +97,10 @@ impl<S: 'static> Router<S> {
 
     /// The handler for a decoded path, with its parameters.
     pub(crate) fn find(&self, method: &Method, path: &str) -> Option<(Handler<S>, Params)> {
-        self.routes.iter().filter(|route| route.method == *method).find_map(|route| {
-            route.pattern.matches(path).map(|params| (Arc::clone(&route.handler), params))
-        })
+        self.routes
+            .iter()
+            .filter(|route| route.method == *method)
+            .find_map(|route| route.pattern.matches(path).map(|params| (Arc::clone(&route.handler), params)))
     }
 }
 
@@ -131,9 +132,7 @@ fn matches_from(segments: &[Segment], parts: &[&str], params: &mut Params) -> bo
         return parts.is_empty();
     };
     match segment {
-        Segment::Literal(text) => {
-            parts.first() == Some(text) && matches_from(rest, &parts[1..], params)
-        }
+        Segment::Literal(text) => parts.first() == Some(text) && matches_from(rest, &parts[1..], params),
         Segment::One(name) => match parts.split_first() {
             Some((part, tail)) if !part.is_empty() => {
                 params.push((name, (*part).to_owned()));
@@ -160,7 +159,9 @@ mod tests {
     use super::*;
 
     fn params(pattern: &'static str, path: &str) -> Option<Vec<String>> {
-        Pattern::parse(pattern).matches(path).map(|params| params.into_iter().map(|(_, value)| value).collect())
+        Pattern::parse(pattern)
+            .matches(path)
+            .map(|params| params.into_iter().map(|(_, value)| value).collect())
     }
 
     #[test]

@@ -55,7 +55,9 @@ pub enum Listener {
 impl<S: Clone + Send + Sync + 'static> Server<S> {
     pub fn new(router: Router<S>, state: S) -> Self {
         let mut common = HeaderMap::new();
-        let text = |value: String| HeaderValue::try_from(value).unwrap_or_else(|_unprintable| HeaderValue::from_static(""));
+        let text = |value: String| {
+            HeaderValue::try_from(value).unwrap_or_else(|_unprintable| HeaderValue::from_static(""))
+        };
         common.insert(HeaderName::from_static("api-version"), text(ApiVersion::MAX.to_string()));
         common.insert(HeaderName::from_static("docker-experimental"), HeaderValue::from_static("false"));
         common.insert(HeaderName::from_static("ostype"), HeaderValue::from_static("linux"));
@@ -384,7 +386,11 @@ struct Watched<I> {
 }
 
 impl<I: AsyncRead + Unpin> AsyncRead for Watched<I> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.io).poll_read(cx, buf);
         if buf.filled().len() > before {

@@ -99,7 +99,9 @@ mod tests {
         let new = ApiVersion::parse("1.99").unwrap().check().unwrap_err();
         assert_eq!(new.message, "client version 1.99 is too new. Maximum supported API version is 1.53");
         let old = ApiVersion::parse("1.10").unwrap().check().unwrap_err();
-        assert!(old.message.starts_with("client version 1.10 is too old. Minimum supported API version is 1.24"));
+        assert!(
+            old.message.starts_with("client version 1.10 is too old. Minimum supported API version is 1.24")
+        );
         assert!(ApiVersion::parse("1.x").is_none());
         assert!(ApiVersion::parse("99999999.1").is_none());
     }
