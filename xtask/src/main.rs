@@ -1,1 +1,87 @@
-fn main() {}
+//! `cargo xtask`: the one way to build, install, show, test, check and measure; a developer's and CI's alike.
+//!
+//! Each command says what it installs or runs before it does so, and fails with the first thing that failed.
+
+mod bench;
+mod build;
+mod demo;
+mod install;
+mod layering;
+mod lint;
+mod packages;
+mod say;
+mod test;
+mod vm;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Result, bail};
+use lexopt::prelude::*;
+
+const USAGE: &str = "\
+cargo xtask COMMAND
+
+  build [--debug]         both executables into target/dist (or target/dist-debug)
+  install [--prefix DIR]  executables, systemd units and completions (default /usr/local)
+  demo                    builds, then shows a container of each kind, with timings
+  test [FILTER...]        builds, then runs all tests (or those that match)
+  lint                    format, clippy, layering, dependency rules
+  bench run [--rounds N]  side by side with the peers that are installed
+  vm                      the tests that need cgroup v2, in a virtual machine
+
+Commands that need Debian packages install them (as root) and say so first.";
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            say::error(&e);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<()> {
+    let mut parser = lexopt::Parser::from_env();
+    let command = match parser.next()? {
+        Some(Value(command)) => command.string()?,
+        Some(Short('h') | Long("help")) => return say::line(USAGE),
+        Some(other) => bail!("{}\n\n{USAGE}", other.unexpected()),
+        None => bail!("which command?\n\n{USAGE}"),
+    };
+    let mut debug = false;
+    let mut prefix = PathBuf::from("/usr/local");
+    let mut rounds = 15;
+    let mut words = Vec::new();
+    while let Some(arg) = parser.next()? {
+        match arg {
+            Long("debug") if command == "build" => debug = true,
+            Long("prefix") if command == "install" => prefix = parser.value()?.into(),
+            Long("rounds") if command == "bench" => rounds = parser.value()?.parse()?,
+            Value(word) if matches!(command.as_str(), "test" | "bench") => words.push(word.string()?),
+            Short('h') | Long("help") => return say::line(USAGE),
+            other => bail!("{command}: {}", other.unexpected()),
+        }
+    }
+    match command.as_str() {
+        "build" => {
+            build::build(if debug { build::Profile::Debug } else { build::Profile::Release }).map(|_| ())
+        }
+        "install" => install::install(&prefix),
+        "demo" => demo::demo(),
+        "test" => test::test(&words),
+        "lint" => lint::lint(),
+        "bench" if words == ["run"] => bench::run(rounds),
+        "bench" => bail!("bench: say `cargo xtask bench run`"),
+        "vm" => vm::vm(),
+        other => bail!("unknown command {other}\n\n{USAGE}"),
+    }
+}
+
+/// The workspace's root.
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("."))
+}

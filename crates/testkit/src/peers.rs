@@ -1,0 +1,84 @@
+//! Programs of others that tests talk to: a registry.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use crate::{Engine, until};
+
+/// Debian's `docker-registry`, on loopback in the engine's own network.
+#[derive(Debug)]
+pub struct Registry {
+    child: Child,
+    port: u16,
+}
+
+impl Registry {
+    /// Starts an empty registry that the engine can reach as `127.0.0.1:PORT`.
+    #[track_caller]
+    pub fn start(engine: &Engine) -> Self {
+        let dir = engine.dir().join("registry");
+        fs::create_dir_all(&dir).expect("a directory in the sandbox");
+        // Free at this moment, and nobody else is in this network.
+        let port = engine
+            .sandbox()
+            .within_net(|| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()))
+            .expect("a free port")
+            .port();
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    \
+             enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            dir.join("store").display()
+        );
+        fs::write(&config, text).expect("a file in the sandbox");
+        let log = fs::File::create(dir.join("log")).expect("a file in the sandbox");
+        let mut command = engine.sandbox().command("docker-registry");
+        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let mut child = command.spawn().expect("nsenter");
+        let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let up = until(Duration::from_secs(20), || {
+            if child.try_wait().is_ok_and(|s| s.is_some()) {
+                return Some(false);
+            }
+            engine.sandbox().within_net(|| TcpStream::connect(at).is_ok()).then_some(true)
+        });
+        let said = fs::read_to_string(dir.join("log")).unwrap_or_default();
+        assert!(up == Some(true), "docker-registry (Debian package of that name) does not start: {said}");
+        Self { child, port }
+    }
+
+    /// `127.0.0.1:PORT`.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Copies an image archive into the registry under this name (with skopeo).
+    #[track_caller]
+    pub fn fill(&self, engine: &Engine, archive: &std::path::Path, name: &str) {
+        let mut command = engine.sandbox().command("skopeo");
+        command
+            .args(["copy", "--insecure-policy", "--dest-tls-verify=false"])
+            .arg(format!("docker-archive:{}", archive.display()))
+            .arg(format!("docker://{}/{name}", self.address()));
+        let output = command.output().expect("nsenter");
+        assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // The server itself is this one's child and goes with the sandbox.
+        if let Some(server) = crate::sandbox::only_child(self.child.id()) {
+            Command::new("kill").args(["-9", &server.to_string()]).status().ok();
+        }
+        self.child.wait().ok();
+    }
+}

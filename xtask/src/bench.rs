@@ -1,0 +1,3 @@
+pub fn run(_rounds: u32) -> anyhow::Result<()> {
+    anyhow::bail!("not yet")
+}

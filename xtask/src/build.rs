@@ -1,0 +1,117 @@
+//! `cargo xtask build`: the two executables, side by side in `target/dist`.
+//!
+//! Invariant: what is there is complete and of one source state; `brig-runtime` is static, checked in its ELF header.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{packages, root, say};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    Release,
+    /// Quicker to build; what tests use.
+    Debug,
+}
+
+/// Where the executables go.
+pub fn dist(profile: Profile) -> PathBuf {
+    brigantine_testkit::fixtures::target_dir().join(match profile {
+        Profile::Release => "dist",
+        Profile::Debug => "dist-debug",
+    })
+}
+
+/// Builds both and returns their directory.
+pub fn build(profile: Profile) -> Result<PathBuf> {
+    packages::install(&[packages::BUILD])?;
+    say::step("Building brig and brig-runtime");
+    let target = brigantine_testkit::fixtures::target_dir();
+    let (flag, dir) = match profile {
+        Profile::Release => (Some("--release"), "release"),
+        Profile::Debug => (None, "debug"),
+    };
+    let cargo = || {
+        let mut command = Command::new(env!("CARGO"));
+        command.current_dir(root()).arg("build").args(["--locked", "--quiet"]).args(flag);
+        command
+    };
+    say::run(cargo().args(["--package", "brigantine-cli", "--bin", "brig"]))?;
+    // With an explicit target the flags do not apply to build scripts and macros, which cannot be static.
+    let triple = host_triple()?;
+    say::run(
+        cargo()
+            .args(["--package", "brigantine-shim", "--bin", "brig-runtime", "--target", &triple])
+            .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
+    )?;
+    let dist = dist(profile);
+    fs::create_dir_all(&dist)?;
+    place(&target.join(dir).join("brig"), &dist)?;
+    let runtime = place(&target.join(triple).join(dir).join("brig-runtime"), &dist)?;
+    if let Some(interpreter) = interpreter(&runtime)? {
+        bail!("{} is not static: it asks for {interpreter}", runtime.display());
+    }
+    for name in ["brig", "brig-runtime"] {
+        let size = fs::metadata(dist.join(name))?.len();
+        say::note(&format!("{} ({:.1} MB)", dist.join(name).display(), size as f64 / 1e6));
+    }
+    Ok(dist)
+}
+
+/// Copies an executable beside its place, then renames: a running one is not written to.
+fn place(from: &Path, dir: &Path) -> Result<PathBuf> {
+    let name = from.file_name().context("an executable has a name")?;
+    let to = dir.join(name);
+    let part = dir.join(format!(".{}.part", name.display()));
+    fs::copy(from, &part).with_context(|| format!("cannot copy {}", from.display()))?;
+    fs::rename(&part, &to)?;
+    Ok(to)
+}
+
+fn host_triple() -> Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let text = say::read(Command::new(rustc).arg("-vV"))?;
+    let host = text.lines().find_map(|l| l.strip_prefix("host: "));
+    host.map(str::to_owned).context("rustc -vV names no host")
+}
+
+/// The dynamic linker that a 64-bit little-endian ELF file asks for (its `PT_INTERP`), if any.
+fn interpreter(file: &Path) -> Result<Option<String>> {
+    const PT_INTERP: u64 = 3;
+    let bytes = fs::read(file)?;
+    let number = |at: usize, n: usize| -> Result<u64> {
+        let raw = bytes.get(at..at + n).context("the ELF file is cut short")?;
+        Ok(raw.iter().rev().fold(0, |sum, b| (sum << 8) | u64::from(*b)))
+    };
+    if !bytes.starts_with(b"\x7fELF\x02\x01") {
+        bail!("{} is no 64-bit little-endian ELF file", file.display());
+    }
+    let (start, size, count) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
+    for i in 0..count {
+        let header = (start + i * size) as usize;
+        if number(header, 4)? == PT_INTERP {
+            let (at, n) = (number(header + 8, 8)? as usize, number(header + 0x20, 8)? as usize);
+            let path = bytes.get(at..at + n).context("the ELF file is cut short")?;
+            return Ok(Some(String::from_utf8_lossy(path).trim_end_matches('\0').to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dynamic_executable_is_told_from_a_static_one() {
+        // This very test is dynamic; Debian's busybox-static says what it is by its name.
+        let own = std::env::current_exe().unwrap();
+        assert!(interpreter(&own).unwrap().unwrap().contains("/ld-linux"));
+        assert_eq!(interpreter(Path::new("/bin/busybox")).unwrap(), None);
+    }
+}

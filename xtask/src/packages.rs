@@ -1,0 +1,95 @@
+//! Debian packages that a command needs: looked up first, installed only when missing, and said so.
+
+use std::{path::Path, process::Command};
+
+use anyhow::{Result, bail};
+
+use crate::say;
+
+/// A file whose presence shows that a package (or an equal of another origin) is there.
+type Need = (&'static str, &'static [&'static str]);
+
+/// What `cargo xtask build` needs besides Rust: bundled C code is compiled.
+pub const BUILD: &[Need] = &[("gcc", &["cc"]), ("libc6-dev", &["/usr/include/stdlib.h"])];
+
+/// What makes a root file system and images without a registry.
+pub const IMAGES: &[Need] =
+    &[("mmdebstrap", &["mmdebstrap"]), ("ca-certificates", &["/etc/ssl/certs/ca-certificates.crt"])];
+
+/// What the test suite drives, looks with or talks to.
+pub const TEST: &[Need] = &[
+    ("docker.io", &["docker"]),
+    ("busybox-static", &["busybox"]),
+    ("iproute2", &["ip"]),
+    ("nftables", &["nft"]),
+    ("util-linux", &["unshare", "nsenter", "setsid"]),
+    ("docker-registry", &["docker-registry"]),
+    ("skopeo", &["skopeo"]),
+];
+
+/// What the demo's private network needs.
+pub const DEMO: &[Need] = &[("iproute2", &["ip"]), ("util-linux", &["unshare", "nsenter"])];
+
+/// Installs those that are missing.
+pub fn install(needs: &[&[Need]]) -> Result<()> {
+    let mut missing: Vec<_> =
+        needs.iter().copied().flatten().filter(|n| !n.1.iter().all(|f| there(f))).map(|n| n.0).collect();
+    missing.sort_unstable();
+    missing.dedup();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    if !there("apt-get") {
+        bail!(
+            "these programs are needed, and there is no apt-get to install them with: {}",
+            missing.join(", ")
+        );
+    }
+    say::step(&format!("Installing Debian packages that are missing: {}", missing.join(" ")));
+    // A daemon that a package brings must not be started: nothing here uses the system's.
+    let guard = PolicyGuard::new()?;
+    say::run(Command::new("apt-get").args(["update", "-qq"]))?;
+    let mut command = Command::new("apt-get");
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command.args(["install", "-qq", "-y", "--no-install-recommends"]).args(missing);
+    let done = say::run(command.stdin(std::process::Stdio::null()));
+    guard.lift()?;
+    done
+}
+
+/// Whether a program is on `$PATH` or an absolute path exists.
+pub fn there(file: &str) -> bool {
+    if file.starts_with('/') {
+        return Path::new(file).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|dir| dir.join(file).is_file())
+}
+
+/// Keeps maintainer scripts from starting services, by Debian's `policy-rc.d` interface.
+struct PolicyGuard {
+    ours: bool,
+}
+
+const POLICY: &str = "/usr/sbin/policy-rc.d";
+
+impl PolicyGuard {
+    fn new() -> Result<Self> {
+        use std::os::unix::fs::PermissionsExt as _;
+        if Path::new(POLICY).exists() {
+            return Ok(Self { ours: false });
+        }
+        std::fs::write(POLICY, "#!/bin/sh\nexit 101\n")?;
+        std::fs::set_permissions(POLICY, std::fs::Permissions::from_mode(0o755))?;
+        Ok(Self { ours: true })
+    }
+
+    fn lift(self) -> Result<()> {
+        if self.ours {
+            std::fs::remove_file(POLICY)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,25 @@
+//! `cargo xtask test`: everything the tests need, then the tests.
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{build, packages, root, say};
+
+/// Runs all tests, or those whose names contain one of `filters`.
+pub fn test(filters: &[String]) -> Result<()> {
+    packages::install(&[packages::BUILD, packages::IMAGES, packages::TEST])?;
+    let dist = build::build(build::Profile::Debug)?;
+    say::step("Running the tests");
+    let nextest = say::capture(Command::new(env!("CARGO")).args(["nextest", "--version"]))?.status.success();
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()).env("BRIG_TEST_DIST", dist);
+    if nextest {
+        command.args(["nextest", "run", "--workspace", "--locked"]).args(filters);
+    } else {
+        say::note("cargo-nextest is not installed; cargo's own runner does as well, with less parallelism");
+        command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+        command.args(filters.first());
+    }
+    say::run(&mut command)
+}
