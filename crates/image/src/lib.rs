@@ -1,1 +1,35 @@
-//! Content store, image model, layers (apply, diff), snapshots, garbage collection
+//! Images: references, the content store, the image model, layers (apply, diff), archives and garbage collection.
+//!
+//! Start at [`Store`]. The interface is synchronous. Identity is always the digest of raw bytes, which are kept as
+//! they came; nothing becomes visible before its size and digest are right.
+
+pub mod archive;
+pub mod bootstrap;
+mod content;
+mod digest;
+mod embedded;
+mod error;
+pub mod layer;
+mod layers;
+mod lease;
+pub mod media;
+pub mod model;
+mod names;
+mod platform;
+mod reference;
+mod remove;
+mod store;
+mod temp;
+mod tree;
+
+pub use content::{Content, DOCUMENT_MAX, Ingest};
+pub use digest::{Algorithm, Digest, DigestError, Hasher, Hashing};
+pub use embedded::HELLO;
+pub use error::{Error, ErrorClass, Result};
+pub use layers::LayerInfo;
+pub use lease::Lease;
+pub use model::{ContainerConfig, Descriptor, Document, History, ImageConfig, Index, Manifest};
+pub use platform::{Platform, PlatformError};
+pub use reference::{Reference, ReferenceError, valid_tag};
+pub use remove::{ContainerUse, ImageUsage, InUse, Pruned, Removed, Usage};
+pub use store::{HistoryLine, Image, NewImage, Store};

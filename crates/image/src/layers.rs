@@ -1,0 +1,236 @@
+//! Extracted layers: `layers/<diff id>/{diff,meta.json}`, side by side, each extracted once.
+//!
+//! Invariant: a layer's directory is there only when it is complete and its uncompressed archive had the digest its
+//! name says. Layers are derived from blobs and are not synced one by one: `meta.json` notes the boot they were made
+//! in, and one that a power cut may have torn is made again from its blob.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::{Algorithm, Digest};
+use crate::error::{Error, IoContext as _, Result};
+use crate::layer::{self, Applied};
+use crate::temp::{self, TempDir};
+
+/// What is known of an extracted layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerInfo {
+    pub diff_id: Digest,
+    /// Sum of the lengths of its regular files: what Docker counts.
+    pub size: u64,
+    /// What it takes on disk, in whole blocks.
+    pub disk: u64,
+    /// Number of entries.
+    pub entries: u64,
+    /// The boot it was extracted in, until it is known to be on disk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unsettled: Option<String>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Layers {
+    root: PathBuf,
+    tmp: PathBuf,
+    known: Mutex<HashMap<Digest, LayerInfo>>,
+    /// One extraction of a layer at a time within this process.
+    making: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+}
+
+fn boot_id() -> &'static str {
+    static BOOT: OnceLock<String> = OnceLock::new();
+    BOOT.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    })
+}
+
+impl Layers {
+    pub fn new(root: &Path) -> Self {
+        Self {
+            root: root.join("layers"),
+            tmp: root.join("tmp"),
+            known: Mutex::default(),
+            making: Mutex::default(),
+        }
+    }
+
+    fn dir(&self, diff_id: &Digest) -> PathBuf {
+        match diff_id.algorithm() {
+            Algorithm::Sha256 => self.root.join(diff_id.hex()),
+            Algorithm::Sha512 => self.root.join(format!("sha512-{}", diff_id.hex())),
+        }
+    }
+
+    /// The layer's tree.
+    pub fn tree(&self, diff_id: &Digest) -> PathBuf {
+        self.dir(diff_id).join("diff")
+    }
+
+    /// An empty directory, for images without layers.
+    pub fn empty_tree(&self) -> Result<PathBuf> {
+        let path = self.root.join(".empty");
+        fs::create_dir_all(&path).at("create", &path)?;
+        Ok(path)
+    }
+
+    /// The layer, if it is there and whole.
+    pub fn get(&self, diff_id: &Digest) -> Result<Option<LayerInfo>> {
+        let dir = self.dir(diff_id);
+        if let Some(info) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(diff_id)
+            && dir.exists()
+        {
+            return Ok(Some(info.clone()));
+        }
+        let path = dir.join("meta.json");
+        let raw = match fs::read(&path) {
+            Ok(raw) => raw,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).at("read", path),
+        };
+        let Ok(info) = serde_json::from_slice::<LayerInfo>(&raw) else { return Ok(None) };
+        if info.diff_id != *diff_id || info.unsettled.as_deref().is_some_and(|boot| boot != boot_id()) {
+            return Ok(None);
+        }
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id.clone(), info.clone());
+        Ok(Some(info))
+    }
+
+    /// Extracts a layer unless it is there. `source` is opened only when it is needed and may be compressed.
+    pub fn make<R: Read>(&self, diff_id: &Digest, source: impl FnOnce() -> Result<R>) -> Result<LayerInfo> {
+        let turn = Arc::clone(
+            self.making.lock().unwrap_or_else(PoisonError::into_inner).entry(diff_id.clone()).or_default(),
+        );
+        let result = {
+            let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
+            match self.get(diff_id) {
+                Ok(Some(info)) => Ok(info),
+                Ok(None) => source().and_then(|reader| self.extract(diff_id, reader)),
+                Err(error) => Err(error),
+            }
+        };
+        let mut making = self.making.lock().unwrap_or_else(PoisonError::into_inner);
+        if Arc::strong_count(&turn) == 2 {
+            making.remove(diff_id);
+        }
+        result
+    }
+
+    fn extract(&self, diff_id: &Digest, reader: impl Read) -> Result<LayerInfo> {
+        let layer_error = |source| Error::Layer { layer: diff_id.to_string(), source };
+        let temp = TempDir::create(&self.tmp, "layer")?;
+        let tree = temp.path().join("diff");
+        fs::create_dir(&tree).at("create", &tree)?;
+        let applied = layer::apply(reader, &tree, diff_id.algorithm()).map_err(layer_error)?;
+        if applied.diff_id != *diff_id {
+            return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
+        }
+        self.finish(temp, &applied)
+    }
+
+    /// Extracts a layer whose diff id is known only at the end; `hold` is told it before the layer becomes visible.
+    pub fn make_unnamed(
+        &self,
+        name: &str,
+        reader: impl Read,
+        hold: impl FnOnce(&Digest) -> Result<()>,
+    ) -> Result<LayerInfo> {
+        let temp = TempDir::create(&self.tmp, "layer")?;
+        let tree = temp.path().join("diff");
+        fs::create_dir(&tree).at("create", &tree)?;
+        let applied = layer::apply(reader, &tree, Algorithm::Sha256)
+            .map_err(|source| Error::Layer { layer: name.to_owned(), source })?;
+        hold(&applied.diff_id)?;
+        self.finish(temp, &applied)
+    }
+
+    fn finish(&self, temp: TempDir, applied: &Applied) -> Result<LayerInfo> {
+        let info = LayerInfo {
+            diff_id: applied.diff_id.clone(),
+            size: applied.size,
+            disk: applied.disk,
+            entries: applied.entries,
+            unsettled: Some(boot_id().to_owned()),
+        };
+        write_meta(&temp.path().join("meta.json"), &info)?;
+        let target = self.dir(&info.diff_id);
+        if self.get(&info.diff_id)?.is_none() && target.exists() {
+            // Torn by a power cut: out of the way.
+            drop(TempDir::adopt(&self.tmp, &target)?);
+        }
+        temp.publish(&target)?;
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(info.diff_id.clone(), info.clone());
+        Ok(info)
+    }
+
+    /// Makes everything extracted so far durable, so that it is kept across a power cut.
+    pub fn settle(&self) -> Result<()> {
+        let unsettled: Vec<LayerInfo> = {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.values().filter(|info| info.unsettled.is_some()).cloned().collect()
+        };
+        if unsettled.is_empty() {
+            return Ok(());
+        }
+        let root = fs::File::open(&self.root).at("open", &self.root)?;
+        rustix::fs::syncfs(&root).at("sync", &self.root)?;
+        for mut info in unsettled {
+            info.unsettled = None;
+            let dir = self.dir(&info.diff_id);
+            let fresh = dir.join("meta.json.new");
+            let written = write_meta(&fresh, &info).and_then(|()| {
+                let path = dir.join("meta.json");
+                fs::rename(&fresh, &path).at("rename", path)
+            });
+            match written {
+                Ok(()) => {}
+                // Removed meanwhile.
+                Err(_) if !dir.exists() => continue,
+                Err(error) => return Err(error),
+            }
+            if let Some(known) =
+                self.known.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&info.diff_id)
+            {
+                known.unsettled = None;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every layer directory there is.
+    pub fn walk(&self) -> Result<Vec<Digest>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.root).at("read", &self.root)? {
+            let name = entry.at("read", &self.root)?.file_name();
+            let Some(name) = name.to_str() else { continue };
+            let digest = match name.strip_prefix("sha512-") {
+                Some(hex) => Digest::from_hex(Algorithm::Sha512, hex),
+                None => Digest::from_hex(Algorithm::Sha256, name),
+            };
+            found.extend(digest.ok());
+        }
+        Ok(found)
+    }
+
+    /// Takes a layer out of sight; its bytes are given back when the returned directory is dropped.
+    pub fn take(&self, diff_id: &Digest) -> Result<Option<(TempDir, u64)>> {
+        let disk = self.get(diff_id)?.map_or(0, |info| info.disk);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
+        let dir = self.dir(diff_id);
+        if !dir.exists() {
+            return Ok(None);
+        }
+        let taken = TempDir::adopt(&self.tmp, &dir)?;
+        temp::sync_parent(&dir)?;
+        Ok(Some((taken, disk)))
+    }
+}
+
+fn write_meta(path: &Path, info: &LayerInfo) -> Result<()> {
+    let raw = serde_json::to_vec(info)
+        .map_err(|source| Error::Json { what: "a layer's meta.json".to_owned(), source })?;
+    fs::write(path, raw).at("write", path)
+}
