@@ -1,14 +1,30 @@
 //! The engine's network: the one handle through which bridges, sandboxes and the firewall are changed.
+//!
+//! Invariant: what the maps here say is what the kernel has, or will have again after the next load of the
+//! firewall, which follows from them alone. No lock is held while the kernel makes a container's interfaces,
+//! so containers are connected in parallel as far as the kernel lets them.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, RwLock};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
+use brigantine_sys::netns;
 use ipnet::IpNet;
 
-use crate::bridge::BridgeSpec;
+use crate::background::{Background, Ready};
+use crate::bridge::{BridgeSpec, check_interface_name};
+use crate::conntrack;
 use crate::error::Error;
-use crate::ports::PortTable;
-use crate::sandbox::{Attachment, Counters, Sandbox, SandboxSpec};
+use crate::firewall::{Change, Firewall};
+use crate::link::{self, Link, Veth};
+use crate::mac::MacAddr;
+use crate::ports::{PortTable, Protocol, PublishedPort};
+use crate::sandbox::{Attachment, Counters, Interface, InterfaceSpec, Sandbox, SandboxSpec};
+use crate::socket::Socket;
+use crate::subnet::overlap;
+use crate::sysctl;
+use crate::wire::Messages;
 
 /// How an engine uses the host's network.
 #[derive(Clone, Debug)]
@@ -23,8 +39,6 @@ pub struct Config {
 #[derive(Clone, Debug)]
 pub struct Live {
     pub attachment: Attachment,
-    /// A process in the container's network namespace.
-    pub pid: i32,
 }
 
 /// What [`Fabric::reconcile`] found to do.
@@ -39,62 +53,643 @@ pub struct Reconciled {
 /// See the crate's documentation. Shared by reference; every method blocks for netlink round trips only.
 #[derive(Debug)]
 pub struct Fabric {
-    config: Config,
-    bridges: RwLock<HashMap<String, BridgeSpec>>,
-    endpoints: Mutex<HashMap<String, Attachment>>,
+    firewall: Firewall,
+    background: Background,
+    bridges: RwLock<BTreeMap<String, Bridge>>,
+    endpoints: Mutex<Endpoints>,
     ports: Mutex<PortTable>,
+    /// Idle sockets of the host's namespace.
+    sockets: Mutex<Vec<Socket>>,
+    /// Serialises changes of bridges and loads of the firewall.
+    changing: Mutex<()>,
 }
+
+#[derive(Clone, Debug)]
+struct Bridge {
+    spec: BridgeSpec,
+    index: u32,
+}
+
+#[derive(Debug, Default)]
+struct Endpoints {
+    by_id: HashMap<String, Attachment>,
+    /// Which container has an address of a bridge.
+    by_address: HashMap<(String, IpAddr), String>,
+}
+
+impl Endpoints {
+    fn insert(&mut self, attachment: Attachment) {
+        for (interface, address) in addresses(&attachment) {
+            self.by_address.insert((interface.bridge.clone(), address), attachment.id.clone());
+        }
+        self.by_id.insert(attachment.id.clone(), attachment);
+    }
+
+    fn remove(&mut self, id: &str) -> Option<Attachment> {
+        let attachment = self.by_id.remove(id)?;
+        for (interface, address) in addresses(&attachment) {
+            self.by_address.remove(&(interface.bridge.clone(), address));
+        }
+        Some(attachment)
+    }
+}
+
+fn addresses(attachment: &Attachment) -> impl Iterator<Item = (&Interface, IpAddr)> {
+    let interfaces = attachment.interfaces.iter();
+    interfaces.flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())))
+}
+
+/// Marks the interfaces of this crate, and says whose they are.
+const ALIAS: &str = "brigantine:";
 
 impl Fabric {
     /// Opens the fabric in the calling thread's network namespace. Changes nothing yet: the engine then calls
     /// [`Fabric::ensure_bridge`] for each bridge and [`Fabric::reconcile`] once, which loads the firewall.
     pub fn open(config: Config) -> Result<Self, Error> {
-        Ok(Self { config, bridges: RwLock::default(), endpoints: Mutex::default(), ports: Mutex::default() })
+        if config.table.is_empty() || config.table.len() > 200 || config.table.contains(char::is_whitespace) {
+            return Err(Error::InvalidBridge {
+                bridge: config.table,
+                reason: "not usable as the name of a firewall table".to_owned(),
+            });
+        }
+        Ok(Self {
+            firewall: Firewall::new(config.table),
+            background: Background::start(config.warm),
+            bridges: RwLock::default(),
+            endpoints: Mutex::default(),
+            ports: Mutex::default(),
+            sockets: Mutex::default(),
+            changing: Mutex::default(),
+        })
     }
 
     /// Makes the bridge, or takes an existing one that fits, and brings it up.
     pub fn ensure_bridge(&self, spec: &BridgeSpec) -> Result<(), Error> {
-        spec.validate()
+        spec.validate()?;
+        let _changing = lock(&self.changing);
+        let mut known: Vec<BridgeSpec> = self.specs();
+        known.retain(|other| other.name != spec.name);
+        for other in &known {
+            for (own, theirs) in pairs(&spec.subnets(), &other.subnets()) {
+                if overlap(&own, &theirs) {
+                    return Err(Error::SubnetInUse {
+                        bridge: spec.name.clone(),
+                        subnet: own,
+                        other: theirs,
+                        device: other.name.clone(),
+                    });
+                }
+            }
+        }
+        let index = self.with_socket(|socket| ensure_link(socket, spec))?;
+        if !spec.internal {
+            sysctl::ensure("ipv4/ip_forward", "1")?;
+            sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", spec.name), "1")?;
+            if spec.subnet6.is_some() {
+                sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+            }
+        }
+        let former = {
+            let mut bridges = self.bridges.write().unwrap_or_else(PoisonError::into_inner);
+            bridges.insert(spec.name.clone(), Bridge { spec: spec.clone(), index })
+        };
+        if self.firewall.is_loaded() {
+            let is_new = former.is_none_or(|former| former.spec == *spec);
+            if !is_new || self.firewall.add_bridge(spec)? == Change::Reload {
+                self.load()?;
+            }
+        }
+        Ok(())
     }
 
-    /// Removes a bridge that has no containers.
+    /// Removes a bridge that has no containers; with the last one the firewall's table goes, too.
     pub fn remove_bridge(&self, name: &str) -> Result<(), Error> {
-        Err(Error::NoSuchBridge(name.to_owned()))
+        let _changing = lock(&self.changing);
+        let in_use: Vec<String> = {
+            let endpoints = lock(&self.endpoints);
+            let is_on = |attachment: &&Attachment| {
+                attachment.interfaces.iter().any(|interface| interface.bridge == name)
+            };
+            endpoints.by_id.values().filter(is_on).map(|attachment| attachment.name.clone()).collect()
+        };
+        if !in_use.is_empty() {
+            return Err(Error::BridgeInUse { bridge: name.to_owned(), containers: in_use });
+        }
+        let (bridge, is_last) = {
+            let mut bridges = self.bridges.write().unwrap_or_else(PoisonError::into_inner);
+            let bridge = bridges.remove(name).ok_or_else(|| Error::NoSuchBridge(name.to_owned()))?;
+            (bridge, bridges.is_empty())
+        };
+        if is_last {
+            if self.firewall.is_loaded() {
+                self.firewall.unload()?;
+            }
+        } else if self.firewall.is_loaded() && self.firewall.remove_bridge(&bridge.spec)? == Change::Reload {
+            self.load()?;
+        }
+        let mut batch = Messages::new();
+        link::delete(&mut batch, bridge.index, name);
+        match self.execute(batch) {
+            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(()),
+            result => result,
+        }
     }
 
     /// Takes up the containers that still run, removes what is left of others and loads the firewall in one
     /// transaction. To be called once at start, also with no containers.
     pub fn reconcile(&self, live: &[Live]) -> Result<Reconciled, Error> {
-        let _ = (live, &self.ports, &self.config);
-        Ok(Reconciled::default())
+        let _changing = lock(&self.changing);
+        {
+            let (mut endpoints, mut ports) = (lock(&self.endpoints), lock(&self.ports));
+            for Live { attachment } in live {
+                ports.adopt(&attachment.id, &attachment.name, &attachment.ports);
+                endpoints.insert(attachment.clone());
+            }
+        }
+        let links = self.with_socket(link::all)?;
+        let own: HashSet<u32> = self.bridges().values().map(|bridge| bridge.index).collect();
+        let mut report = Reconciled::default();
+        let expected: HashSet<String> = {
+            let endpoints = lock(&self.endpoints);
+            let names = endpoints.by_id.values().flat_map(|attachment| &attachment.interfaces);
+            names.map(|interface| interface.host_name.clone()).collect()
+        };
+        let is_stale = |link: &&Link| {
+            link.alias.starts_with(ALIAS)
+                && link.master.is_some_and(|master| own.contains(&master))
+                && !expected.contains(&link.name)
+        };
+        for link in links.iter().filter(is_stale) {
+            let mut batch = Messages::new();
+            link::delete(&mut batch, link.index, &link.name);
+            match self.execute(batch) {
+                Err(error) if error.errno() == Some(libc::ENODEV) => {}
+                result => result?,
+            }
+            report.removed_links.push(link.name.clone());
+        }
+        let present: HashSet<&str> = links.iter().map(|link| link.name.as_str()).collect();
+        for Live { attachment } in live {
+            for interface in
+                attachment.interfaces.iter().filter(|one| !present.contains(one.host_name.as_str()))
+            {
+                report.missing_links.push((attachment.id.clone(), interface.name.clone()));
+            }
+        }
+        if !self.bridges().is_empty() {
+            self.load()?;
+        }
+        Ok(report)
     }
 
     /// Makes a container's sandbox. After an error nothing of it is left.
     pub fn connect(&self, spec: &SandboxSpec) -> Result<Sandbox, Error> {
-        Err(Error::InvalidSandbox { container: spec.name.clone(), reason: "not connected".to_owned() })
+        let plan = self.plan(spec)?;
+        self.claim(spec, &plan)?;
+        let result = self.build(spec, &plan);
+        if result.is_err() {
+            lock(&self.endpoints).remove(&spec.id);
+        }
+        result
     }
 
     /// Removes what does not die with the container. Unknown ids are fine: the call is repeatable.
     pub fn disconnect(&self, id: &str) -> Result<(), Error> {
-        let _ = (id, &self.endpoints);
-        Ok(())
+        let Some(attachment) = lock(&self.endpoints).remove(id) else { return Ok(()) };
+        let withdrawn = self.withdraw(&attachment.ports);
+        self.background.expect_gone(attachment.interfaces.into_iter().map(|interface| interface.host_name));
+        withdrawn
     }
 
     /// The destinations the host has routes for, other than default routes; for [`crate::subnet::choose`].
     pub fn host_routes(&self) -> Result<Vec<IpNet>, Error> {
-        let _ = &self.bridges;
-        Ok(Vec::new())
+        let routes = self.with_socket(link::routes)?;
+        Ok(routes.into_iter().map(|route| route.destination).collect())
     }
 
     /// What the container's interfaces have carried, by name inside the container.
     pub fn counters(&self, id: &str) -> Result<Vec<(String, Counters)>, Error> {
-        let _ = id;
-        Ok(Vec::new())
+        let interfaces =
+            lock(&self.endpoints).by_id.get(id).map(|one| one.interfaces.clone()).unwrap_or_default();
+        self.with_socket(|socket| {
+            let mut found = Vec::with_capacity(interfaces.len());
+            for interface in interfaces {
+                if let Some(link) = link::find(socket, &interface.host_name)? {
+                    found.push((interface.name, seen_from_the_other_end(link.counters)));
+                }
+            }
+            Ok(found)
+        })
     }
 
     /// Reloads the firewall table if somebody removed it (`nft flush ruleset`, a firewall restart);
     /// whether that was necessary.
     pub fn verify(&self) -> Result<bool, Error> {
-        Ok(false)
+        let _changing = lock(&self.changing);
+        if self.bridges().is_empty() || (self.firewall.is_loaded() && self.firewall.exists()?) {
+            return Ok(false);
+        }
+        self.load()?;
+        Ok(true)
+    }
+
+    /// Checks the request against the bridges and pairs each interface with its bridge.
+    fn plan(&self, spec: &SandboxSpec) -> Result<Vec<(Interface, Bridge)>, Error> {
+        let invalid = |reason: String| Error::InvalidSandbox { container: spec.name.clone(), reason };
+        let bridges = self.bridges();
+        let mut plan = Vec::with_capacity(spec.interfaces.len());
+        let mut names = HashSet::new();
+        for wanted in &spec.interfaces {
+            check_interface_name(&wanted.name)?;
+            if !names.insert(&wanted.name) || wanted.name == "lo" {
+                return Err(invalid(format!("interface {} is there already", wanted.name)));
+            }
+            let bridge =
+                bridges.get(&wanted.bridge).ok_or_else(|| Error::NoSuchBridge(wanted.bridge.clone()))?;
+            check_addresses(wanted, &bridge.spec).map_err(invalid)?;
+            let mac = wanted.mac.or_else(|| wanted.addresses.first().map(|net| MacAddr::from_ip(net.addr())));
+            let mac = mac.ok_or_else(|| invalid(format!("interface {} has no address", wanted.name)))?;
+            if !mac.is_usable() {
+                return Err(invalid(format!("{mac} is not an address for an interface")));
+            }
+            let interface = Interface {
+                bridge: wanted.bridge.clone(),
+                name: wanted.name.clone(),
+                host_name: host_name()?,
+                mac,
+                addresses: wanted.addresses.clone(),
+                gateway: wanted.gateway,
+                gateway6: wanted.gateway6,
+            };
+            plan.push((interface, bridge.clone()));
+        }
+        Ok(plan)
+    }
+
+    /// Enters the container, unless it or one of its addresses is there already.
+    fn claim(&self, spec: &SandboxSpec, plan: &[(Interface, Bridge)]) -> Result<(), Error> {
+        let mut endpoints = lock(&self.endpoints);
+        if endpoints.by_id.contains_key(&spec.id) {
+            return Err(Error::AlreadyConnected(spec.name.clone()));
+        }
+        for (interface, _) in plan {
+            for net in &interface.addresses {
+                let key = (interface.bridge.clone(), net.addr());
+                if let Some(owner) = endpoints.by_address.get(&key) {
+                    let owner = endpoints.by_id.get(owner).map_or(owner, |owner| &owner.name).clone();
+                    return Err(Error::AddressInUse { bridge: key.0, address: key.1, owner });
+                }
+            }
+        }
+        endpoints.insert(Attachment {
+            id: spec.id.clone(),
+            name: spec.name.clone(),
+            interfaces: plan.iter().map(|(interface, _)| interface.clone()).collect(),
+            ports: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn build(&self, spec: &SandboxSpec, plan: &[(Interface, Bridge)]) -> Result<Sandbox, Error> {
+        let outward = plan.iter().find(|(_, bridge)| !bridge.spec.internal).map(|(interface, _)| interface);
+        let (ports, held) = match outward {
+            Some(interface) if !spec.ports.is_empty() => {
+                let own: Vec<IpAddr> = interface.addresses.iter().map(IpNet::addr).collect();
+                let range = sysctl::local_port_range();
+                let reserved = lock(&self.ports).reserve(&spec.id, &spec.name, &spec.ports, &own, range)?;
+                (reserved.ports, reserved.held)
+            }
+            // An internal network has no outside to publish to.
+            _ => (Vec::new(), Vec::new()),
+        };
+        let made = self.make_interfaces(spec, plan).and_then(|netns| {
+            self.publish(spec, &ports)?;
+            Ok(netns)
+        });
+        match made {
+            Ok(netns) => {
+                let interfaces = plan.iter().map(|(interface, _)| interface.clone()).collect();
+                let attachment =
+                    Attachment { id: spec.id.clone(), name: spec.name.clone(), interfaces, ports };
+                Ok(Sandbox { netns, held, attachment })
+            }
+            Err(error) => {
+                lock(&self.ports).release(&ports);
+                for (interface, _) in plan {
+                    let mut batch = Messages::new();
+                    link::delete_by_name(&mut batch, &interface.host_name);
+                    match self.execute(batch) {
+                        Err(gone) if gone.errno() == Some(libc::ENODEV) => {}
+                        Err(error) => tracing::warn!(%error, "left over from a failed start"),
+                        Ok(()) => {}
+                    }
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn make_interfaces(
+        &self,
+        spec: &SandboxSpec,
+        plan: &[(Interface, Bridge)],
+    ) -> Result<std::os::fd::OwnedFd, Error> {
+        let Ready { netns, socket: mut inside } = self.background.take()?;
+        if plan.iter().any(|(interface, _)| interface.ipv6().is_some()) {
+            allow_ipv6(&netns)?;
+        }
+        if !plan.is_empty() {
+            let mut host = Messages::new();
+            for (interface, bridge) in plan {
+                link::add_veth(
+                    &mut host,
+                    &Veth {
+                        host_name: &interface.host_name,
+                        bridge: bridge.index,
+                        netns: netns.as_fd(),
+                        peer_name: &interface.name,
+                        peer_mac: interface.mac,
+                        mtu: bridge.spec.mtu,
+                    },
+                );
+                link::dress_port(&mut host, &interface.host_name, &format!("{ALIAS}{}", spec.id));
+                if !bridge.spec.icc {
+                    link::isolate_port(&mut host, &interface.host_name);
+                }
+                link::set_up_by_name(&mut host, &interface.host_name);
+            }
+            self.execute(host)?;
+            let mut container = Messages::new();
+            for (interface, _) in plan {
+                let made = link::find(&mut inside, &interface.name)?;
+                let made = made.ok_or_else(|| Error::InvalidSandbox {
+                    container: spec.name.clone(),
+                    reason: format!("interface {} vanished at once", interface.name),
+                })?;
+                configure_inside(&mut container, interface, made.index);
+            }
+            inside.execute(container)?;
+        }
+        apply_sysctls(&netns, spec)?;
+        Ok(netns)
+    }
+
+    /// Makes the ports reachable and remembers them as the container's.
+    fn publish(&self, spec: &SandboxSpec, ports: &[PublishedPort]) -> Result<(), Error> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        if let Some(attachment) = lock(&self.endpoints).by_id.get_mut(&spec.id) {
+            attachment.ports = ports.to_vec();
+        }
+        let result = match self.firewall.publish(ports) {
+            Ok(Change::Done) => Ok(()),
+            Ok(Change::Reload) => self.reload(),
+            Err(error) => Err(error),
+        };
+        if result.is_err() {
+            if let Some(attachment) = lock(&self.endpoints).by_id.get_mut(&spec.id) {
+                attachment.ports.clear();
+            }
+            return result;
+        }
+        forget_flows(ports);
+        Ok(())
+    }
+
+    fn withdraw(&self, ports: &[PublishedPort]) -> Result<(), Error> {
+        if ports.is_empty() {
+            return Ok(());
+        }
+        let result = match self.firewall.withdraw(ports) {
+            Ok(Change::Done) => Ok(()),
+            Ok(Change::Reload) => self.reload(),
+            Err(error) => Err(error),
+        };
+        lock(&self.ports).release(ports);
+        forget_flows(ports);
+        result
+    }
+
+    fn reload(&self) -> Result<(), Error> {
+        let _changing = lock(&self.changing);
+        self.load()
+    }
+
+    /// Loads the firewall from what is known. The caller holds `changing`.
+    fn load(&self) -> Result<(), Error> {
+        let ports: Vec<PublishedPort> = {
+            let endpoints = lock(&self.endpoints);
+            endpoints.by_id.values().flat_map(|attachment| attachment.ports.iter().copied()).collect()
+        };
+        self.firewall.load(&self.specs(), &ports)
+    }
+
+    fn bridges(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Bridge>> {
+        self.bridges.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn specs(&self) -> Vec<BridgeSpec> {
+        self.bridges().values().map(|bridge| bridge.spec.clone()).collect()
+    }
+
+    fn execute(&self, batch: Messages) -> Result<(), Error> {
+        self.with_socket(|socket| socket.execute(batch))
+    }
+
+    /// Lends a socket of the host's namespace.
+    fn with_socket<T>(&self, work: impl FnOnce(&mut Socket) -> Result<T, Error>) -> Result<T, Error> {
+        let idle = lock(&self.sockets).pop();
+        let mut socket = match idle {
+            Some(socket) => socket,
+            None => Socket::route()?,
+        };
+        let result = work(&mut socket);
+        lock(&self.sockets).push(socket);
+        result
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn pairs(one: &[IpNet], other: &[IpNet]) -> Vec<(IpNet, IpNet)> {
+    one.iter().flat_map(|own| other.iter().map(|theirs| (*own, *theirs))).collect()
+}
+
+/// Finds or makes the bridge's interface and gives it its addresses; its index.
+fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<u32, Error> {
+    let conflict = |reason: String| Error::BridgeConflict { bridge: spec.name.clone(), reason };
+    let existing = link::find(socket, &spec.name)?;
+    check_routes(socket, spec, existing.as_ref().map(|link| link.index))?;
+    if existing.is_none() {
+        let mut batch = Messages::new();
+        link::add_bridge(&mut batch, &spec.name, MacAddr::from_ipv4(spec.gateway), spec.mtu);
+        socket.execute(batch)?;
+    }
+    let link = match &existing {
+        Some(link) => link.clone(),
+        None => link::find(socket, &spec.name)?.ok_or_else(|| conflict("vanished at once".to_owned()))?,
+    };
+    if link.kind != "bridge" {
+        let kind = if link.kind.is_empty() { "a hardware interface" } else { &link.kind };
+        return Err(conflict(format!("is not a bridge but {kind}; choose another name")));
+    }
+    let wanted = spec.addresses();
+    let present = if existing.is_some() { link::addresses_of(socket, link.index)? } else { Vec::new() };
+    if let Some(foreign) = present.iter().find(|address| !wanted.contains(address)) {
+        return Err(conflict(format!(
+            "has the address {foreign} where {} is wanted; remove it (ip link delete {}) or choose another bridge or subnet",
+            wanted.first().map_or_else(String::new, ToString::to_string),
+            spec.name
+        )));
+    }
+    let mut batch = Messages::new();
+    for address in wanted.iter().filter(|address| !present.contains(address)) {
+        link::add_address(&mut batch, link.index, &spec.name, *address);
+    }
+    if let (Some(mtu), Some(_)) = (spec.mtu, &existing) {
+        link::set_mtu(&mut batch, link.index, &spec.name, mtu);
+    }
+    link::set_up(&mut batch, link.index, &spec.name);
+    let result = socket.execute(batch);
+    if result.is_err() && existing.is_none() {
+        let mut undo = Messages::new();
+        link::delete(&mut undo, link.index, &spec.name);
+        if let Err(error) = socket.execute(undo) {
+            tracing::warn!(bridge = spec.name, %error, "left over from a failed creation");
+        }
+    }
+    result.map(|()| link.index)
+}
+
+/// Refuses a subnet that the host reaches, in whole or in part, through another interface.
+fn check_routes(socket: &mut Socket, spec: &BridgeSpec, own: Option<u32>) -> Result<(), Error> {
+    let subnets = spec.subnets();
+    let clash = link::routes(socket)?.into_iter().find_map(|route| {
+        let is_own = route.device.is_some() && route.device == own;
+        let subnet = subnets.iter().find(|subnet| overlap(subnet, &route.destination))?;
+        (!is_own).then_some((*subnet, route))
+    });
+    let Some((subnet, route)) = clash else { return Ok(()) };
+    let links = link::all(socket)?;
+    let device = links.into_iter().find(|link| Some(link.index) == route.device).map(|link| link.name);
+    Err(Error::SubnetInUse {
+        bridge: spec.name.clone(),
+        subnet,
+        other: route.destination,
+        device: device.unwrap_or_else(|| "a route of the host".to_owned()),
+    })
+}
+
+fn check_addresses(wanted: &InterfaceSpec, bridge: &BridgeSpec) -> Result<(), String> {
+    for net in &wanted.addresses {
+        let subnet = bridge.subnets().into_iter().find(|subnet| subnet.contains(&net.addr()));
+        match subnet {
+            Some(subnet) if subnet.prefix_len() == net.prefix_len() => {}
+            Some(subnet) => return Err(format!("address {net} must have the prefix length of {subnet}")),
+            None => return Err(format!("address {net} is not in a subnet of bridge {}", bridge.name)),
+        }
+        let ip = net.addr();
+        if IpAddr::V4(bridge.gateway) == ip
+            || bridge.gateway6.is_some_and(|gateway| IpAddr::V6(gateway) == ip)
+        {
+            return Err(format!("address {ip} is the gateway of bridge {}", bridge.name));
+        }
+    }
+    for (family, count) in [
+        ("IPv4", wanted.addresses.iter().filter(|net| net.addr().is_ipv4()).count()),
+        ("IPv6", wanted.addresses.iter().filter(|net| net.addr().is_ipv6()).count()),
+    ] {
+        if count > 1 {
+            return Err(format!("interface {} has {count} {family} addresses", wanted.name));
+        }
+    }
+    Ok(())
+}
+
+/// A name no other interface has: 44 random bits.
+fn host_name() -> Result<String, Error> {
+    let mut bytes = [0; 8];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).map_err(|source| {
+        Error::Kernel {
+            what: "choose a name for an interface".to_owned(),
+            detail: None,
+            source: source.into(),
+        }
+    })?;
+    Ok(format!("veth{:011x}", u64::from_ne_bytes(bytes) >> 20))
+}
+
+fn configure_inside(batch: &mut Messages, interface: &Interface, index: u32) {
+    if interface.ipv6().is_none() {
+        link::without_link_local(batch, index, &interface.name);
+    }
+    link::set_up(batch, index, &interface.name);
+    for address in &interface.addresses {
+        link::add_address(batch, index, &interface.name, *address);
+    }
+    if let Some(gateway) = interface.gateway {
+        link::add_default_route(batch, index, gateway.into());
+    }
+    if let Some(gateway) = interface.gateway6 {
+        link::add_default_route(batch, index, gateway.into());
+    }
+}
+
+/// A host that has IPv6 turned off passes that on to new namespaces.
+fn allow_ipv6(netns: &std::os::fd::OwnedFd) -> Result<(), Error> {
+    let inside = || {
+        sysctl::ensure("ipv6/conf/all/disable_ipv6", "0")?;
+        sysctl::ensure("ipv6/conf/default/disable_ipv6", "0")
+    };
+    enter(netns, inside)?
+}
+
+fn apply_sysctls(netns: &std::os::fd::OwnedFd, spec: &SandboxSpec) -> Result<(), Error> {
+    if spec.sysctls.is_empty() {
+        return Ok(());
+    }
+    let inside = || {
+        spec.sysctls.iter().try_for_each(|(key, value)| {
+            sysctl::set_for_container(key, value).map_err(|source| Error::ContainerSysctl {
+                container: spec.name.clone(),
+                key: key.clone(),
+                value: value.clone(),
+                source,
+            })
+        })
+    };
+    enter(netns, inside)?
+}
+
+fn enter<T: Send>(netns: &std::os::fd::OwnedFd, inside: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    netns::within(netns.as_fd(), inside).map_err(|source| Error::Kernel {
+        what: "enter a network namespace".to_owned(),
+        detail: None,
+        source: source.into(),
+    })
+}
+
+fn forget_flows(ports: &[PublishedPort]) {
+    if ports.iter().any(|port| port.protocol == Protocol::Udp)
+        && let Err(error) = conntrack::forget(ports)
+    {
+        tracing::warn!(%error, "flows to a published UDP port may go to its former owner until they end");
+    }
+}
+
+/// What the bridge's port received the container sent.
+fn seen_from_the_other_end(port: Counters) -> Counters {
+    Counters {
+        rx_bytes: port.tx_bytes,
+        rx_packets: port.tx_packets,
+        rx_errors: port.tx_errors,
+        rx_dropped: port.tx_dropped,
+        tx_bytes: port.rx_bytes,
+        tx_packets: port.rx_packets,
+        tx_errors: port.rx_errors,
+        tx_dropped: port.rx_dropped,
     }
 }

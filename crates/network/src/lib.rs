@@ -10,15 +10,23 @@
 //! table could overrule another one's `policy drop` (docker's iptables FORWARD policy, a strict firewalld
 //! zone). On such a host the administrator must accept the bridge's traffic there too.
 
+mod background;
 mod bridge;
+mod conntrack;
 mod error;
 mod fabric;
+mod firewall;
 mod ipam;
+mod link;
 mod mac;
 pub mod names;
+mod nft;
 mod ports;
 mod sandbox;
+mod socket;
 pub mod subnet;
+mod sysctl;
+mod wire;
 
 pub use bridge::BridgeSpec;
 pub use error::Error;

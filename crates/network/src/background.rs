@@ -1,0 +1,172 @@
+//! What is done off the path of a container's start: network namespaces made ahead, and a look after
+//! interfaces that should have gone with their namespace.
+//!
+//! Invariant: at most `capacity` namespaces wait; all of them end with the [`Background`].
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use brigantine_sys::netns;
+
+use crate::error::Error;
+use crate::link;
+use crate::socket::Socket;
+use crate::wire::Messages;
+
+/// How long the kernel may take for a namespace whose last process ended.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// A network namespace with its loopback up, and a route socket inside it.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pub netns: OwnedFd,
+    pub socket: Socket,
+}
+
+impl Ready {
+    pub fn make() -> Result<Self, Error> {
+        let inside = || {
+            let mut socket = Socket::route()?;
+            let mut batch = Messages::new();
+            link::set_up(&mut batch, link::LOOPBACK, "lo");
+            socket.execute(batch)?;
+            Ok(socket)
+        };
+        let (netns, socket) = netns::create_with(inside).map_err(|source| Error::Kernel {
+            what: "create a network namespace".to_owned(),
+            detail: None,
+            source: source.into(),
+        })?;
+        Ok(Self { netns, socket: socket? })
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ready: Vec<Ready>,
+    leaving: VecDeque<(Instant, String)>,
+    closing: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The thread and what it shares.
+#[derive(Debug)]
+pub(crate) struct Background {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Background {
+    pub fn start(capacity: usize) -> Self {
+        let shared = Arc::new(Shared::default());
+        let theirs = Arc::clone(&shared);
+        let thread =
+            std::thread::Builder::new().name("network".to_owned()).spawn(move || run(&theirs, capacity));
+        let thread = match thread {
+            Ok(thread) => Some(thread),
+            Err(error) => {
+                tracing::warn!(%error, "no thread for network namespaces made ahead; they are made on demand");
+                None
+            }
+        };
+        Self { shared, thread }
+    }
+
+    /// One that waits, or a new one.
+    pub fn take(&self) -> Result<Ready, Error> {
+        let waiting = self.shared.lock().ready.pop();
+        match waiting {
+            Some(ready) => {
+                self.shared.changed.notify_one();
+                Ok(ready)
+            }
+            None => Ready::make(),
+        }
+    }
+
+    /// Interfaces that go with a namespace that is about to end; they are removed if it does not.
+    pub fn expect_gone(&self, names: impl Iterator<Item = String>) {
+        let due = Instant::now() + GRACE;
+        self.shared.lock().leaving.extend(names.map(|name| (due, name)));
+        self.shared.changed.notify_one();
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        self.shared.lock().closing = true;
+        self.shared.changed.notify_all();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the network thread panicked");
+        }
+    }
+}
+
+fn run(shared: &Shared, capacity: usize) {
+    let mut state = shared.lock();
+    let mut socket = None;
+    let mut making_failed = false;
+    while !state.closing {
+        let due = state.leaving.front().map(|(due, _)| due.saturating_duration_since(Instant::now()));
+        if state.ready.len() < capacity && !making_failed {
+            drop(state);
+            match Ready::make() {
+                Ok(ready) => {
+                    state = shared.lock();
+                    state.ready.push(ready);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot make network namespaces ahead; they are made on demand");
+                    making_failed = true;
+                    state = shared.lock();
+                }
+            }
+        } else if due == Some(Duration::ZERO) {
+            let name = state.leaving.pop_front().map(|(_, name)| name);
+            drop(state);
+            if let Some(name) = name
+                && let Err(error) = remove_if_there(&mut socket, &name)
+            {
+                tracing::warn!(interface = name, %error, "cannot remove the interface of a container that is gone");
+            }
+            state = shared.lock();
+        } else {
+            state = match due {
+                Some(due) => {
+                    shared.changed.wait_timeout(state, due).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+}
+
+fn remove_if_there(socket: &mut Option<Socket>, name: &str) -> Result<(), Error> {
+    let mut own = match socket.take() {
+        Some(socket) => socket,
+        None => Socket::route()?,
+    };
+    if link::find(&mut own, name)?.is_some() {
+        let mut batch = Messages::new();
+        link::delete_by_name(&mut batch, name);
+        own.execute(batch)?;
+    }
+    *socket = Some(own);
+    Ok(())
+}

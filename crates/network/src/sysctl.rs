@@ -1,0 +1,74 @@
+//! Kernel settings of the network under `/proc/sys/net`. Which namespace's is decided by the thread that
+//! opens the file. A setting is written only when it differs, so a read-only `/proc/sys` that is already
+//! right is no obstacle.
+
+use std::fs;
+use std::io;
+
+use crate::error::Error;
+
+/// Sets `/proc/sys/net/<path>`.
+pub(crate) fn ensure(path: &str, value: &str) -> Result<(), Error> {
+    let file = format!("/proc/sys/net/{path}");
+    write_if_different(&file, value).map_err(|source| Error::Sysctl {
+        path: file.clone(),
+        key: format!("net.{}", path.replace('.', "\0").replace('/', ".").replace('\0', "/")),
+        value: value.to_owned(),
+        source,
+    })
+}
+
+/// Sets a container's `net.*` setting, in the calling thread's namespace.
+pub(crate) fn set_for_container(key: &str, value: &str) -> io::Result<()> {
+    let path = container_path(key).ok_or(io::ErrorKind::InvalidInput)?;
+    write_if_different(&path, value)
+}
+
+/// `net.ipv4.conf.eth0.rp_filter`, or with slashes if a name has dots. Nothing outside `net`.
+fn container_path(key: &str) -> Option<String> {
+    let parts: Vec<&str> =
+        if key.contains('/') { key.split('/').collect() } else { key.split('.').collect() };
+    let is_plain = parts.iter().all(|part| !part.is_empty() && *part != "." && *part != "..");
+    (parts.first() == Some(&"net") && parts.len() > 1 && is_plain)
+        .then(|| format!("/proc/sys/{}", parts.join("/")))
+}
+
+fn write_if_different(file: &str, value: &str) -> io::Result<()> {
+    if fs::read_to_string(file)?.trim() == value.trim() { Ok(()) } else { fs::write(file, value) }
+}
+
+/// The host's range for ports chosen by the kernel; the kernel's default if it cannot be read.
+pub(crate) fn local_port_range() -> (u16, u16) {
+    let text = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut numbers = text.split_ascii_whitespace().map(str::parse::<u16>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(first)), Some(Ok(last))) if 0 < first && first <= last => (first, last),
+        _ => (32768, 60999),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn container_settings_stay_within_net() {
+        let path = |key| container_path(key);
+        assert_eq!(path("net.ipv4.ip_forward").as_deref(), Some("/proc/sys/net/ipv4/ip_forward"));
+        assert_eq!(
+            path("net/ipv4/conf/eth0.1/forwarding").as_deref(),
+            Some("/proc/sys/net/ipv4/conf/eth0.1/forwarding")
+        );
+        for key in
+            ["kernel.hostname", "net", "net..x", "net/../kernel/hostname", "", "/net/ipv4", "net.ipv4."]
+        {
+            assert_eq!(path(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn the_port_range_is_usable() {
+        let (first, last) = local_port_range();
+        assert!(0 < first && first <= last);
+    }
+}
