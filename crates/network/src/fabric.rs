@@ -5,19 +5,19 @@
 //! so containers are connected in parallel as far as the kernel lets them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 
 use brigantine_sys::netns;
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use crate::background::{Background, Ready};
 use crate::bridge::{BridgeSpec, check_interface_name};
 use crate::conntrack;
 use crate::error::Error;
 use crate::firewall::{Change, Firewall};
-use crate::link::{self, Link, Veth};
+use crate::link::{self, Link, PortMode, Veth};
 use crate::mac::MacAddr;
 use crate::ports::{PortTable, Protocol, PublishedPort};
 use crate::sandbox::{Attachment, Counters, Interface, InterfaceSpec, Sandbox, SandboxSpec};
@@ -98,6 +98,10 @@ fn addresses(attachment: &Attachment) -> impl Iterator<Item = (&Interface, IpAdd
     let interfaces = attachment.interfaces.iter();
     interfaces.flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())))
 }
+
+/// The bridge's own address on an IPv6 network, besides the gateway's.
+const GATEWAY_LINK_LOCAL: IpNet =
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 64));
 
 /// Marks the interfaces of this crate, and says whose they are.
 const ALIAS: &str = "brigantine:";
@@ -413,8 +417,11 @@ impl Fabric {
                     },
                 );
                 link::dress_port(&mut host, &interface.host_name, &format!("{ALIAS}{}", spec.id));
-                if !bridge.spec.icc {
-                    link::isolate_port(&mut host, &interface.host_name);
+                // Where frames on bridges pass the firewall (br_netfilter), a container's packets to its own
+                // published port turn around at its port of the bridge.
+                let mode = PortMode { isolated: !bridge.spec.icc, hairpin: !spec.ports.is_empty() };
+                if mode != PortMode::default() {
+                    link::set_port_mode(&mut host, &interface.host_name, mode);
                 }
                 link::set_up_by_name(&mut host, &interface.host_name);
             }
@@ -548,6 +555,11 @@ fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<u32, Error> {
     let mut batch = Messages::new();
     for address in wanted.iter().filter(|address| !present.contains(address)) {
         link::add_address(&mut batch, link.index, &spec.name, *address);
+    }
+    if spec.subnet6.is_some() {
+        // An address that is ready at once: the kernel asks for neighbours from the link-local one only.
+        link::without_link_local(&mut batch, link.index, &spec.name);
+        link::add_address(&mut batch, link.index, &spec.name, GATEWAY_LINK_LOCAL);
     }
     if let (Some(mtu), Some(_)) = (spec.mtu, &existing) {
         link::set_mtu(&mut batch, link.index, &spec.name, mtu);

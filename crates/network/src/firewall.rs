@@ -19,7 +19,6 @@
 //! packets could reach services that the host offers on 127.0.0.1 only.
 
 use std::io;
-use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
 use crate::bridge::BridgeSpec;
@@ -51,7 +50,11 @@ const ANY4: Set =
     Set { name: "any4", key: &[Field::Protocol, Field::Port], value: &[Field::Ipv4, Field::Port] };
 const ANY6: Set =
     Set { name: "any6", key: &[Field::Protocol, Field::Port], value: &[Field::Ipv6, Field::Port] };
-const PORT_MAPS: [&Set; 4] = [&PORTS4, &PORTS6, &ANY4, &ANY6];
+/// Each container that publishes ports with itself.
+const SELF4: Set = Set { name: "self4", key: &[Field::Ipv4, Field::Ipv4], value: &[] };
+const SELF6: Set = Set { name: "self6", key: &[Field::Ipv6, Field::Ipv6], value: &[] };
+/// What changes with containers.
+const PORT_SETS: [&Set; 6] = [&PORTS4, &PORTS6, &ANY4, &ANY6, &SELF4, &SELF6];
 
 /// `established` and `related`.
 const ESTABLISHED: u32 = 2 | 4;
@@ -110,7 +113,7 @@ impl Firewall {
         transaction.add_table();
         transaction.delete_table();
         transaction.add_table();
-        for set in [&BRIDGES, &INTERNAL, &MASQUERADE, &WITHIN].into_iter().chain(PORT_MAPS) {
+        for set in [&BRIDGES, &INTERNAL, &MASQUERADE, &WITHIN].into_iter().chain(PORT_SETS) {
             transaction.add_set(set);
         }
         add_rules(&mut transaction);
@@ -155,7 +158,7 @@ impl Firewall {
 
     pub fn withdraw(&self, ports: &[PublishedPort]) -> Result<Change, Error> {
         self.change(|transaction| {
-            for set in PORT_MAPS {
+            for set in PORT_SETS {
                 let elements = elements_for(set, ports);
                 transaction.delete_elements(set, &elements);
             }
@@ -287,6 +290,18 @@ fn add_rules(transaction: &mut Transaction<'_>) {
         "published ports used on the same bridge (nft_masq)",
         &[within[0], within[1], within[2], E::HasStatus(DESTINATION_CHANGED), E::Masquerade],
     );
+    // Where frames on bridges pass the firewall (br_netfilter) there is no input interface here.
+    let pairs = [
+        (IPV4, E::LoadNetwork { offset: 12, length: 8, register: R0 }, &SELF4),
+        (IPV6, E::LoadNetwork { offset: 8, length: 32, register: R0 }, &SELF6),
+    ];
+    for (family, addresses, set) in pairs {
+        transaction.add_rule(
+            "postrouting",
+            "published ports used by their own container",
+            &[E::IsFamily(family), E::HasStatus(DESTINATION_CHANGED), addresses, E::In(set), E::Masquerade],
+        );
+    }
     transaction.add_rule(
         "postrouting",
         "published ports used from the loopback",
@@ -319,35 +334,36 @@ fn interface_name(name: &str) -> Vec<u8> {
 }
 
 fn add_ports(transaction: &mut Transaction<'_>, ports: &[PublishedPort]) {
-    for set in PORT_MAPS {
+    for set in PORT_SETS {
         transaction.add_elements(set, &elements_for(set, ports));
     }
 }
 
-/// The elements of `ports` that belong into this map.
+/// The elements of `ports` that belong into this set.
 fn elements_for(set: &Set, ports: &[PublishedPort]) -> Vec<Element> {
-    ports.iter().filter(|port| map_for(port).name == set.name).map(element).collect()
+    let mut elements: Vec<Element> = ports.iter().filter_map(|port| element(set, port)).collect();
+    elements.sort_unstable();
+    elements.dedup();
+    elements
 }
 
-fn map_for(port: &PublishedPort) -> &'static Set {
-    match (port.host_ip, port.host_ip.is_unspecified()) {
-        (IpAddr::V4(_), false) => &PORTS4,
-        (IpAddr::V4(_), true) => &ANY4,
-        (IpAddr::V6(_), false) => &PORTS6,
-        (IpAddr::V6(_), true) => &ANY6,
+fn element(set: &Set, port: &PublishedPort) -> Option<Element> {
+    let is_any = port.host_ip.is_unspecified();
+    let (exact, any, own) =
+        if port.host_ip.is_ipv4() { (&PORTS4, &ANY4, &SELF4) } else { (&PORTS6, &ANY6, &SELF6) };
+    let container = octets(port.container_ip);
+    if set.name == own.name {
+        return Some(Element { key: [container.as_slice(), &container].concat(), value: Vec::new() });
     }
-}
-
-fn element(port: &PublishedPort) -> Element {
-    let mut key = Vec::with_capacity(24);
-    if !port.host_ip.is_unspecified() {
-        key.extend(octets(port.host_ip));
+    if set.name != (if is_any { any } else { exact }).name {
+        return None;
     }
+    let mut key = if is_any { Vec::new() } else { octets(port.host_ip) };
     key.extend([port.protocol.number(), 0, 0, 0]);
     key.extend(port_field(port.host_port));
-    let mut value = octets(port.container_ip);
+    let mut value = container;
     value.extend(port_field(port.container_port));
-    Element { key, value }
+    Some(Element { key, value })
 }
 
 fn port_field(port: u16) -> [u8; 4] {

@@ -20,6 +20,7 @@ const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const INFO_PORT_KIND: u16 = 4;
 const INFO_PORT_DATA: u16 = 5;
+const BRIDGE_PORT_HAIRPIN: u16 = 4;
 const BRIDGE_PORT_ISOLATED: u16 = 33;
 const VETH_INFO_PEER: u16 = 1;
 const INET6_ADDR_GEN_MODE: u16 = 8;
@@ -94,13 +95,22 @@ pub(crate) fn dress_port(batch: &mut Messages, name: &str, alias: &str) {
     });
 }
 
-/// Ports that are isolated reach the bridge itself, not each other.
-pub(crate) fn isolate_port(batch: &mut Messages, name: &str) {
-    let what = format!("isolate bridge port {name}");
+/// What a bridge's port does besides the usual.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PortMode {
+    /// Reaches the bridge itself, but no other isolated port.
+    pub isolated: bool,
+    /// Frames may leave by the port they came from.
+    pub hairpin: bool,
+}
+
+pub(crate) fn set_port_mode(batch: &mut Messages, name: &str, mode: PortMode) {
+    let what = format!("configure bridge port {name}");
     batch.push(what, libc::RTM_NEWLINK, 0, &link_header(0, 0, 0), |link| {
         link.text(libc::IFLA_IFNAME, name).nest(libc::IFLA_LINKINFO, |info| {
             info.text(INFO_PORT_KIND, "bridge").nest(INFO_PORT_DATA, |data| {
-                data.u8(BRIDGE_PORT_ISOLATED, 1);
+                data.u8(BRIDGE_PORT_HAIRPIN, u8::from(mode.hairpin))
+                    .u8(BRIDGE_PORT_ISOLATED, u8::from(mode.isolated));
             });
         });
     });

@@ -89,7 +89,7 @@ pub(crate) struct Set {
 }
 
 /// Key, and value if the set is a map.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Element {
     pub key: Vec<u8>,
     pub value: Vec<u8>,

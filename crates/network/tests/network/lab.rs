@@ -1,8 +1,6 @@
 //! A small topology for one test: a client, a host with a fabric, containers; each a network namespace of
 //! its own, so that tests run in parallel and nothing of the machine's network is touched.
 
-#![expect(clippy::unwrap_used, reason = "a failure to set up the topology fails the test")]
-
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

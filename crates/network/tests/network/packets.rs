@@ -1,12 +1,10 @@
 //! Packets really sent: what reaches whom through bridges, published ports and the firewall.
 
-mod lab;
-
-use brigantine_network::{BridgeSpec, HostPort, PortRequest, Protocol};
-use lab::{
+use crate::lab::{
     CLIENT, CLIENT6, HOST, HOST6, Lab, TABLE, ask_tcp, ask_udp, bridge, container, eventually, port, run,
     serve_tcp, serve_udp, tcp, within,
 };
+use brigantine_network::{BridgeSpec, HostPort, PortRequest, Protocol};
 
 #[test]
 fn outbound_traffic_has_the_hosts_address() {
@@ -54,7 +52,23 @@ fn containers_of_a_bridge_reach_each_other_and_the_host_reaches_them() {
 
 #[test]
 fn a_published_port_is_reached_from_everywhere() {
+    published_port_is_reached(&Lab::new());
+}
+
+/// Frames on bridges pass the firewall where br_netfilter is loaded (by docker, say) and not elsewhere.
+#[test]
+fn a_published_port_is_reached_with_and_without_bridge_filtering() {
     let lab = Lab::new();
+    if std::path::Path::new("/proc/sys/net/bridge").exists() {
+        run(
+            &lab.host,
+            "sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0",
+        );
+    }
+    published_port_is_reached(&lab);
+}
+
+fn published_port_is_reached(lab: &Lab) {
     let fabric = lab.with_bridge();
     let mut spec = container("web", &bridge("brig0", 30), 2);
     spec.ports = vec![tcp(8080, 80), port(Protocol::Udp, 5353, 53)];

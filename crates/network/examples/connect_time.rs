@@ -1,0 +1,92 @@
+//! What connecting and disconnecting a container costs, step by step, in network namespaces of its own:
+//! `cargo run --release -p brigantine-network --example connect_time`. Needs root.
+
+#![expect(clippy::print_stdout, reason = "prints its measurements")]
+
+use std::error::Error;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use brigantine_network::{
+    BridgeSpec, Config, Fabric, HostPort, InterfaceSpec, PortRequest, Protocol, SandboxSpec,
+};
+use brigantine_sys::netns;
+use ipnet::IpNet;
+
+const ROUNDS: u8 = 60;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("{:44} {:>10} {:>10} {:>10} {:>10}", "median (p90), µs", "connect", "", "disconnect", "");
+    for (warm, pause) in [(0, 0), (4, 20)] {
+        for (name, interface, ports) in [
+            ("namespace only", false, 0),
+            ("interface", true, 0),
+            ("interface, 1 port", true, 1),
+            ("interface, 10 ports", true, 10),
+        ] {
+            let host = netns::create()?;
+            let measured = netns::within(host.as_fd(), || {
+                measure(warm, Duration::from_millis(pause), interface, ports)
+            })?;
+            let (mut connects, mut disconnects) = measured.map_err(|error| error.to_string())?;
+            let ((c50, c90), (d50, d90)) = (quantiles(&mut connects), quantiles(&mut disconnects));
+            let kind = if warm == 0 { "made on demand" } else { "made ahead" };
+            println!("{:44} {c50:>10} ({c90:>8}) {d50:>10} ({d90:>8})", format!("{name}, namespace {kind}"));
+        }
+    }
+    Ok(())
+}
+
+fn quantiles(times: &mut [Duration]) -> (u128, u128) {
+    times.sort_unstable();
+    (times[times.len() / 2].as_micros(), times[times.len() * 9 / 10].as_micros())
+}
+
+type Times = (Vec<Duration>, Vec<Duration>);
+
+fn measure(
+    warm: usize,
+    pause: Duration,
+    with_interface: bool,
+    ports: u16,
+) -> Result<Times, brigantine_network::Error> {
+    let fabric = Fabric::open(Config { table: "brigantine-bench".to_owned(), warm })?;
+    let subnet = ipnet::Ipv4Net::new_assert([172, 30, 0, 0].into(), 16);
+    let bridge = BridgeSpec::new("brig0", subnet, [172, 30, 0, 1].into());
+    fabric.ensure_bridge(&bridge)?;
+    fabric.reconcile(&[])?;
+    let (mut connects, mut disconnects) = (Vec::new(), Vec::new());
+    for round in 0..ROUNDS {
+        std::thread::sleep(pause);
+        let id = format!("container-{round}");
+        let interfaces = with_interface.then(|| InterfaceSpec {
+            bridge: bridge.name.clone(),
+            name: "eth0".to_owned(),
+            mac: None,
+            addresses: vec![IpNet::new_assert([172, 30, 1, round].into(), 16)],
+            gateway: Some(bridge.gateway),
+            gateway6: None,
+        });
+        let ports = (0..ports).map(|number| PortRequest {
+            protocol: Protocol::Tcp,
+            host_ip: None,
+            host_port: HostPort::Ephemeral,
+            container_port: 80 + number,
+        });
+        let spec = SandboxSpec {
+            id: id.clone(),
+            name: id.clone(),
+            interfaces: interfaces.into_iter().collect(),
+            ports: ports.collect(),
+            sysctls: Vec::new(),
+        };
+        let start = Instant::now();
+        let sandbox = fabric.connect(&spec)?;
+        connects.push(start.elapsed());
+        drop(sandbox);
+        let start = Instant::now();
+        fabric.disconnect(&id)?;
+        disconnects.push(start.elapsed());
+    }
+    Ok((connects, disconnects))
+}
