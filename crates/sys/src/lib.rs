@@ -4,8 +4,10 @@
 //! owned and borrowed descriptors instead of numbers. What is documented as usable after a clone
 //! neither allocates nor locks.
 
+pub mod daemonize;
 pub mod netns;
 pub mod sealed;
+pub mod signals;
 
 pub use rustix::io::Errno;
 pub use sealed::SealedExe;

@@ -1,0 +1,352 @@
+//! A monitor's birth: standing on its own, taking its orders, making the container, giving the verdict.
+//!
+//! Whatever fails is told to the spawner as a typed failure, and undone.
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use brigantine_runtime::{Created, Launch, seccomp};
+use brigantine_sys::daemonize;
+use brigantine_sys::signals::SignalFd;
+use oci_spec::runtime::LinuxNamespaceType;
+use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+use super::Monitor;
+use super::control::Subscriber;
+use super::execs::Execs;
+use super::relay::Plumbing;
+use super::viewer::Viewer;
+use crate::config::{AttachStream, Config, Inherited, LogConfig};
+use crate::log::LogFile;
+use crate::protocol::{self, Birth, Failure, FailureKind, PROTOCOL_VERSION};
+use crate::record::{self, Durability, MonitorRecord};
+use crate::recover::start_ticks;
+use crate::spawn::{Bootstrap, FDS_PER_MESSAGE};
+use crate::time::Timestamp;
+
+/// The largest configuration.
+const MAX_CONFIG: usize = 64 << 20;
+
+/// The monitor is the last that the kernel should kill for lack of memory; the container is not protected with it.
+const OOM_SCORE_ADJ: i32 = -999;
+
+/// Signals that are read rather than obeyed. The rest keep their meaning.
+const SIGNALS: [i32; 9] = [
+    libc::SIGCHLD,
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGPIPE,
+    libc::SIGALRM,
+];
+
+/// The monitor's place, and what it needs to remember of its configuration.
+pub(super) struct Home {
+    pub(super) id: String,
+    pub(super) dir: PathBuf,
+    pub(super) exit_path: PathBuf,
+    pub(super) durable_exit: bool,
+    pub(super) oom_score_adj: i32,
+    /// Holds the lock that says this monitor lives.
+    fd: File,
+    made: bool,
+    /// Sockets that reserve host ports, held for the container's life.
+    #[expect(dead_code, reason = "held for its effect")]
+    held: Vec<OwnedFd>,
+}
+
+impl Home {
+    /// Make the directory and lock it.
+    fn settle(config: &Config, held: Vec<OwnedFd>) -> io::Result<Self> {
+        let made = match DirBuilder::new().mode(0o700).create(&config.dir) {
+            Ok(()) => true,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => false,
+            Err(e) => return Err(e),
+        };
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = File::from(rustix::fs::open(&config.dir, flags, Mode::empty())?);
+        rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+        rustix::fs::fchmod(&fd, Mode::RWXU)?;
+        let oom_score_adj = config.spec.process().as_ref().and_then(|p| p.oom_score_adj()).unwrap_or(0);
+        Ok(Self {
+            id: config.id.clone(),
+            dir: config.dir.clone(),
+            exit_path: config.exit_path.clone(),
+            durable_exit: config.durable_exit,
+            oom_score_adj,
+            fd,
+            made,
+            held,
+        })
+    }
+
+    /// Listen on the socket, reached through the directory's descriptor because its path may be too long.
+    fn listen(&self) -> io::Result<UnixListener> {
+        self.remove_file(&self.dir.join(record::SOCKET));
+        let listener =
+            UnixListener::bind(format!("/proc/self/fd/{}/{}", self.fd.as_raw_fd(), record::SOCKET))?;
+        listener.set_nonblocking(true)?;
+        Ok(listener)
+    }
+
+    /// Remove a file that may be gone already; what cannot be removed is overwritten or removed with the directory.
+    pub(super) fn remove_file(&self, path: &Path) {
+        drop(fs::remove_file(path));
+    }
+
+    /// Remove the directory with all records.
+    pub(super) fn remove(&self) {
+        drop(fs::remove_dir_all(&self.dir));
+    }
+
+    /// End without a daemon: leave what one that starts may want to read, and nothing else.
+    pub(super) fn leave(&self) {
+        self.remove_file(&self.dir.join(record::MONITOR));
+        self.remove_file(&self.dir.join(record::SOCKET));
+        // Fails while records of execs are left, as it should.
+        drop(fs::remove_dir(&self.dir));
+    }
+
+    /// Undo what was made.
+    fn undo(&self) {
+        if self.made {
+            self.remove();
+        } else {
+            self.leave();
+        }
+    }
+}
+
+/// Come up and start the container; the spawner has been told when this returns.
+pub(super) fn boot() -> Result<Monitor, ()> {
+    let Ok(socket) = detach() else { return Err(()) };
+    let result = receive(&socket)
+        .map_err(|e| failed("read the configuration", &e))
+        .and_then(|(config, inherited)| launch(config, inherited));
+    let verdict = match &result {
+        Ok(monitor) => Birth::Started {
+            shim_pid: rustix::process::getpid().as_raw_nonzero().get(),
+            container_pid: monitor.container.pid(),
+            started_at: monitor.started_at.clone(),
+        },
+        Err(failure) => Birth::Failed(failure.clone()),
+    };
+    if let Err(_gone) = protocol::write_message(&socket, &verdict) {
+        // The daemon has gone. A container that runs is found by the next one.
+    }
+    result.map_err(drop)
+}
+
+/// Leave the parent and everything of its that came along; the socket is the only thing kept.
+fn detach() -> io::Result<UnixStream> {
+    daemonize::close_inherited(3)?;
+    daemonize::continue_as_orphan()?;
+    let socket = UnixStream::from(rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?);
+    rustix::stdio::dup2_stdin(rustix::stdio::stdout())?;
+    rustix::process::setsid()?;
+    rustix::process::chdir("/")?;
+    rustix::process::umask(Mode::WGRP | Mode::WOTH);
+    rustix::thread::set_name(c"brig-shim")?;
+    // Orphans of containers in the host's process id namespace come here, and execs' half-way processes.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    Ok(socket)
+}
+
+/// Read the configuration and the descriptors.
+fn receive(socket: &UnixStream) -> io::Result<(Config, Inherited)> {
+    let body = protocol::read_message(socket, MAX_CONFIG)?.ok_or(io::ErrorKind::UnexpectedEof)?;
+    let Bootstrap { config, events, netns, attach, held } = serde_json::from_slice(&body)?;
+    drop(body);
+    let count = usize::from(events) + usize::from(netns) + attach.len() + held;
+    let mut fds = Vec::with_capacity(count);
+    while fds.len() < count {
+        receive_fds(socket, &mut fds)?;
+    }
+    let mut fds = fds.into_iter();
+    let missing = || io::Error::from(io::ErrorKind::InvalidData);
+    let events = if events { Some(fds.next().ok_or_else(missing)?.into()) } else { None };
+    let netns = if netns { Some(fds.next().ok_or_else(missing)?) } else { None };
+    let mut streams = Vec::with_capacity(attach.len());
+    for options in attach {
+        streams.push(AttachStream { stream: fds.next().ok_or_else(missing)?.into(), options });
+    }
+    Ok((config, Inherited { netns, held: fds.collect(), attach: streams, events }))
+}
+
+fn receive_fds(socket: &UnixStream, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let got = rustix::io::retry_on_intr(|| {
+        rustix::net::recvmsg(socket, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
+    if got.bytes == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    let before = fds.len();
+    for message in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            fds.extend(received);
+        }
+    }
+    if fds.len() == before {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "descriptors are missing (is the limit of open files reached?)",
+        ));
+    }
+    Ok(())
+}
+
+/// Make the container and run its program.
+fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
+    let signals = SignalFd::block(&SIGNALS).map_err(|e| failed("block signals", &e))?;
+    let Inherited { netns, held, attach, events } = inherited;
+    let home = Home::settle(&config, held).map_err(|e| match e.kind() {
+        io::ErrorKind::WouldBlock => {
+            Failure::new(FailureKind::Conflict, format!("container {} has a monitor already", config.id))
+        }
+        _ => failed(&format!("use the directory {}", config.dir.display()), &e),
+    })?;
+    let result = launch_at_home(config, netns, attach, events, signals, home);
+    result.map_err(|(failure, home)| {
+        home.undo();
+        failure
+    })
+}
+
+fn launch_at_home(
+    mut config: Config,
+    netns: Option<OwnedFd>,
+    attach: Vec<AttachStream>,
+    events: Option<UnixStream>,
+    signals: SignalFd,
+    home: Home,
+) -> Result<Monitor, (Failure, Home)> {
+    macro_rules! attempt {
+        ($result:expr) => {
+            match $result {
+                Ok(value) => value,
+                Err(failure) => return Err((Failure::from(failure), home)),
+            }
+        };
+    }
+    // A record of an earlier run must not be taken for this one's.
+    home.remove_file(&home.exit_path);
+    let listener = attempt!(home.listen().map_err(|e| failed("listen in the monitor's directory", &e)));
+    let log = match &config.log {
+        LogConfig::None => None,
+        LogConfig::JsonFile(log) => Some(attempt!(
+            LogFile::open(log).map_err(|e| failed(&format!("open the log {}", log.path.display()), &e))
+        )),
+    };
+    let (terminal, open_stdin, stdin_once) = (config.terminal, config.open_stdin, config.stdin_once);
+    let console_size = config.console_size;
+    let (stdio, mut relay) = attempt!(
+        Plumbing::new(terminal, open_stdin, stdin_once)
+            .map(Plumbing::split)
+            .map_err(|e| failed("make pipes", &e))
+    );
+    let (mut container, filter) = attempt!(create(&mut config, stdio, netns));
+    drop(config);
+    if let Some(master) = container.take_terminal() {
+        attempt!(
+            relay
+                .connect_terminal(master, console_size, open_stdin, stdin_once)
+                .map_err(|e| failed("set up the terminal", &e))
+        );
+    }
+    let mut next_id = 0;
+    for AttachStream { stream, options } in attach {
+        next_id += 1;
+        relay.attach(attempt!(Viewer::new(next_id, stream, options, &[]).map_err(|e| failed("attach", &e))));
+    }
+    let mut subscribers = Vec::new();
+    if let Some(stream) = events {
+        next_id += 1;
+        subscribers
+            .push(attempt!(Subscriber::new(next_id, stream, &[]).map_err(|e| failed("subscribe", &e))));
+    }
+    let cgroup = container.cgroup().clone();
+    let oom = cgroup.oom_events().unwrap_or_default();
+    let monitor = MonitorRecord {
+        protocol: PROTOCOL_VERSION,
+        id: home.id.clone(),
+        shim_pid: rustix::process::getpid().as_raw_nonzero().get(),
+        container_pid: container.pid(),
+        container_start_ticks: start_ticks(container.pid()).unwrap_or(0),
+        created_at: Timestamp::now(),
+        cgroup: Some(cgroup.clone()),
+    };
+    attempt!(
+        record::write(&home.dir.join(record::MONITOR), &monitor, Durability::Visible)
+            .map_err(|e| Failure::new(FailureKind::Os, e.to_string()))
+    );
+    let started_at = Timestamp::now();
+    attempt!(container.start());
+    protect_from_oom();
+    Ok(Monitor {
+        home,
+        signals,
+        listener,
+        container,
+        cgroup,
+        oom,
+        oom_kills: 0,
+        paused: false,
+        seccomp: filter,
+        started_at,
+        log,
+        relay,
+        execs: Execs::default(),
+        connections: Vec::new(),
+        subscribers,
+        next_id,
+        ending: None,
+        scratch: Vec::new(),
+        busy_since: Some(std::time::Instant::now()),
+        finished: false,
+    })
+}
+
+fn create(
+    config: &mut Config,
+    stdio: brigantine_runtime::Stdio,
+    netns: Option<OwnedFd>,
+) -> Result<(Created, Option<seccomp::Program>), Failure> {
+    let mut spec = std::mem::take(&mut config.spec);
+    if let Some(process) = spec.process_mut() {
+        process.set_terminal(Some(config.terminal));
+        if process.oom_score_adj().is_none() {
+            process.set_oom_score_adj(Some(0));
+        }
+    }
+    let filter = match spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) {
+        Some(described) => Some(seccomp::compile(described)?),
+        None => None,
+    };
+    let mut launch = Launch::new(config.id.clone(), spec, config.rootfs.clone(), stdio);
+    launch.joined.extend(netns.map(|fd| (LinuxNamespaceType::Network, fd)));
+    launch.systemd_cgroup = config.systemd_cgroup;
+    launch.die_with_parent = true;
+    launch.seccomp.clone_from(&filter);
+    Ok((brigantine_runtime::create(launch)?, filter))
+}
+
+/// Not permitted to everyone, and nothing depends on it.
+fn protect_from_oom() {
+    drop(fs::write("/proc/self/oom_score_adj", OOM_SCORE_ADJ.to_string()));
+}
+
+fn failed(what: &str, error: &io::Error) -> Failure {
+    Failure::new(FailureKind::Os, format!("monitor: {what}: {error}"))
+}
