@@ -18,7 +18,7 @@ use crate::protocol::{self, Event, ExecState, Failure, MAX_REPLY, Reply, Request
 use crate::record::SOCKET;
 
 /// How long a monitor may take to answer. Its slowest requests wait for the kernel to freeze or start a process.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A connection to a container's monitor. Cheap; every request makes its own connection, so that any number may be
 /// made at once.

@@ -291,7 +291,7 @@ mod tests {
     #[test]
     fn lines_are_put_together_and_long_ones_cut() {
         assert_eq!(split(&[b"a\nb", b"c\n\n", b"d"]), [&b"a\n"[..], b"bc\n", b"\n", b"d"]);
-        let long = [b'x'; PIECE + 5];
+        let long = vec![b'x'; PIECE + 5];
         assert_eq!(split(&[&long]).iter().map(Vec::len).collect::<Vec<_>>(), [PIECE, 5]);
         let mut exact = vec![b'x'; PIECE - 1];
         exact.push(b'\n');

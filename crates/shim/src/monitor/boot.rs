@@ -9,18 +9,19 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use brigantine_runtime::{Created, Launch, seccomp};
 use brigantine_sys::daemonize;
 use brigantine_sys::signals::SignalFd;
-use oci_spec::runtime::LinuxNamespaceType;
+use oci_spec::runtime::{LinuxNamespaceType, Process};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::Monitor;
 use super::control::Subscriber;
 use super::execs::Execs;
-use super::relay::Plumbing;
+use super::relay::{Plumbing, Relay};
 use super::viewer::Viewer;
 use crate::config::{AttachStream, Config, Inherited, LogConfig};
 use crate::log::LogFile;
@@ -76,7 +77,7 @@ impl Home {
         let fd = File::from(rustix::fs::open(&config.dir, flags, Mode::empty())?);
         rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
         rustix::fs::fchmod(&fd, Mode::RWXU)?;
-        let oom_score_adj = config.spec.process().as_ref().and_then(|p| p.oom_score_adj()).unwrap_or(0);
+        let oom_score_adj = config.spec.process().as_ref().and_then(Process::oom_score_adj).unwrap_or(0);
         Ok(Self {
             id: config.id.clone(),
             dir: config.dir.clone(),
@@ -91,16 +92,11 @@ impl Home {
 
     /// Listen on the socket, reached through the directory's descriptor because its path may be too long.
     fn listen(&self) -> io::Result<UnixListener> {
-        self.remove_file(&self.dir.join(record::SOCKET));
+        remove_file(&self.dir.join(record::SOCKET));
         let listener =
             UnixListener::bind(format!("/proc/self/fd/{}/{}", self.fd.as_raw_fd(), record::SOCKET))?;
         listener.set_nonblocking(true)?;
         Ok(listener)
-    }
-
-    /// Remove a file that may be gone already; what cannot be removed is overwritten or removed with the directory.
-    pub(super) fn remove_file(&self, path: &Path) {
-        drop(fs::remove_file(path));
     }
 
     /// Remove the directory with all records.
@@ -110,8 +106,8 @@ impl Home {
 
     /// End without a daemon: leave what one that starts may want to read, and nothing else.
     pub(super) fn leave(&self) {
-        self.remove_file(&self.dir.join(record::MONITOR));
-        self.remove_file(&self.dir.join(record::SOCKET));
+        remove_file(&self.dir.join(record::MONITOR));
+        remove_file(&self.dir.join(record::SOCKET));
         // Fails while records of execs are left, as it should.
         drop(fs::remove_dir(&self.dir));
     }
@@ -124,6 +120,11 @@ impl Home {
             self.leave();
         }
     }
+}
+
+/// Remove a file that may be gone already; what cannot be removed is overwritten, or removed with the directory.
+pub(super) fn remove_file(path: &Path) {
+    drop(fs::remove_file(path));
 }
 
 /// Come up and start the container; the spawner has been told when this returns.
@@ -217,105 +218,104 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
         }
         _ => failed(&format!("use the directory {}", config.dir.display()), &e),
     })?;
-    let result = launch_at_home(config, netns, attach, events, signals, home);
-    result.map_err(|(failure, home)| {
-        home.undo();
-        failure
-    })
+    match start(config, netns, attach, events, &home) {
+        Ok(Started { listener, container, filter, started_at, log, relay, subscribers, next_id }) => {
+            let cgroup = container.cgroup().clone();
+            Ok(Monitor {
+                home,
+                signals,
+                listener,
+                oom: cgroup.oom_events().unwrap_or_default(),
+                container,
+                cgroup,
+                oom_kills: 0,
+                paused: false,
+                seccomp: filter,
+                started_at,
+                log,
+                relay,
+                execs: Execs::default(),
+                connections: Vec::new(),
+                subscribers,
+                next_id,
+                ending: None,
+                scratch: Vec::new(),
+                busy_since: Some(Instant::now()),
+                finished: false,
+            })
+        }
+        Err(failure) => {
+            home.undo();
+            Err(failure)
+        }
+    }
 }
 
-fn launch_at_home(
+/// A container whose program runs, and what has been set up for it.
+struct Started {
+    listener: UnixListener,
+    container: Created,
+    filter: Option<seccomp::Program>,
+    started_at: Timestamp,
+    log: Option<LogFile>,
+    relay: Relay,
+    subscribers: Vec<Subscriber>,
+    next_id: u32,
+}
+
+fn start(
     mut config: Config,
     netns: Option<OwnedFd>,
     attach: Vec<AttachStream>,
     events: Option<UnixStream>,
-    signals: SignalFd,
-    home: Home,
-) -> Result<Monitor, (Failure, Home)> {
-    macro_rules! attempt {
-        ($result:expr) => {
-            match $result {
-                Ok(value) => value,
-                Err(failure) => return Err((Failure::from(failure), home)),
-            }
-        };
-    }
+    home: &Home,
+) -> Result<Started, Failure> {
     // A record of an earlier run must not be taken for this one's.
-    home.remove_file(&home.exit_path);
-    let listener = attempt!(home.listen().map_err(|e| failed("listen in the monitor's directory", &e)));
+    remove_file(&home.exit_path);
+    let listener = home.listen().map_err(|e| failed("listen in the monitor's directory", &e))?;
     let log = match &config.log {
         LogConfig::None => None,
-        LogConfig::JsonFile(log) => Some(attempt!(
-            LogFile::open(log).map_err(|e| failed(&format!("open the log {}", log.path.display()), &e))
-        )),
+        LogConfig::JsonFile(log) => {
+            let open = LogFile::open(log);
+            Some(open.map_err(|e| failed(&format!("open the log {}", log.path.display()), &e))?)
+        }
     };
     let (terminal, open_stdin, stdin_once) = (config.terminal, config.open_stdin, config.stdin_once);
     let console_size = config.console_size;
-    let (stdio, mut relay) = attempt!(
-        Plumbing::new(terminal, open_stdin, stdin_once)
-            .map(Plumbing::split)
-            .map_err(|e| failed("make pipes", &e))
-    );
-    let (mut container, filter) = attempt!(create(&mut config, stdio, netns));
+    let plumbing = Plumbing::new(terminal, open_stdin, stdin_once).map_err(|e| failed("make pipes", &e))?;
+    let (stdio, mut relay) = plumbing.split();
+    let (mut container, filter) = create(&mut config, stdio, netns)?;
     drop(config);
     if let Some(master) = container.take_terminal() {
-        attempt!(
-            relay
-                .connect_terminal(master, console_size, open_stdin, stdin_once)
-                .map_err(|e| failed("set up the terminal", &e))
-        );
+        relay
+            .connect_terminal(master, console_size, open_stdin, stdin_once)
+            .map_err(|e| failed("set up the terminal", &e))?;
     }
     let mut next_id = 0;
     for AttachStream { stream, options } in attach {
         next_id += 1;
-        relay.attach(attempt!(Viewer::new(next_id, stream, options, &[]).map_err(|e| failed("attach", &e))));
+        relay.attach(Viewer::new(next_id, stream, options, &[]).map_err(|e| failed("attach", &e))?);
     }
     let mut subscribers = Vec::new();
     if let Some(stream) = events {
         next_id += 1;
-        subscribers
-            .push(attempt!(Subscriber::new(next_id, stream, &[]).map_err(|e| failed("subscribe", &e))));
+        subscribers.push(Subscriber::new(next_id, stream, &[]).map_err(|e| failed("subscribe", &e))?);
     }
-    let cgroup = container.cgroup().clone();
-    let oom = cgroup.oom_events().unwrap_or_default();
+    let started_at = Timestamp::now();
     let monitor = MonitorRecord {
         protocol: PROTOCOL_VERSION,
         id: home.id.clone(),
         shim_pid: rustix::process::getpid().as_raw_nonzero().get(),
         container_pid: container.pid(),
         container_start_ticks: start_ticks(container.pid()).unwrap_or(0),
-        created_at: Timestamp::now(),
-        cgroup: Some(cgroup.clone()),
+        created_at: started_at.clone(),
+        cgroup: Some(container.cgroup().clone()),
     };
-    attempt!(
-        record::write(&home.dir.join(record::MONITOR), &monitor, Durability::Visible)
-            .map_err(|e| Failure::new(FailureKind::Os, e.to_string()))
-    );
-    let started_at = Timestamp::now();
-    attempt!(container.start());
+    record::write(&home.dir.join(record::MONITOR), &monitor, Durability::Visible)
+        .map_err(|e| Failure::new(FailureKind::Os, e.to_string()))?;
+    container.start()?;
     protect_from_oom();
-    Ok(Monitor {
-        home,
-        signals,
-        listener,
-        container,
-        cgroup,
-        oom,
-        oom_kills: 0,
-        paused: false,
-        seccomp: filter,
-        started_at,
-        log,
-        relay,
-        execs: Execs::default(),
-        connections: Vec::new(),
-        subscribers,
-        next_id,
-        ending: None,
-        scratch: Vec::new(),
-        busy_since: Some(std::time::Instant::now()),
-        finished: false,
-    })
+    Ok(Started { listener, container, filter, started_at, log, relay, subscribers, next_id })
 }
 
 fn create(

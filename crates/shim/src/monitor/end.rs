@@ -83,10 +83,10 @@ impl Monitor {
         self.count_oom_kills();
         // With a process id namespace of its own the container is empty by now; otherwise others may be left. A frozen
         // one cannot die.
-        if self.cgroup.procs().is_ok_and(|procs| !procs.is_empty()) {
-            if self.cgroup.kill_all().is_err() || self.paused {
-                self.paused = self.cgroup.thaw().is_err();
-            }
+        if self.cgroup.procs().is_ok_and(|procs| !procs.is_empty())
+            && (self.cgroup.kill_all().is_err() || self.paused)
+        {
+            self.paused = self.cgroup.thaw().is_err();
         }
         self.relay.drain();
         self.ending = Some(Ending::Draining { ended, deadline: Instant::now() + FOREIGN_HOLD });

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use brigantine_runtime::ExecRequest;
 
+use super::boot::remove_file;
 use super::end::{Ended, FOREIGN_HOLD};
 use super::relay::{Plumbing, Relay};
 use super::{Monitor, Owner, Wants};
@@ -200,7 +201,7 @@ impl Monitor {
             if self.execs.ended.len() > REMEMBERED
                 && let Some(oldest) = self.execs.ended.pop_front()
             {
-                self.home.remove_file(&exec_path(&self.home.dir, &oldest.id));
+                remove_file(&exec_path(&self.home.dir, &oldest.id));
             }
             self.publish(&Event::ExecExited(record));
         }
@@ -217,7 +218,7 @@ impl Monitor {
         if self.execs.ended.len() == before {
             return Err(no_such_exec(id));
         }
-        self.home.remove_file(&exec_path(&self.home.dir, id));
+        remove_file(&exec_path(&self.home.dir, id));
         Ok(())
     }
 }

@@ -20,7 +20,7 @@ use crate::frame::{self, Kind};
 const LIMIT: usize = 1 << 20;
 
 /// How long a client may take nothing after the end, before it is dropped with what is buffered for it.
-const LAST_PATIENCE: Duration = Duration::from_secs(60);
+const LAST_PATIENCE: Duration = Duration::from_mins(1);
 
 /// An attached client.
 #[derive(Debug)]
