@@ -34,7 +34,67 @@ fn main() -> Result<(), Box<dyn Error>> {
             println!("{:44} {c50:>10} ({c90:>8}) {d50:>10} ({d90:>8})", format!("{name}, namespace {kind}"));
         }
     }
+    let host = netns::create()?;
+    let (mut times, all) =
+        netns::within(host.as_fd(), || in_parallel(32))?.map_err(|error| error.to_string())?;
+    let (median, p90) = quantiles(&mut times);
+    println!("32 at once: all after {} ms, each {median} ({p90}) µs", all.as_millis());
     Ok(())
+}
+
+/// Each connect's time, and the time until the last was done.
+fn in_parallel(count: u8) -> Result<(Vec<Duration>, Duration), brigantine_network::Error> {
+    let (fabric, bridge) = open(4)?;
+    let start = Instant::now();
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..count)
+            .map(|number| {
+                let spec = spec(number, &bridge, true, 1);
+                let fabric = &fabric;
+                scope.spawn(move || {
+                    let start = Instant::now();
+                    fabric.connect(&spec).map(|sandbox| (sandbox, start.elapsed()))
+                })
+            })
+            .collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let all = start.elapsed();
+    let times = results.into_iter().map(|result| result.map(|(_, time)| time)).collect::<Result<_, _>>()?;
+    Ok((times, all))
+}
+
+fn open(warm: usize) -> Result<(Fabric, BridgeSpec), brigantine_network::Error> {
+    let fabric = Fabric::open(Config { table: "brigantine-bench".to_owned(), warm })?;
+    let subnet = ipnet::Ipv4Net::new_assert([172, 30, 0, 0].into(), 16);
+    let bridge = BridgeSpec::new("brig0", subnet, [172, 30, 0, 1].into());
+    fabric.ensure_bridge(&bridge)?;
+    fabric.reconcile(&[])?;
+    Ok((fabric, bridge))
+}
+
+fn spec(number: u8, bridge: &BridgeSpec, with_interface: bool, ports: u16) -> SandboxSpec {
+    let interfaces = with_interface.then(|| InterfaceSpec {
+        bridge: bridge.name.clone(),
+        name: "eth0".to_owned(),
+        mac: None,
+        addresses: vec![IpNet::new_assert([172, 30, 1, number].into(), 16)],
+        gateway: Some(bridge.gateway),
+        gateway6: None,
+    });
+    let ports = (0..ports).map(|number| PortRequest {
+        protocol: Protocol::Tcp,
+        host_ip: None,
+        host_port: HostPort::Ephemeral,
+        container_port: 80 + number,
+    });
+    SandboxSpec {
+        id: format!("container-{number}"),
+        name: format!("container-{number}"),
+        interfaces: interfaces.into_iter().collect(),
+        ports: ports.collect(),
+        sysctls: Vec::new(),
+    }
 }
 
 fn quantiles(times: &mut [Duration]) -> (u128, u128) {
@@ -50,42 +110,17 @@ fn measure(
     with_interface: bool,
     ports: u16,
 ) -> Result<Times, brigantine_network::Error> {
-    let fabric = Fabric::open(Config { table: "brigantine-bench".to_owned(), warm })?;
-    let subnet = ipnet::Ipv4Net::new_assert([172, 30, 0, 0].into(), 16);
-    let bridge = BridgeSpec::new("brig0", subnet, [172, 30, 0, 1].into());
-    fabric.ensure_bridge(&bridge)?;
-    fabric.reconcile(&[])?;
+    let (fabric, bridge) = open(warm)?;
     let (mut connects, mut disconnects) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         std::thread::sleep(pause);
-        let id = format!("container-{round}");
-        let interfaces = with_interface.then(|| InterfaceSpec {
-            bridge: bridge.name.clone(),
-            name: "eth0".to_owned(),
-            mac: None,
-            addresses: vec![IpNet::new_assert([172, 30, 1, round].into(), 16)],
-            gateway: Some(bridge.gateway),
-            gateway6: None,
-        });
-        let ports = (0..ports).map(|number| PortRequest {
-            protocol: Protocol::Tcp,
-            host_ip: None,
-            host_port: HostPort::Ephemeral,
-            container_port: 80 + number,
-        });
-        let spec = SandboxSpec {
-            id: id.clone(),
-            name: id.clone(),
-            interfaces: interfaces.into_iter().collect(),
-            ports: ports.collect(),
-            sysctls: Vec::new(),
-        };
+        let spec = spec(round, &bridge, with_interface, ports);
         let start = Instant::now();
         let sandbox = fabric.connect(&spec)?;
         connects.push(start.elapsed());
         drop(sandbox);
         let start = Instant::now();
-        fabric.disconnect(&id)?;
+        fabric.disconnect(&spec.id)?;
         disconnects.push(start.elapsed());
     }
     Ok((connects, disconnects))

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use brigantine_sys::netns;
 use ipnet::{IpNet, Ipv6Net};
@@ -19,7 +20,7 @@ use crate::error::Error;
 use crate::firewall::{Change, Firewall};
 use crate::link::{self, Link, PortMode, Veth};
 use crate::mac::MacAddr;
-use crate::ports::{PortTable, Protocol, PublishedPort};
+use crate::ports::{PortTable, Protocol, PublishedPort, Reservation};
 use crate::sandbox::{Attachment, Counters, Interface, InterfaceSpec, Sandbox, SandboxSpec};
 use crate::socket::Socket;
 use crate::subnet::overlap;
@@ -102,6 +103,9 @@ fn addresses(attachment: &Attachment) -> impl Iterator<Item = (&Interface, IpAdd
 /// The bridge's own address on an IPv6 network, besides the gateway's.
 const GATEWAY_LINK_LOCAL: IpNet =
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 64));
+
+/// How long a start waits for ports that were given back just before.
+const PORT_PATIENCE: Duration = Duration::from_millis(500);
 
 /// Marks the interfaces of this crate, and says whose they are.
 const ALIAS: &str = "brigantine:";
@@ -200,7 +204,9 @@ impl Fabric {
     }
 
     /// Takes up the containers that still run, removes what is left of others and loads the firewall in one
-    /// transaction. To be called once at start, also with no containers.
+    /// transaction. To be called once at start, also with no containers. If it fails with
+    /// [`Error::FirewallUnavailable`] sandboxes without interfaces still work; others are tried again, and
+    /// refused with the same error.
     pub fn reconcile(&self, live: &[Live]) -> Result<Reconciled, Error> {
         let _changing = lock(&self.changing);
         {
@@ -354,13 +360,33 @@ impl Fabric {
         Ok(())
     }
 
+    /// A container that is restarted wants the ports that its former shim lets go of in this moment.
+    fn reserve_ports(&self, spec: &SandboxSpec, own: &[IpAddr]) -> Result<Reservation, Error> {
+        let range = sysctl::local_port_range();
+        let deadline = Instant::now() + PORT_PATIENCE;
+        loop {
+            let error = {
+                let mut ports = lock(&self.ports);
+                match ports.reserve(&spec.id, &spec.name, &spec.ports, own, range) {
+                    Err(error) if ports.may_pass(&error) && Instant::now() < deadline => error,
+                    result => return result,
+                }
+            };
+            tracing::debug!(%error, "waiting for a port to be let go");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     fn build(&self, spec: &SandboxSpec, plan: &[(Interface, Bridge)]) -> Result<Sandbox, Error> {
+        if !plan.is_empty() && !self.firewall.is_loaded() {
+            // Without it there would be neither isolation nor a way out.
+            self.reload()?;
+        }
         let outward = plan.iter().find(|(_, bridge)| !bridge.spec.internal).map(|(interface, _)| interface);
         let (ports, held) = match outward {
             Some(interface) if !spec.ports.is_empty() => {
                 let own: Vec<IpAddr> = interface.addresses.iter().map(IpNet::addr).collect();
-                let range = sysctl::local_port_range();
-                let reserved = lock(&self.ports).reserve(&spec.id, &spec.name, &spec.ports, &own, range)?;
+                let reserved = self.reserve_ports(spec, &own)?;
                 (reserved.ports, reserved.held)
             }
             // An internal network has no outside to publish to.

@@ -10,6 +10,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::str::FromStr;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, sockopt};
 use serde::{Deserialize, Serialize};
@@ -197,6 +198,9 @@ fn parse_range(text: &str) -> Result<(u16, u16), PortError> {
     if first <= last { Ok((first, last)) } else { Err(PortError::Range(text.to_owned())) }
 }
 
+/// For how long the process that held a released port may take to end.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
 /// Who has which host port in this engine. The sockets themselves belong to the sandboxes.
 #[derive(Debug, Default)]
 pub(crate) struct PortTable {
@@ -204,6 +208,8 @@ pub(crate) struct PortTable {
     /// Where the next search for an ephemeral port begins: freed ports rest as long as possible, since
     /// clients may still send to them.
     next_ephemeral: u16,
+    /// Ports given back a moment ago; their sockets may still be open in a shim that is about to end.
+    released: HashMap<(Protocol, IpAddr, u16), Instant>,
 }
 
 #[derive(Debug)]
@@ -247,9 +253,21 @@ impl PortTable {
     }
 
     pub fn release(&mut self, ports: &[PublishedPort]) {
+        let now = Instant::now();
+        self.released.retain(|_, since| now.duration_since(*since) < LETTING_GO);
         for port in ports {
             self.owners.remove(&key(port));
+            self.released.insert(key(port), now);
         }
+    }
+
+    /// Whether the refusal is of a port that was a container's until just now, so that it pays to try again.
+    pub fn may_pass(&self, refusal: &Error) -> bool {
+        let Error::PortInUse { protocol, host_ip, port, owner: None, .. } = refusal else { return false };
+        let since = self.released.iter().find(|((proto, ip, number), _)| {
+            proto == protocol && number == port && ip.is_ipv4() == host_ip.is_ipv4()
+        });
+        since.is_some_and(|(_, since)| since.elapsed() < LETTING_GO)
     }
 
     fn reserve_one(
