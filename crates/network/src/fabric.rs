@@ -104,10 +104,13 @@ fn addresses(attachment: &Attachment) -> impl Iterator<Item = (&Interface, IpAdd
 const GATEWAY_LINK_LOCAL: IpNet =
     IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 64));
 
+/// Marks the bridges.
+const BRIDGE_ALIAS: &str = "brigantine bridge";
+
 /// How long a start waits for ports that were given back just before.
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
 
-/// Marks the interfaces of this crate, and says whose they are.
+/// Marks the ports of bridges, and says whose they are.
 const ALIAS: &str = "brigantine:";
 
 impl Fabric {
@@ -571,14 +574,26 @@ fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<u32, Error> {
     }
     let wanted = spec.addresses();
     let present = if existing.is_some() { link::addresses_of(socket, link.index)? } else { Vec::new() };
-    if let Some(foreign) = present.iter().find(|address| !wanted.contains(address)) {
-        return Err(conflict(format!(
-            "has the address {foreign} where {} is wanted; remove it (ip link delete {}) or choose another bridge or subnet",
-            wanted.first().map_or_else(String::new, ToString::to_string),
-            spec.name
-        )));
-    }
     let mut batch = Messages::new();
+    let foreign: Vec<&IpNet> = present.iter().filter(|address| !wanted.contains(address)).collect();
+    if let Some(first) = foreign.first() {
+        // A bridge of ours that nobody is on follows a changed subnet; anything else is not ours to change.
+        let is_in_use =
+            link.alias != BRIDGE_ALIAS || link::all(socket)?.iter().any(|one| one.master == Some(link.index));
+        if is_in_use {
+            return Err(conflict(format!(
+                "has the address {first} where {} is wanted; remove it (ip link delete {}) or choose another bridge or subnet",
+                wanted.first().map_or_else(String::new, ToString::to_string),
+                spec.name
+            )));
+        }
+        for address in foreign {
+            link::delete_address(&mut batch, link.index, &spec.name, *address);
+        }
+    }
+    if existing.is_none() {
+        link::set_alias(&mut batch, link.index, &spec.name, BRIDGE_ALIAS);
+    }
     for address in wanted.iter().filter(|address| !present.contains(address)) {
         link::add_address(&mut batch, link.index, &spec.name, *address);
     }

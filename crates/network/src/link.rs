@@ -155,6 +155,14 @@ pub(crate) fn add_bridge(batch: &mut Messages, name: &str, mac: MacAddr, mtu: Op
     });
 }
 
+/// Names the owner.
+pub(crate) fn set_alias(batch: &mut Messages, index: u32, name: &str, alias: &str) {
+    let what = format!("mark {name}");
+    batch.push(what, libc::RTM_SETLINK, 0, &link_header(index, 0, 0), |link| {
+        link.bytes(libc::IFLA_IFALIAS, alias.as_bytes());
+    });
+}
+
 pub(crate) fn set_mtu(batch: &mut Messages, index: u32, name: &str, mtu: u32) {
     let what = format!("set the MTU of {name} to {mtu}");
     batch.push(what, libc::RTM_SETLINK, 0, &link_header(index, 0, 0), |link| {
@@ -191,6 +199,17 @@ pub(crate) fn add_address(batch: &mut Messages, index: u32, name: &str, address:
             let bytes = net.addr().octets();
             body.bytes(libc::IFA_LOCAL, &bytes).bytes(libc::IFA_ADDRESS, &bytes).u32(IFA_FLAGS, IFA_F_NODAD);
         }
+    });
+}
+
+pub(crate) fn delete_address(batch: &mut Messages, index: u32, name: &str, address: IpNet) {
+    let mut header = [0; 8];
+    header[0] = family(address.addr());
+    header[1] = address.prefix_len();
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    let what = format!("remove address {address} from {name}");
+    batch.push(what, libc::RTM_DELADDR, 0, &header, |body| {
+        body.bytes(libc::IFA_LOCAL, &octets(address.addr()));
     });
 }
 

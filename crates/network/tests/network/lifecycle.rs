@@ -250,6 +250,22 @@ fn an_existing_bridge_that_fits_is_taken() {
 }
 
 #[test]
+fn a_bridge_of_ours_follows_a_changed_subnet_when_nobody_is_on_it() {
+    let lab = Lab::new();
+    let fabric = lab.with_bridge();
+    let one = lab.connect(&fabric, &container("one", &bridge("brig0", 30), 2)).unwrap();
+    let again = lab.fabric();
+    let error = lab.on_host(|| again.ensure_bridge(&bridge("brig0", 31))).unwrap_err();
+    assert!(matches!(error, Error::BridgeConflict { .. }), "{error}");
+    lab.on_host(|| fabric.disconnect("one")).unwrap();
+    drop(one);
+    eventually("the interface goes", || veths(&lab) == 0);
+    lab.on_host(|| again.ensure_bridge(&bridge("brig0", 31))).unwrap();
+    let text = run(&lab.host, "ip -o -4 addr show brig0");
+    assert!(text.contains("172.31.0.1/16") && !text.contains("172.30."), "{text}");
+}
+
+#[test]
 fn after_a_crash_live_containers_go_on_and_the_rest_is_removed() {
     let lab = Lab::new();
     let fabric = lab.with_bridge();
