@@ -5,6 +5,7 @@
 //! neither allocates nor locks.
 
 pub mod daemonize;
+pub mod inherit;
 pub mod netns;
 pub mod sealed;
 pub mod signals;
