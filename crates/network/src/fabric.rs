@@ -49,6 +49,9 @@ pub struct Reconciled {
     pub removed_links: Vec<String>,
     /// Containers of which an interface is missing on the host: `(container id, interface)`.
     pub missing_links: Vec<(String, String)>,
+    /// Chains of other firewalls that drop forwarded packets by default: `ip filter FORWARD`. Only their owner
+    /// can make them accept.
+    pub obstacles: Vec<String>,
 }
 
 /// See the crate's documentation. Shared by reference; every method blocks for netlink round trips only.
@@ -152,13 +155,16 @@ impl Fabric {
                 }
             }
         }
-        let index = self.with_socket(|socket| ensure_link(socket, spec))?;
-        if !spec.internal {
-            sysctl::ensure("ipv4/ip_forward", "1")?;
-            sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", spec.name), "1")?;
-            if spec.subnet6.is_some() {
-                sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+        let (index, is_made) = self.with_socket(|socket| ensure_link(socket, spec))?;
+        if let Err(error) = configure_forwarding(spec) {
+            if is_made {
+                let mut batch = Messages::new();
+                link::delete(&mut batch, index, &spec.name);
+                if let Err(error) = self.execute(batch) {
+                    tracing::warn!(bridge = spec.name, %error, "left over from a failed creation");
+                }
             }
+            return Err(error);
         }
         let former = {
             let mut bridges = self.bridges.write().unwrap_or_else(PoisonError::into_inner);
@@ -251,6 +257,14 @@ impl Fabric {
         }
         if !self.bridges().is_empty() {
             self.load()?;
+            report.obstacles = self.firewall.obstacles()?;
+            for chain in &report.obstacles {
+                tracing::warn!(
+                    chain,
+                    "this chain of the host drops forwarded packets unless a rule accepts them; containers on bridges \
+                     have no way out until it has one for their traffic"
+                );
+            }
         }
         Ok(report)
     }
@@ -554,8 +568,21 @@ fn pairs(one: &[IpNet], other: &[IpNet]) -> Vec<(IpNet, IpNet)> {
     one.iter().flat_map(|own| other.iter().map(|theirs| (*own, *theirs))).collect()
 }
 
-/// Finds or makes the bridge's interface and gives it its addresses; its index.
-fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<u32, Error> {
+/// What the host needs to forward for the bridge.
+fn configure_forwarding(spec: &BridgeSpec) -> Result<(), Error> {
+    if spec.internal {
+        return Ok(());
+    }
+    sysctl::ensure("ipv4/ip_forward", "1")?;
+    sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", spec.name), "1")?;
+    if spec.subnet6.is_some() {
+        sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+    }
+    Ok(())
+}
+
+/// Finds or makes the bridge's interface and gives it its addresses; its index, and whether it was made.
+fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<(u32, bool), Error> {
     let conflict = |reason: String| Error::BridgeConflict { bridge: spec.name.clone(), reason };
     let existing = link::find(socket, &spec.name)?;
     check_routes(socket, spec, existing.as_ref().map(|link| link.index))?;
@@ -614,7 +641,7 @@ fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<u32, Error> {
             tracing::warn!(bridge = spec.name, %error, "left over from a failed creation");
         }
     }
-    result.map(|()| link.index)
+    result.map(|()| (link.index, existing.is_none()))
 }
 
 /// Refuses a subnet that the host reaches, in whole or in part, through another interface.

@@ -25,8 +25,8 @@ use crate::bridge::BridgeSpec;
 use crate::error::Error;
 use crate::link::octets;
 use crate::nft::{
-    Element, Expression as E, FORWARD, Field, Hook, IPV4, IPV6, OUTPUT, POSTROUTING, PREROUTING, R0, Set,
-    Transaction, get_table,
+    ALL_CHAINS, DroppingChain, Element, Expression as E, FAMILY_INET, FORWARD, Field, Hook, IPV4, IPV6,
+    OUTPUT, POSTROUTING, PREROUTING, R0, Set, Transaction, dropping_chain, get_table,
 };
 use crate::ports::PublishedPort;
 use crate::socket::Socket;
@@ -182,6 +182,26 @@ impl Firewall {
             Err(error) if error.errno() == Some(libc::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    /// Chains of others that drop forwarded packets by default, such as docker's: `ip filter FORWARD`.
+    pub fn obstacles(&self) -> Result<Vec<String>, Error> {
+        let (kind, header) = ALL_CHAINS;
+        let mut state = self.lock();
+        let chains = state
+            .socket()?
+            .dump("list nf_tables chains", kind, &header, |payload| dropping_chain(payload, FORWARD))?;
+        let name = |chain: DroppingChain| {
+            let family = match chain.family {
+                FAMILY_INET => "inet",
+                IPV4 => "ip",
+                IPV6 => "ip6",
+                // Bridges' own hooks see other packets.
+                _ => return None,
+            };
+            (chain.table != self.table).then(|| format!("{family} {} {}", chain.table, chain.name))
+        };
+        Ok(chains.into_iter().filter_map(name).collect())
     }
 
     fn change(&self, fill: impl FnOnce(&mut Transaction<'_>)) -> Result<Change, Error> {
@@ -369,4 +389,55 @@ fn element(set: &Set, port: &PublishedPort) -> Option<Element> {
 fn port_field(port: u16) -> [u8; 4] {
     let [high, low] = port.to_be_bytes();
     [high, low, 0, 0]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::Protocol;
+
+    fn published(host: &str, container: &str) -> PublishedPort {
+        PublishedPort {
+            protocol: Protocol::Udp,
+            host_ip: host.parse().unwrap(),
+            host_port: 0x1234,
+            container_ip: container.parse().unwrap(),
+            container_port: 0x5678,
+        }
+    }
+
+    #[test]
+    fn a_port_is_in_the_map_of_its_kind_and_its_container_once_in_the_set_of_its_own() {
+        let any = published("0.0.0.0", "172.30.0.2");
+        let exact = published("127.0.0.1", "172.30.0.2");
+        let ports = [any, exact, published("::", "fd00::2")];
+        assert_eq!(
+            elements_for(&ANY4, &ports),
+            [Element {
+                key: vec![17, 0, 0, 0, 0x12, 0x34, 0, 0],
+                value: vec![172, 30, 0, 2, 0x56, 0x78, 0, 0],
+            }]
+        );
+        assert_eq!(elements_for(&PORTS4, &ports)[0].key, [127, 0, 0, 1, 17, 0, 0, 0, 0x12, 0x34, 0, 0]);
+        assert_eq!(
+            elements_for(&SELF4, &ports),
+            [Element { key: vec![172, 30, 0, 2, 172, 30, 0, 2], value: vec![] }]
+        );
+        assert_eq!(elements_for(&ANY6, &ports)[0].value.len(), 20);
+        assert!(elements_for(&PORTS6, &ports).is_empty());
+    }
+
+    #[test]
+    fn what_the_kernel_lacks_is_named() {
+        let refused = |what: &str, code| Error::Kernel {
+            what: what.to_owned(),
+            detail: None,
+            source: io::Error::from_raw_os_error(code),
+        };
+        let text = |what: &str, code| unavailable(what, refused(what, code)).to_string();
+        assert!(text("begin an nf_tables transaction", libc::EOPNOTSUPP).contains("nf_tables is missing"));
+        assert!(text("begin an nf_tables transaction", libc::EPERM).contains("CAP_NET_ADMIN"));
+        let nat = text("create nat chain output (nft_chain_nat, nf_conntrack)", libc::ENOENT);
+        assert!(nat.contains("nft_chain_nat") && nat.contains("--network none or host"), "{nat}");
+    }
 }

@@ -2,7 +2,7 @@
 //! maps with elements, and the expressions of its rules. Numbers are those of linux/netfilter/nf_tables.h;
 //! data type numbers are the ones `nft` prints sets by.
 
-use crate::wire::{Attributes, Messages, NLM_F_APPEND, NLM_F_CREATE};
+use crate::wire::{Attributes, Messages, NLM_F_APPEND, NLM_F_CREATE, attribute, text};
 
 const SUBSYSTEM: u16 = 10;
 const BATCH_BEGIN: u16 = 0x10;
@@ -240,6 +240,31 @@ pub(crate) fn get_table(table: &str) -> Messages {
         body.text(1, table);
     });
     messages
+}
+
+/// A chain of anybody's that drops what none of its rules accept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DroppingChain {
+    pub family: u8,
+    pub table: String,
+    pub name: String,
+}
+
+/// Type and header of the request for all chains.
+pub(crate) const ALL_CHAINS: (u16, [u8; 4]) = (0x0a04, [0; 4]);
+
+/// Reads a chain; `None` if it is not at `hook` or does not drop by default.
+pub(crate) fn dropping_chain(payload: &[u8], hook: u32) -> Option<DroppingChain> {
+    let be32 = |value: &[u8]| value.try_into().map(u32::from_be_bytes).ok();
+    let body = payload.get(4..)?;
+    let number = attribute(attribute(body, 4)?, 1).and_then(be32)?;
+    let policy = attribute(body, 5).and_then(be32)?;
+    (number == hook && policy == libc::NF_DROP as u32).then_some(())?;
+    Some(DroppingChain {
+        family: *payload.first()?,
+        table: text(attribute(body, 1)?),
+        name: text(attribute(body, 3)?),
+    })
 }
 
 /// Registers of four bytes; wider fields take several.

@@ -282,3 +282,17 @@ fn it_works_beside_other_tables() {
     assert_eq!(lab.ruleset(), before);
     assert!(!lab.ruleset().contains(TABLE));
 }
+
+#[test]
+fn a_firewall_that_drops_by_default_is_named() {
+    let lab = Lab::new();
+    run(&lab.host, "nft add table ip filter");
+    run(&lab.host, "nft add chain ip filter FORWARD { type filter hook forward priority 0 ; policy drop ; }");
+    run(&lab.host, "nft add chain ip filter INPUT { type filter hook input priority 0 ; policy drop ; }");
+    let fabric = lab.fabric();
+    let report = lab.on_host(|| {
+        fabric.ensure_bridge(&bridge("brig0", 30)).unwrap();
+        fabric.reconcile(&[]).unwrap()
+    });
+    assert_eq!(report.obstacles, ["ip filter FORWARD"]);
+}
