@@ -70,6 +70,11 @@ impl Builder {
         self
     }
 
+    /// Whether it will be Docker's.
+    pub fn is_peer(&self) -> bool {
+        self.flavor != Flavor::Brig
+    }
+
     /// Loads `busybox:latest` at the start.
     pub fn busybox(mut self) -> Self {
         self.busybox = true;

@@ -1,0 +1,181 @@
+//! The default bridge, published ports, name files: from inside, from the engine's machine and from another one.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+};
+
+use brigantine_testkit::{Client, Engine, Outside, until, wait::PATIENCE};
+use serde_json::json;
+
+use crate::Host;
+
+both![
+    a_container_has_an_address_and_a_route,
+    none_has_a_loopback_only_and_host_is_the_hosts,
+    name_files_are_the_containers_own,
+    containers_reach_each_other,
+    a_published_tcp_port_is_reached_from_everywhere,
+    a_published_udp_port_is_reached,
+    a_port_in_use_is_refused_and_nothing_is_left,
+    the_outside_is_reached_through_nat,
+];
+
+fn a_container_has_an_address_and_a_route(client: Client) {
+    let host = Host::new(client);
+    let text = host.script(&[], "ip -4 -o addr show eth0; ip route; cat /sys/class/net/eth0/mtu");
+    assert!(text.contains("inet 172.30.0.2/16"), "{text}");
+    assert!(text.contains("default via 172.30.0.1 dev eth0"), "{text}");
+    assert!(text.ends_with("1500"), "{text}");
+    let id = host.background(&[], "sleep 1000");
+    let info = host.inspect(&id);
+    let network = &info["NetworkSettings"];
+    assert_eq!(network["IPAddress"], network["Networks"]["bridge"]["IPAddress"]);
+    assert!(network["IPAddress"].as_str().unwrap().starts_with("172.30.0."));
+    assert_eq!(network["Networks"]["bridge"]["Gateway"], "172.30.0.1");
+    assert_eq!(network["Networks"]["bridge"]["IPPrefixLen"], 16);
+    assert!(network["MacAddress"].as_str().unwrap().contains(':'));
+    host.cli(["rm", "-f", &id]).ok();
+    host.assert_nothing_left();
+}
+
+fn none_has_a_loopback_only_and_host_is_the_hosts(client: Client) {
+    let host = Host::new(client);
+    assert_eq!(host.script(&["--network", "none"], "ls /sys/class/net; ip -o link | wc -l"), "lo\n1");
+    assert_eq!(host.script(&["--network", "none"], "ip -o link show lo | grep -c 'LOOPBACK,UP'"), "1");
+    let own = std::fs::read_link(format!("/proc/{}/ns/net", host.daemon_pid())).unwrap();
+    assert_eq!(host.script(&["--network", "host"], "readlink /proc/self/ns/net"), own.to_str().unwrap());
+    let id = host.background(&["--network", "none"], "sleep 1000");
+    assert!(host.inspect(&id)["NetworkSettings"]["Networks"]["none"].is_object());
+    host.cli(["run", "--rm", "--network", "nowhere", "busybox", "true"])
+        .exits(125)
+        .expect_stderr("network nowhere not found");
+    host.cli(["rm", "-f", &id]).ok();
+    host.assert_nothing_left();
+}
+
+fn name_files_are_the_containers_own(client: Client) {
+    let host = Host::new(client);
+    let hosts = host.script(&["--hostname", "ship", "--add-host", "pier:10.1.2.3"], "cat /etc/hosts");
+    assert!(hosts.contains("127.0.0.1\tlocalhost"), "{hosts}");
+    assert!(hosts.contains("10.1.2.3\tpier"), "{hosts}");
+    assert!(hosts.lines().any(|l| l.starts_with("172.30.0.") && l.ends_with("\tship")), "{hosts}");
+    let resolv = host.script(
+        &["--dns", "192.0.2.53", "--dns-search", "example.org", "--dns-option", "ndots:3"],
+        "cat /etc/resolv.conf",
+    );
+    assert!(
+        resolv.contains("nameserver 192.0.2.53")
+            && resolv.contains("search example.org")
+            && resolv.contains("options ndots:3"),
+        "{resolv}"
+    );
+    // They can be written to, and are the container's alone.
+    let id = host.background(&[], "echo 10.9.9.9 mine >>/etc/hosts; exec sleep 1000");
+    assert!(host.cli(["exec", &id, "cat", "/etc/hosts"]).ok().contains("mine"));
+    assert!(!host.script(&[], "cat /etc/hosts").contains("mine"));
+}
+
+fn containers_reach_each_other(client: Client) {
+    let host = Host::new(client);
+    let id = host.background(&[], "while :; do echo served | nc -l -p 80; done");
+    let at = host.inspect(&id)["NetworkSettings"]["IPAddress"].as_str().unwrap().to_owned();
+    let answer = host.script(
+        &[],
+        &format!("for i in 1 2 3 4 5 6 7 8 9; do nc -w 2 {at} 80 </dev/null && break; sleep 0.2; done"),
+    );
+    assert_eq!(answer, "served");
+    assert_eq!(host.script(&[], &format!("ping -c 1 -W 2 {at} >/dev/null && echo pong")), "pong");
+}
+
+/// Reads what a server that says something by itself says.
+fn hears(connect: impl Fn() -> std::io::Result<TcpStream>) -> String {
+    until(PATIENCE, || {
+        let mut stream = connect().ok()?;
+        stream.write_all(b"hello\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        (!text.is_empty()).then_some(text)
+    })
+    .unwrap_or_else(|| "(silence)".to_owned())
+}
+
+const SERVER: &str = "while :; do echo served | nc -l -p 80; done";
+
+fn a_published_tcp_port_is_reached_from_everywhere(client: Client) {
+    let host = Host::new(client);
+    let outside = Outside::connect(&host.engine);
+    let id = host.background(&["-p", "8080:80", "-p", "127.0.0.1::81"], SERVER);
+    assert_eq!(hears(|| outside.tcp(8080)), "served\n");
+    let local = |ip: Ipv4Addr, port: u16| host.sandbox().within_net(|| TcpStream::connect((ip, port)));
+    assert_eq!(hears(|| local(Outside::ENGINE, 8080)), "served\n");
+    assert_eq!(hears(|| local(Ipv4Addr::LOCALHOST, 8080)), "served\n");
+    assert_eq!(hears(|| local(Ipv4Addr::new(172, 30, 0, 1), 8080)), "served\n");
+    let ports = host.inspect(&id)["NetworkSettings"]["Ports"].clone();
+    assert_eq!(ports["80/tcp"][0], json!({ "HostIp": "0.0.0.0", "HostPort": "8080" }));
+    let second: u16 = ports["81/tcp"][0]["HostPort"].as_str().unwrap().parse().unwrap();
+    assert!(second >= 1024);
+    assert_eq!(ports["81/tcp"][0]["HostIp"], "127.0.0.1");
+    assert!(outside.tcp(second).is_err(), "a port of the loopback is open to the LAN");
+    assert!(host.cli(["ps"]).ok().contains("0.0.0.0:8080->80/tcp"));
+    assert_eq!(host.cli(["port", &id, "81"]).ok(), format!("127.0.0.1:{second}"));
+    host.cli(["rm", "-f", &id]).ok();
+    drop(outside);
+    host.cli(["run", "--rm", "-p", "8080:80", "busybox", "true"]).ok();
+    host.assert_nothing_left();
+}
+
+fn a_published_udp_port_is_reached(client: Client) {
+    let host = Host::new(client);
+    let outside = Outside::connect(&host.engine);
+    let id = host.background(&["-p", "5353:53/udp"], "while :; do nc -u -l -p 53 -w 1 -e echo answer; done");
+    let heard = until(PATIENCE, || {
+        let socket = outside.udp(5353).ok()?;
+        socket.send(b"question\n").ok()?;
+        let mut buffer = [0; 64];
+        let n = socket.recv(&mut buffer).ok()?;
+        Some(String::from_utf8_lossy(&buffer[..n]).into_owned())
+    });
+    assert_eq!(heard.as_deref(), Some("answer\n"));
+    host.cli(["rm", "-f", &id]).ok();
+}
+
+fn a_port_in_use_is_refused_and_nothing_is_left(client: Client) {
+    let host = Host::new(client);
+    let id = host.background(&["-p", "8080:80"], "sleep 1000");
+    let output = host.cli(["run", "--rm", "--name", "two", "-p", "8080:80", "busybox", "true"]).exits(125);
+    assert!(output.stderr.contains("8080"), "{output}");
+    // A program of the host's that has the port is respected, too.
+    let taken = host.sandbox().within_net(|| std::net::TcpListener::bind("0.0.0.0:9090").unwrap());
+    let output = host.cli(["run", "--rm", "-p", "9090:80", "busybox", "true"]).exits(125);
+    assert!(output.stderr.contains("9090"), "{output}");
+    drop(taken);
+    host.cli(["rm", "-f", &id]).ok();
+    assert_eq!(host.cli(["ps", "-aq"]).ok(), "");
+    host.assert_nothing_left();
+}
+
+fn the_outside_is_reached_through_nat(client: Client) {
+    let host = Host::new(client);
+    let outside = Outside::connect(&host.engine);
+    let listener = outside.listen();
+    let port = listener.local_addr().unwrap().port();
+    let server = std::thread::spawn(move || {
+        let (mut stream, from) = listener.accept().unwrap();
+        stream.write_all(from.ip().to_string().as_bytes()).unwrap();
+    });
+    let seen = host.script(&[], &format!("nc -w 5 {} {port} </dev/null", Outside::ADDRESS));
+    assert_eq!(seen, Outside::ENGINE.to_string());
+    server.join().unwrap();
+}
+
+#[test]
+fn the_predefined_networks_are_listed() {
+    let engine = Engine::start();
+    let list = engine.get("/networks");
+    let mut names: Vec<_> = list.as_array().unwrap().iter().filter_map(|n| n["Name"].as_str()).collect();
+    names.sort_unstable();
+    assert_eq!(names, ["bridge", "host", "none"]);
+    let bridge = engine.get("/networks/bridge");
+    assert_eq!(bridge["IPAM"]["Config"][0]["Subnet"], "172.30.0.0/16");
+}
