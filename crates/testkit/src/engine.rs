@@ -245,6 +245,14 @@ impl Engine {
         u32::try_from(pid).expect("a PID")
     }
 
+    /// Runs `work` on a thread that is in the container's network.
+    #[track_caller]
+    pub fn within_container<T: Send>(&self, container: &str, work: impl FnOnce() -> T + Send) -> T {
+        let path = self.sandbox.proc(self.container_pid(container)).join("ns/net");
+        let netns = File::open(path).expect("the container does not run").into();
+        crate::sandbox::within(&netns, work)
+    }
+
     /// The container's inspect document.
     #[track_caller]
     pub fn inspect(&self, container: &str) -> Value {

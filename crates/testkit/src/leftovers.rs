@@ -31,7 +31,8 @@ impl Snapshot {
             // The daemon may be another one by now, with other threads' helpers: what counts is what it runs.
             add(format!("process: {line}"));
         }
-        for line in sandbox.mounts() {
+        // Docker keeps the host's network bound there from the first use of `--network host` on.
+        for line in sandbox.mounts().into_iter().filter(|l| !l.ends_with("/netns/default nsfs")) {
             add(format!("mount: {line}"));
         }
         for dir in sandbox.cgroups() {

@@ -38,7 +38,7 @@ fn an_unknown_image_is_404_and_named() {
             .message()
             .contains("No such image: nothing")
     );
-    engine.request("GET", "/images/Bad:Ref:x/json").expect(if engine.is_peer() { 404 } else { 400 });
+    engine.request("GET", "/images/Bad:Ref:x/json").expect(400);
 }
 
 #[test]
@@ -54,7 +54,8 @@ fn malformed_json_is_400() {
     let engine = Engine::with_busybox();
     for body in ["{\"Image\": ", "[]", "nonsense", "{\"Image\": 5}", "{\"Cmd\": {\"a\": 1}}"] {
         let answer = engine.post_bytes("/containers/create", "application/json", body.as_bytes());
-        assert_eq!(answer.status, 400, "{body}: {}", answer.text());
+        // Docker 20.10 called half of these an internal error.
+        assert!(answer.status == 400 || engine.is_peer(), "{body}: {} {}", answer.status, answer.text());
         answer.message();
     }
     let answer = engine.post_bytes("/containers/create", "text/plain", b"{}");
@@ -123,7 +124,10 @@ fn an_unknown_path_is_404_in_dockers_form() {
 #[test]
 fn a_bad_filter_is_400() {
     let engine = Engine::start();
-    engine.request("GET", "/containers/json?filters=%7Bnonsense").expect(400);
+    if !engine.is_peer() {
+        // Docker 20.10 called this an internal error.
+        engine.request("GET", "/containers/json?filters=%7Bnonsense").expect(400);
+    }
     engine.request("GET", "/containers/json?filters=%7B%22no-such-filter%22%3A%5B%22x%22%5D%7D").expect(400);
     for filters in ["{\"status\":{\"running\":true}}", "{\"status\":[\"running\"]}"] {
         let path = format!("/containers/json?filters={}", brigantine_testkit::http::escape(filters));

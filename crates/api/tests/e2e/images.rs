@@ -174,6 +174,7 @@ fn a_registrys_image_is_pulled(client: Client) {
     assert!(output.stderr.contains("Unable to find image"), "{output}");
     host.cli(["pull", &format!("{}/team/none:v1", registry.address())]).exits(1);
     host.cli(["pull", &format!("{}/team/box:v9", registry.address())]).exits(1).expect_stderr("not found");
+    drop(registry);
     host.assert_nothing_left();
 }
 

@@ -30,12 +30,12 @@ const FOREVER: &str = "trap 'exit 0' TERM; while :; do sleep 0.1; done";
 
 fn create_then_start_with_attached_output(client: Client) {
     let host = Host::new(client);
-    let id = host.cli(["create", "--name", "c", "busybox", "sh", "-c", "echo out; exit 4"]).ok();
+    let id = host.cli(["create", "--name", "cc", "busybox", "sh", "-c", "echo out; exit 4"]).ok();
     assert_eq!(host.inspect(&id)["State"]["Status"], "created");
-    let output = host.cli(["start", "-a", "c"]).exits(4);
+    let output = host.cli(["start", "-a", "cc"]).exits(4);
     assert_eq!(output.stdout, "out\n");
-    assert_eq!(host.cli(["logs", "c"]).ok(), "out");
-    host.cli(["rm", "c"]).ok();
+    assert_eq!(host.cli(["logs", "cc"]).ok(), "out");
+    host.cli(["rm", "cc"]).ok();
     host.assert_nothing_left();
 }
 
@@ -81,11 +81,11 @@ fn kill_sends_the_named_signal(client: Client) {
 
 fn a_running_container_is_not_removed_but_by_force(client: Client) {
     let host = Host::new(client);
-    let id = host.background(&["--name", "r"], FOREVER);
-    host.cli(["rm", "r"]).exits(1).expect_stderr("remove");
+    let id = host.background(&["--name", "rr"], FOREVER);
+    host.cli(["rm", "rr"]).exits(1).expect_stderr("remove");
     host.cli(["rm", "-f", &id]).ok();
-    host.cli(["inspect", "r"]).exits(1).expect_stderr("no such object: r");
-    assert_eq!(host.request("GET", "/containers/r/json").expect(404).message(), "No such container: r");
+    host.cli(["inspect", "rr"]).exits(1).expect_stderr("no such object: rr");
+    assert_eq!(host.request("GET", "/containers/rr/json").expect(404).message(), "No such container: rr");
     host.assert_nothing_left();
 }
 
@@ -142,7 +142,7 @@ fn an_id_prefix_is_enough_and_an_ambiguous_one_is_refused(client: Client) {
 
 fn logs_are_complete_and_selected(client: Client) {
     let host = Host::new(client);
-    let id = host.background(&[], "for i in 1 2 3 4 5; do echo line $i; done; echo bad >&2");
+    let id = host.background(&[], "for i in 1 2 3 4 5; do echo line $i; done; sleep 0.2; echo bad >&2");
     host.cli(["wait", &id]).ok();
     let output = host.cli(["logs", &id]).exits(0);
     assert_eq!(output.stdout, "line 1\nline 2\nline 3\nline 4\nline 5\n");
@@ -209,7 +209,7 @@ fn inspect_says_what_was_asked_for(client: Client) {
     let host = Host::new(client);
     let flags = [
         "--name",
-        "i",
+        "ii",
         "-m",
         "64m",
         "--cpus",
@@ -224,7 +224,7 @@ fn inspect_says_what_was_asked_for(client: Client) {
         "7",
     ];
     let id = host.cli(["create"].iter().chain(&flags).chain(&["busybox", "sleep", "1"])).ok();
-    let info = host.inspect("i");
+    let info = host.inspect("ii");
     assert_eq!(info["Id"], id.as_str());
     assert_eq!(info["Config"]["Cmd"], json!(["sleep", "1"]));
     assert_eq!(info["Path"], "sleep");
@@ -241,11 +241,11 @@ fn inspect_says_what_was_asked_for(client: Client) {
     assert_eq!(info["State"]["StartedAt"], "0001-01-01T00:00:00Z");
     assert!(info["Image"].as_str().unwrap().starts_with("sha256:"));
     assert_eq!(info["Platform"], "linux");
-    let text = host.cli(["inspect", "i"]).ok();
+    let text = host.cli(["inspect", "ii"]).ok();
     let list: serde_json::Value = serde_json::from_str(&text).unwrap();
     assert_eq!(list[0]["Id"], id.as_str());
     assert_eq!(
-        host.cli(["inspect", "-f", "{{.State.Status}} {{json .Config.Cmd}}", "i"]).ok(),
+        host.cli(["inspect", "-f", "{{.State.Status}} {{json .Config.Cmd}}", "ii"]).ok(),
         "created [\"sleep\",\"1\"]"
     );
 }
@@ -291,20 +291,20 @@ fn version_and_info_answer(client: Client) {
 fn statuses_of_a_containers_life() {
     let engine = Engine::with_busybox();
     let body = json!({ "Image": "busybox", "Cmd": ["sh", "-c", FOREVER] });
-    let made = engine.post("/containers/create?name=s", &body).expect(201).json();
+    let made = engine.post("/containers/create?name=ss", &body).expect(201).json();
     let id = made["Id"].as_str().unwrap();
     assert_eq!(made["Warnings"], json!([]));
-    engine.post("/containers/create?name=s", &body).expect(409);
+    engine.post("/containers/create?name=ss", &body).expect(409);
     engine.request("POST", &format!("/containers/{id}/kill")).expect(409);
-    engine.request("POST", "/containers/s/start").expect(204);
-    engine.request("POST", "/containers/s/start").expect(304);
-    engine.request("DELETE", "/containers/s").expect(409);
-    engine.request("POST", "/containers/s/kill?signal=NOPE").expect(400);
-    engine.request("POST", "/containers/s/stop?t=10").expect(204);
-    engine.request("POST", "/containers/s/stop").expect(304);
-    engine.request("POST", "/containers/s/wait?condition=sometime").expect(400);
-    assert_eq!(engine.request("POST", "/containers/s/wait").expect(200).json()["StatusCode"], 0);
-    engine.request("DELETE", "/containers/s").expect(204);
+    engine.request("POST", "/containers/ss/start").expect(204);
+    engine.request("POST", "/containers/ss/start").expect(304);
+    engine.request("DELETE", "/containers/ss").expect(409);
+    engine.request("POST", "/containers/ss/kill?signal=NOPE").expect(400);
+    engine.request("POST", "/containers/ss/stop?t=10").expect(204);
+    engine.request("POST", "/containers/ss/stop").expect(304);
+    engine.request("POST", "/containers/ss/wait?condition=sometime").expect(400);
+    assert_eq!(engine.request("POST", "/containers/ss/wait").expect(200).json()["StatusCode"], 0);
+    engine.request("DELETE", "/containers/ss").expect(204);
     for (method, path) in [
         ("POST", "start"),
         ("POST", "stop"),
@@ -313,8 +313,8 @@ fn statuses_of_a_containers_life() {
         ("GET", "json"),
         ("GET", "logs?stdout=1"),
     ] {
-        let message = engine.request(method, &format!("/containers/s/{path}")).expect(404).message();
-        assert_eq!(message, "No such container: s");
+        let message = engine.request(method, &format!("/containers/ss/{path}")).expect(404).message();
+        assert_eq!(message, "No such container: ss");
     }
     engine.assert_nothing_left();
 }

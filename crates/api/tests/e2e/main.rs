@@ -2,6 +2,7 @@
 //!
 //! Most tests exist twice, once with the docker command and once with `brig`. They are first proven on Debian's
 //! dockerd (`BRIG_TEST_ENGINE=dockerd cargo nextest run --test e2e docker::`), then held against ours.
+#![expect(clippy::unwrap_used, reason = "a test says so by a panic; those in plain functions are tests, too")]
 
 /// One test per client for each of these functions.
 macro_rules! both {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read as _, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    net::{Ipv4Addr, TcpStream, UdpSocket},
 };
 
 use brigantine_testkit::{Client, Engine, Outside, until, wait::PATIENCE};
@@ -128,7 +128,15 @@ fn a_published_tcp_port_is_reached_from_everywhere(client: Client) {
 fn a_published_udp_port_is_reached(client: Client) {
     let host = Host::new(client);
     let outside = Outside::connect(&host.engine);
-    let id = host.background(&["-p", "5353:53/udp"], "while :; do nc -u -l -p 53 -w 1 -e echo answer; done");
+    let id = host.background(&["-p", "5353:53/udp"], "sleep 1000");
+    // The image has no program that serves UDP, so this thread does, in the container's network.
+    let server = host.within_container(&id, || UdpSocket::bind("0.0.0.0:53").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 64];
+        while let Ok((_, from)) = server.recv_from(&mut buffer) {
+            server.send_to(b"answer\n", from).ok();
+        }
+    });
     let heard = until(PATIENCE, || {
         let socket = outside.udp(5353).ok()?;
         socket.send(b"question\n").ok()?;

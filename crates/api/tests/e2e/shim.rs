@@ -15,18 +15,18 @@ const COUNT: &str = "i=0; while [ $i -lt 200 ]; do i=$((i+1)); echo $i; usleep 2
 #[test]
 fn a_container_writes_on_while_the_daemon_is_dead() {
     let mut engine = engine();
-    let id = engine.docker(["run", "-d", "--name", "w", "busybox", "sh", "-c", COUNT]).ok();
+    let id = engine.docker(["run", "-d", "--name", "ww", "busybox", "sh", "-c", COUNT]).ok();
     engine.wait_log(&id, "\n10\n");
     engine.kill_daemon();
     std::thread::sleep(Duration::from_secs(1));
     engine.restart_daemon();
     assert_eq!(engine.docker(["ps", "-q", "--no-trunc"]).ok(), id);
     // Followed to its end through the restarted daemon: every line once, in order.
-    let all = engine.docker(["logs", "-f", "w"]).ok();
+    let all = engine.docker(["logs", "-f", "ww"]).ok();
     let expected: Vec<_> = (1..=200).map(|i| i.to_string()).collect();
     assert_eq!(all.lines().collect::<Vec<_>>(), expected);
-    assert_eq!(engine.docker(["wait", "w"]).ok(), "33");
-    engine.docker(["rm", "w"]).ok();
+    assert_eq!(engine.docker(["wait", "ww"]).ok(), "33");
+    engine.docker(["rm", "ww"]).ok();
     engine.assert_nothing_left();
 }
 
@@ -49,7 +49,8 @@ fn an_exit_without_a_daemon_is_known_later() {
     assert_eq!(state["ExitCode"], 42, "{state}");
     assert_eq!(state["OOMKilled"], false);
     assert!(state["FinishedAt"].as_str().unwrap() > state["StartedAt"].as_str().unwrap());
-    assert_eq!(engine.docker(["logs", &id]).ok(), "last words");
+    // Docker's daemon is what reads the output, so this is lost there.
+    assert!(engine.is_peer() || engine.docker(["logs", &id]).ok() == "last words");
     eventually("the removal of a container that was to be removed", || {
         (engine.request("GET", &format!("/containers/{removed}/json")).status == 404).then_some(())
     });

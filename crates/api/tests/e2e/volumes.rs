@@ -71,6 +71,9 @@ fn an_images_volume_is_filled_from_it(client: Client) {
     assert_eq!(host.cli(["run", "--rm", "seeded:1", "sh", "-c", script]).ok(), "seed750\n640\n1");
     // An anonymous volume goes with --rm; a named one is seeded once.
     assert_eq!(host.get("/volumes")["Volumes"].as_array().map_or(0, Vec::len), 0);
-    host.cli(["run", "--rm", "-v", "mine:/var/db", "seeded:1", "rm", "/var/db/seed"]).ok();
-    assert_eq!(host.cli(["run", "--rm", "-v", "mine:/var/db", "seeded:1", "ls", "-A", "/var/db"]).ok(), "");
+    host.cli(["run", "--rm", "-v", "mine:/var/db", "seeded:1", "sh", "-c", "cd /var/db; mv seed other"]).ok();
+    assert_eq!(
+        host.cli(["run", "--rm", "-v", "mine:/var/db", "seeded:1", "ls", "-A", "/var/db"]).ok(),
+        "other"
+    );
 }
