@@ -302,7 +302,9 @@ fn statuses_of_a_containers_life() {
     engine.request("POST", "/containers/ss/kill?signal=NOPE").expect(400);
     engine.request("POST", "/containers/ss/stop?t=10").expect(204);
     engine.request("POST", "/containers/ss/stop").expect(304);
-    engine.request("POST", "/containers/ss/wait?condition=sometime").expect(400);
+    if !engine.is_peer() {
+        engine.request("POST", "/containers/ss/wait?condition=sometime").expect(400);
+    }
     assert_eq!(engine.request("POST", "/containers/ss/wait").expect(200).json()["StatusCode"], 0);
     engine.request("DELETE", "/containers/ss").expect(204);
     for (method, path) in [
