@@ -2,11 +2,17 @@
 //!
 //! The output depends on the input and the configuration alone, byte for byte.
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, BufReader, Read, Write};
 
-use crate::digest::Digest;
-use crate::error::{Error, Result};
+use rustix::fs::{Mode, OFlags};
+
+use crate::digest::{Algorithm, Digest, Hashing};
+use crate::error::{Error, IoContext as _, Result};
+use crate::model::{ContainerConfig, History, ImageConfig, RootFs};
 use crate::reference::Reference;
+use crate::tar::{Entry, Reader, TarError};
+use crate::{archive, compress};
 
 /// What the image's configuration says. Nothing is taken from the clock or the machine.
 #[derive(Clone, Debug)]
@@ -37,11 +43,80 @@ pub struct Bootstrapped {
 }
 
 /// Reads a root file system's archive (compressed or not) and writes an image archive that `docker load` takes too.
+/// The layer is the uncompressed archive as it came; it is kept in a temporary file meanwhile.
 pub fn image_from_rootfs_tar(
     rootfs: impl Read,
     config: &BootstrapConfig,
     output: impl Write,
 ) -> Result<Bootstrapped> {
-    drop((rootfs, config, output));
-    Err(Error::Invalid("bootstrap: being built".to_owned()))
+    if config.reference.digest().is_some() {
+        return Err(Error::TagWithDigest);
+    }
+    let name = config.reference.clone().or_latest();
+    let mut layer = tempfile()?;
+    let decoded = compress::decode(rootfs).map_err(Error::ArchiveRead)?;
+    let copy = Copying { source: decoded, copy: Hashing::new(&mut layer, Algorithm::Sha256) };
+    let mut reader = Reader::new(BufReader::with_capacity(1 << 18, copy));
+    let mut entry = Entry::default();
+    let mut entries = 0u64;
+    let broken = |error: TarError| match error {
+        TarError::Read(error) => Error::ArchiveRead(error),
+        error => Error::Archive(error.to_string()),
+    };
+    while reader.next(&mut entry).map_err(broken)? {
+        entries += 1;
+    }
+    reader.drain().map_err(broken)?;
+    if entries == 0 {
+        return Err(Error::Archive("no root file system in it: it has no entries".to_owned()));
+    }
+    let (_, diff_id, layer_size) = reader.into_inner().into_inner().copy.finish();
+    let created = Some(config.created.clone());
+    let image = ImageConfig {
+        architecture: config.architecture.clone(),
+        variant: config.variant.clone(),
+        os: "linux".to_owned(),
+        config: ContainerConfig {
+            cmd: Some(config.cmd.clone()),
+            env: Some(config.env.clone()),
+            labels: config.labels.iter().cloned().collect(),
+            ..ContainerConfig::default()
+        },
+        created: created.clone(),
+        history: vec![History {
+            created,
+            created_by: Some(config.created_by.clone()),
+            comment: config.comment.clone(),
+            ..History::default()
+        }],
+        rootfs: RootFs { diff_ids: vec![diff_id.clone()], ..RootFs::default() },
+        ..ImageConfig::default()
+    };
+    let raw = serde_json::to_vec(&image)
+        .map_err(|source| Error::Json { what: "an image's configuration".to_owned(), source })?;
+    let image = archive::save_single(&raw, &mut layer, &diff_id, layer_size, &name, output)?;
+    Ok(Bootstrapped { image, diff_id, layer_size })
+}
+
+/// A file nobody else can see, gone when it is closed. Where the system's directory for temporary files is: it may
+/// take as much as the uncompressed layer.
+fn tempfile() -> Result<File> {
+    let dir = std::env::temp_dir();
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR).at("create a temporary file in", dir)?;
+    Ok(fd.into())
+}
+
+/// Copies what is read.
+struct Copying<R, W> {
+    source: R,
+    copy: W,
+}
+
+impl<R: Read, W: Write> Read for Copying<R, W> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let n = self.source.read(buf)?;
+        self.copy.write_all(&buf[..n])?;
+        Ok(n)
+    }
 }

@@ -5,6 +5,7 @@
 
 pub mod archive;
 pub mod bootstrap;
+mod compress;
 mod content;
 mod digest;
 mod embedded;
@@ -19,6 +20,7 @@ mod platform;
 mod reference;
 mod remove;
 mod store;
+mod tar;
 mod temp;
 mod tree;
 

@@ -125,13 +125,25 @@ impl Store {
 
     /// Removes blobs and layers that no image, container or lease refers to. Returns the bytes given back.
     pub fn gc(&self, in_use: &InUse) -> Result<u64> {
+        self.collect(&in_use.layers, |_| true)
+    }
+
+    /// Removes what a failed addition brought, unless something else refers to it by now.
+    pub fn abandon(&self, brought: &HashSet<Digest>) -> Result<u64> {
+        if brought.is_empty() {
+            return Ok(0);
+        }
+        self.collect(&HashSet::new(), |digest| brought.contains(digest))
+    }
+
+    fn collect(&self, used_layers: &HashSet<Digest>, candidate: impl Fn(&Digest) -> bool) -> Result<u64> {
         let mut reclaimed = 0;
         let mut taken: Vec<TempDir> = Vec::new();
         {
             let _exclusive = lease::lock(self.root(), true)?;
             let mut blobs = lease::held(self.root())?;
             let mut layers = blobs.clone();
-            layers.extend(in_use.layers.iter().cloned());
+            layers.extend(used_layers.iter().cloned());
             let names = self.names().load()?;
             for entry in &names.entries {
                 // An image that cannot be read must not cost the bytes it might still refer to.
@@ -142,12 +154,13 @@ impl Store {
                 layers.extend(image.config.rootfs.diff_ids.iter().cloned());
             }
             for digest in self.content().walk()? {
-                if !blobs.contains(&digest) {
+                if !blobs.contains(&digest) && candidate(&digest) {
                     reclaimed += self.content().remove(&digest)?;
                 }
             }
             for diff_id in self.layers().walk()? {
                 if !layers.contains(&diff_id)
+                    && candidate(&diff_id)
                     && let Some((dir, disk)) = self.layers().take(&diff_id)?
                 {
                     reclaimed += disk;
@@ -314,7 +327,8 @@ fn delete(
 ) -> Result<()> {
     let check = if force { HARD } else { ALL };
     if let Some(conflict) = conflict(names, id, check, !force, in_use) {
-        if quiet && (!references(names, id).is_empty() || conflict.used) {
+        let wanted = !references(names, id).is_empty() || has_children(names, id) || conflict.used;
+        if quiet && wanted {
             return Ok(());
         }
         return Err(Error::Conflict(conflict.text));
@@ -341,7 +355,7 @@ fn conflict(names: &Names, id: &Digest, check: Check, soft: bool, in_use: &InUse
         let force = if hard || !soft { "cannot be forced" } else { "must be forced" };
         Some(Conflict { text: format!("unable to delete {} ({force}) - {reason}", id.short()), used })
     };
-    if check.children && names.entries.iter().any(|entry| entry.parent.as_ref() == Some(id)) {
+    if check.children && has_children(names, id) {
         return conflict(true, false, "image has dependent child images".to_owned());
     }
     let users = in_use.images.get(id).map(Vec::as_slice).unwrap_or_default();
@@ -361,6 +375,10 @@ fn conflict(names: &Names, id: &Digest, check: Check, soft: bool, in_use: &InUse
         return conflict(false, true, text);
     }
     None
+}
+
+fn has_children(names: &Names, id: &Digest) -> bool {
+    names.entries.iter().any(|entry| entry.parent.as_ref() == Some(id))
 }
 
 fn references(names: &Names, id: &Digest) -> Vec<Reference> {

@@ -220,13 +220,26 @@ impl Store {
     }
 
     /// Adds several images in one step: all or none.
-    pub fn add_images(&self, _lease: &Lease, new: Vec<NewImage>) -> Result<Vec<Image>> {
+    pub fn add_images(&self, lease: &Lease, new: Vec<NewImage>) -> Result<Vec<Image>> {
+        let (ids, _) = self.insert(lease, new)?;
+        ids.iter().map(|id| self.image(id)).collect()
+    }
+
+    /// Adds images; tells their ids and which image lost which name.
+    pub(crate) fn insert(
+        &self,
+        lease: &Lease,
+        new: Vec<NewImage>,
+    ) -> Result<(Vec<Digest>, HashMap<Reference, Digest>)> {
         let mut entries = Vec::new();
         let mut ids = Vec::new();
         for image in new {
+            lease.hold(&image.manifest.digest)?;
             let record = self.read_record(&image.manifest)?;
+            lease.hold(&record.manifest.config.digest)?;
             let id = record.manifest.config.digest.clone();
             for layer in &record.manifest.layers {
+                lease.hold(&layer.digest)?;
                 if !self.inner.content.has(&layer.digest) {
                     return Err(Error::NoSuchContent(layer.digest.clone()));
                 }
@@ -248,13 +261,19 @@ impl Store {
                 });
             }
         }
-        self.inner.names.update(|names| {
-            for entry in entries {
-                names.set(entry);
+        let replaced = self.inner.names.update(|names| {
+            let mut replaced = HashMap::new();
+            for mut entry in entries {
+                let known = names.of_image(&entry.image).find_map(|known| known.parent.clone());
+                entry.parent = entry.parent.or(known);
+                let name = entry.name.clone();
+                if let (Some(name), Some(previous)) = (name, names.set(entry)) {
+                    replaced.insert(name, previous);
+                }
             }
-            Ok(())
+            Ok(replaced)
         })?;
-        ids.iter().map(|id| self.image(id)).collect()
+        Ok((ids, replaced))
     }
 
     /// The image's history, newest first.

@@ -9,6 +9,7 @@ pub mod inherit;
 pub mod netns;
 pub mod sealed;
 pub mod signals;
+pub mod umask;
 
 pub use rustix::io::Errno;
 pub use sealed::SealedExe;

@@ -1,54 +1,72 @@
 //! Layers: applying a layer's archive to a directory, and making one from an overlay's upper directory.
 
-use std::io::{self, Read};
-use std::path::Path;
+mod apply;
+mod diff;
+mod place;
+mod stream;
 
-use crate::digest::{Algorithm, Digest};
+use std::io;
+
+use crate::digest::Digest;
+use crate::tar::TarError;
+
+pub use apply::{Applied, apply};
+pub use diff::{Packed, pack, pack_upper};
+
+/// Prefix of the name of an entry that hides what lower layers have.
+const WHITEOUT: &[u8] = b".wh.";
+/// Prefix of names that are not entries but marks.
+const MARK: &[u8] = b".wh..wh.";
+/// The mark of a directory that hides all lower layers have in it.
+const OPAQUE: &[u8] = b".wh..wh..opq";
+/// Overlay's name for an opaque directory.
+const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+/// Longest name the kernel takes.
+const NAME_MAX: usize = 255;
+/// Longest path the kernel takes, without the zero byte.
+const PATH_MAX: usize = 4095;
 
 /// Why a layer could not be applied or made.
 #[derive(Debug, thiserror::Error)]
 pub enum LayerError {
     #[error("reading the archive")]
     Read(#[source] io::Error),
+    /// The archive is cut short or not a tar archive.
+    #[error("{0}")]
+    Malformed(String),
     #[error("entry {entry:?}: {problem}")]
     Entry { entry: String, problem: String },
     #[error("{operation} {entry:?}")]
     Os { operation: &'static str, entry: String, source: io::Error },
     #[error("the uncompressed archive has digest {actual}, not the diff id its image states")]
     DiffId { actual: Digest },
+    #[error("writing the archive")]
+    Write(#[source] io::Error),
 }
 
 impl LayerError {
     /// Whether the archive is at fault rather than this machine.
     pub fn is_input(&self) -> bool {
         match self {
-            Self::Entry { .. } | Self::DiffId { .. } => true,
+            Self::Entry { .. } | Self::DiffId { .. } | Self::Malformed(_) => true,
             Self::Read(error) => {
                 matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
             }
-            Self::Os { .. } => false,
+            Self::Os { .. } | Self::Write(_) => false,
         }
     }
 }
 
-/// What applying a layer found.
-#[derive(Clone, Debug)]
-pub struct Applied {
-    /// Digest of the uncompressed archive.
-    pub diff_id: Digest,
-    /// Sum of the lengths of regular files.
-    pub size: u64,
-    /// What the tree takes on disk, in whole blocks.
-    pub disk: u64,
-    pub entries: u64,
+impl From<TarError> for LayerError {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Read(error) => Self::Read(error),
+            error => Self::Malformed(error.to_string()),
+        }
+    }
 }
 
-/// Extracts the archive `reader` yields (compressed or not) into the empty directory `target`, in overlay's form.
-pub fn apply(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied, LayerError> {
-    drop((reader, algorithm));
-    Err(LayerError::Os {
-        operation: "apply",
-        entry: target.display().to_string(),
-        source: io::ErrorKind::Unsupported.into(),
-    })
+/// A path or name for people.
+fn lossy(path: &[u8]) -> String {
+    String::from_utf8_lossy(path).into_owned()
 }

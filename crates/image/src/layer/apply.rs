@@ -1,0 +1,454 @@
+//! Applying a layer: from its archive into an empty directory, in overlay's form.
+//!
+//! One thread decompresses and hashes, another (with a umask of its own) makes the files. Directories get their
+//! owner, mode, attributes and time last, because making things in them changes these and a set-group-id bit would
+//! be inherited.
+
+use std::io::{self, Read};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
+use std::path::Path;
+
+use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::io::Errno;
+
+use super::place::{Target, is_whiteout, normalise, set_opaque, split};
+use super::stream::{self, Chunks};
+use super::{LayerError, MARK, OPAQUE, OPAQUE_XATTR, WHITEOUT, lossy};
+use crate::compress;
+use crate::digest::{Algorithm, Digest};
+use crate::tar::{Entry, Kind, Reader, Time};
+
+const DISK_BLOCK: u64 = 4096;
+/// Links shorter than this live in their inode.
+const INLINE_LINK: usize = 60;
+const SPECIAL_BITS: u32 = 0o7000;
+
+type Result<T> = std::result::Result<T, LayerError>;
+
+/// What applying a layer found.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Digest of the uncompressed archive.
+    pub diff_id: Digest,
+    /// Sum of the lengths of regular files.
+    pub size: u64,
+    /// What the tree takes on disk, in whole blocks.
+    pub disk: u64,
+    pub entries: u64,
+}
+
+/// Extracts the archive `reader` yields (compressed or not) into the empty directory `target`.
+/// The caller compares the digest; until it has, and the directory is where it belongs, nobody may use the tree.
+pub fn apply(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
+    let mut decoded = compress::decode(reader).map_err(LayerError::Read)?;
+    let (feed, chunks) = stream::pipe();
+    let mut hasher = algorithm.hasher();
+    let found = std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            // Without it (a sandbox may forbid it) every mode is set once more.
+            let exact_modes = brigantine_sys::umask::clear_for_this_thread().is_ok();
+            extract(chunks, target, exact_modes)
+        });
+        feed.run(&mut decoded, |chunk| hasher.update(chunk));
+        match writer.join() {
+            Ok(found) => found,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })?;
+    Ok(Applied { diff_id: hasher.finish(), size: found.size, disk: found.disk, entries: found.entries })
+}
+
+#[derive(Default)]
+struct Found {
+    size: u64,
+    disk: u64,
+    entries: u64,
+}
+
+fn extract(chunks: Chunks, target: &Path, exact_modes: bool) -> Result<Found> {
+    let place = Target::open(target, exact_modes).map_err(|source| LayerError::Os {
+        operation: "open",
+        entry: target.display().to_string(),
+        source,
+    })?;
+    let mut extraction = Extraction { place, directories: Vec::new(), found: Found::default() };
+    rustix::fs::fchmod(extraction.place.root(), Mode::from_raw_mode(0o755))
+        .map_err(|error| os("chmod", b"/", error))?;
+    let mut reader = Reader::new(chunks);
+    let mut entry = Entry::default();
+    let mut path = Vec::new();
+    while reader.next(&mut entry)? {
+        extraction.found.entries += 1;
+        normalise(&entry.path, &mut path)
+            .map_err(|problem| LayerError::Entry { entry: shortened(&entry.path), problem })?;
+        extraction.entry(&entry, &path, &mut reader)?;
+    }
+    reader.drain()?;
+    extraction.finish()
+}
+
+/// What a directory gets at the end.
+struct Directory {
+    path: Vec<u8>,
+    mode: u32,
+    uid: u32,
+    gid: u32,
+    mtime: Time,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+}
+
+struct Extraction {
+    place: Target,
+    directories: Vec<Directory>,
+    found: Found,
+}
+
+impl Extraction {
+    fn entry(&mut self, entry: &Entry, path: &[u8], reader: &mut Reader<Chunks>) -> Result<()> {
+        if path.is_empty() {
+            if entry.kind != Kind::Directory {
+                return Err(refuse(&entry.path, "the layer's root can only be a directory"));
+            }
+            self.describe_directory(entry, path);
+            return Ok(());
+        }
+        let (parent_path, name) = split(path);
+        if name.starts_with(WHITEOUT) || parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK)) {
+            return self.whiteout(path);
+        }
+        let parent = self.place.directory(parent_path)?;
+        let parent = parent.as_fd();
+        match entry.kind {
+            Kind::Directory => self.directory(entry, path, parent, name),
+            Kind::File => self.file(entry, path, parent, name, reader),
+            Kind::HardLink => self.hard_link(entry, path, parent, name),
+            Kind::Symlink => {
+                if entry.link.is_empty() {
+                    return Err(refuse(path, "a symbolic link to nothing"));
+                }
+                self.make(path, parent, name, "symlink", || {
+                    rustix::fs::symlinkat(&entry.link[..], parent, name)
+                })?;
+                if entry.link.len() >= INLINE_LINK {
+                    self.found.disk += DISK_BLOCK;
+                }
+                self.attributes(entry, path, parent, name, false)
+            }
+            Kind::CharDevice | Kind::BlockDevice | Kind::Fifo => {
+                let file_type = match entry.kind {
+                    Kind::CharDevice => FileType::CharacterDevice,
+                    Kind::BlockDevice => FileType::BlockDevice,
+                    _ => FileType::Fifo,
+                };
+                let device = rustix::fs::makedev(entry.device.0, entry.device.1);
+                let mode = Mode::from_raw_mode(entry.mode & 0o777);
+                self.make(path, parent, name, "mknod", || {
+                    rustix::fs::mknodat(parent, name, file_type, mode, device)
+                })?;
+                self.attributes(entry, path, parent, name, true)
+            }
+        }
+    }
+
+    /// Makes an entry where one may stand already: the later wins.
+    fn make<T>(
+        &mut self,
+        path: &[u8],
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        operation: &'static str,
+        make: impl Fn() -> rustix::io::Result<T>,
+    ) -> Result<T> {
+        match make() {
+            Ok(made) => Ok(made),
+            Err(Errno::EXIST) => {
+                self.place.clear(parent, name).map_err(|source| LayerError::Os {
+                    operation: "replace",
+                    entry: lossy(path),
+                    source,
+                })?;
+                make().map_err(|error| os(operation, path, error))
+            }
+            Err(error) => Err(os(operation, path, error)),
+        }
+    }
+
+    fn directory(&mut self, entry: &Entry, path: &[u8], parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => self.found.disk += DISK_BLOCK,
+            Err(Errno::EXIST) => {
+                let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|error| os("stat", path, error))?;
+                if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    self.make(path, parent, name, "mkdir", || {
+                        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
+                    })?;
+                    self.found.disk += DISK_BLOCK;
+                    if is_whiteout(&stat) {
+                        set_opaque(parent, name).map_err(|error| os("mark opaque", path, error))?;
+                    }
+                }
+            }
+            Err(error) => return Err(os("mkdir", path, error)),
+        }
+        self.describe_directory(entry, path);
+        Ok(())
+    }
+
+    fn describe_directory(&mut self, entry: &Entry, path: &[u8]) {
+        self.directories.push(Directory {
+            path: path.to_vec(),
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            xattrs: entry.xattrs.clone(),
+        });
+    }
+
+    fn file(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        reader: &mut Reader<Chunks>,
+    ) -> Result<()> {
+        let foreign = entry.uid != 0 || entry.gid != 0;
+        let late_mode = foreign || entry.mode & SPECIAL_BITS != 0 || !self.place.exact_modes;
+        let mode = Mode::from_raw_mode(if late_mode { 0o600 } else { entry.mode });
+        let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file =
+            self.make(path, parent, name, "create", || rustix::fs::openat(parent, name, flags, mode))?;
+        match &entry.sparse {
+            None => {
+                copy(&file, path, reader, entry.stored)?;
+                self.found.disk += entry.stored.next_multiple_of(DISK_BLOCK);
+            }
+            Some(map) => {
+                for &(offset, length) in map {
+                    rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(offset))
+                        .map_err(|error| os("seek in", path, error))?;
+                    copy(&file, path, reader, length)?;
+                    self.found.disk += length.next_multiple_of(DISK_BLOCK);
+                }
+                rustix::fs::ftruncate(&file, entry.size)
+                    .map_err(|error| os("set the length of", path, error))?;
+            }
+        }
+        self.found.size += entry.size;
+        if foreign {
+            rustix::fs::fchown(&file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+                .map_err(|error| os("chown", path, error))?;
+        }
+        if late_mode {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(entry.mode))
+                .map_err(|error| os("chmod", path, error))?;
+        }
+        for (attribute, value) in wanted(&entry.xattrs) {
+            let attribute = attribute_name(path, attribute)?;
+            set(path, attribute, rustix::fs::fsetxattr(&file, attribute, value, XattrFlags::empty()))?;
+        }
+        rustix::fs::futimens(&file, &times(entry.mtime)).map_err(|error| os("set the time of", path, error))
+    }
+
+    fn hard_link(&mut self, entry: &Entry, path: &[u8], parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        let mut source = Vec::new();
+        let target = || lossy(&entry.link);
+        normalise(&entry.link, &mut source)
+            .map_err(|problem| refuse(path, &format!("hard link to {:?}: {problem}", target())))?;
+        if source == path {
+            return Ok(());
+        }
+        let missing = || refuse(path, &format!("hard link to {:?}, which is not in this layer", target()));
+        if source.is_empty() {
+            return Err(missing());
+        }
+        let (source_parent, source_name) = split(&source);
+        let source_parent = match self.place.existing(source_parent) {
+            Ok(Some(found)) => found,
+            Ok(None) => return Err(missing()),
+            Err(Errno::LOOP) => {
+                return Err(refuse(
+                    path,
+                    &format!("hard link to {:?}, which leads through a symbolic link", target()),
+                ));
+            }
+            Err(error) => return Err(os("open", &source, error)),
+        };
+        let link = || rustix::fs::linkat(&source_parent, source_name, parent, name, AtFlags::empty());
+        match link() {
+            Ok(()) => Ok(()),
+            Err(Errno::NOENT) => Err(missing()),
+            Err(Errno::PERM) => {
+                Err(refuse(path, &format!("hard link to {:?}, which is a directory", target())))
+            }
+            Err(Errno::EXIST) => {
+                // What goes must not be, or contain, what is to be linked.
+                if source.starts_with(path) && source.get(path.len()) == Some(&b'/') {
+                    return Err(refuse(path, &format!("hard link to {:?}, which is below itself", target())));
+                }
+                self.make(path, parent, name, "link", link)
+            }
+            Err(error) => Err(os("link", path, error)),
+        }
+    }
+
+    /// Owner, attributes and time of what cannot be opened without doing something.
+    fn attributes(
+        &mut self,
+        entry: &Entry,
+        path: &[u8],
+        parent: BorrowedFd<'_>,
+        name: &[u8],
+        has_mode: bool,
+    ) -> Result<()> {
+        let foreign = entry.uid != 0 || entry.gid != 0;
+        if foreign {
+            let (uid, gid) = (Uid::from_raw(entry.uid), Gid::from_raw(entry.gid));
+            rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(|error| os("chown", path, error))?;
+        }
+        if has_mode && (!self.place.exact_modes || entry.mode & SPECIAL_BITS != 0) {
+            // Made a moment ago and certainly no link.
+            rustix::fs::chmodat(parent, name, Mode::from_raw_mode(entry.mode), AtFlags::empty())
+                .map_err(|error| os("chmod", path, error))?;
+        }
+        for (attribute, value) in wanted(&entry.xattrs) {
+            let attribute = attribute_name(path, attribute)?;
+            let link = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
+            set(path, attribute, rustix::fs::lsetxattr(&link[..], attribute, value, XattrFlags::empty()))?;
+        }
+        rustix::fs::utimensat(parent, name, &times(entry.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| os("set the time of", path, error))
+    }
+
+    /// An entry whose name says that something of lower layers is hidden.
+    fn whiteout(&mut self, path: &[u8]) -> Result<()> {
+        let (parent_path, name) = split(path);
+        if name == OPAQUE && !parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK)) {
+            self.place.directory(parent_path)?;
+            let dir =
+                self.place.open_readable(parent_path).map_err(|error| os("open", parent_path, error))?;
+            return rustix::fs::fsetxattr(&dir, OPAQUE_XATTR, b"y", XattrFlags::empty())
+                .map_err(|error| os("mark opaque", parent_path, error));
+        }
+        if name.starts_with(MARK) || parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK)) {
+            // Marks of storage drivers long gone.
+            return Ok(());
+        }
+        let hidden = &name[WHITEOUT.len()..];
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(refuse(path, "a whiteout of nothing that can be hidden"));
+        }
+        let parent = self.place.directory(parent_path)?;
+        let made = rustix::fs::mknodat(&parent, hidden, FileType::CharacterDevice, Mode::empty(), 0);
+        match made {
+            Ok(()) => Ok(()),
+            Err(Errno::EXIST) => {
+                // The layer has the name itself; a whiteout speaks of lower layers only.
+                let stat = rustix::fs::statat(&parent, hidden, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(|error| os("stat", path, error))?;
+                if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+                    set_opaque(&parent, hidden).map_err(|error| os("mark opaque", path, error))?;
+                }
+                Ok(())
+            }
+            Err(error) => Err(os("make a whiteout for", path, error)),
+        }
+    }
+
+    /// Gives directories what they get last.
+    fn finish(mut self) -> Result<Found> {
+        self.place.forget();
+        for entry in &self.directories {
+            let path = &entry.path[..];
+            let dir = match self.place.open_readable(path) {
+                Ok(dir) => dir,
+                // A later entry took its place.
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                Err(error) => return Err(os("open", path, error)),
+            };
+            if entry.uid != 0 || entry.gid != 0 {
+                rustix::fs::fchown(&dir, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))
+                    .map_err(|error| os("chown", path, error))?;
+            }
+            if entry.mode != 0o755 || !self.place.exact_modes {
+                rustix::fs::fchmod(&dir, Mode::from_raw_mode(entry.mode))
+                    .map_err(|error| os("chmod", path, error))?;
+            }
+            for (attribute, value) in wanted(&entry.xattrs) {
+                let attribute = attribute_name(path, attribute)?;
+                set(path, attribute, rustix::fs::fsetxattr(&dir, attribute, value, XattrFlags::empty()))?;
+            }
+            rustix::fs::futimens(&dir, &times(entry.mtime))
+                .map_err(|error| os("set the time of", path, error))?;
+        }
+        self.found.disk += DISK_BLOCK * (1 + self.place.implied);
+        Ok(self.found)
+    }
+}
+
+/// Writes data of the current entry straight from the reader's buffer.
+fn copy(file: &OwnedFd, path: &[u8], reader: &mut Reader<Chunks>, mut length: u64) -> Result<()> {
+    while length > 0 {
+        let data = reader.data()?;
+        let n = usize::try_from(length).unwrap_or(usize::MAX).min(data.len());
+        let mut rest = &data[..n];
+        while !rest.is_empty() {
+            match rustix::io::write(file, rest) {
+                Ok(written) => rest = &rest[written..],
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(os("write", path, error)),
+            }
+        }
+        reader.consume(n);
+        length -= n as u64;
+    }
+    Ok(())
+}
+
+/// Attributes an archive may set: not those that steer overlay itself.
+fn wanted(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    xattrs
+        .iter()
+        .filter(|(name, _)| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."))
+        .map(|(name, value)| (&name[..], &value[..]))
+}
+
+fn attribute_name<'a>(path: &[u8], name: &'a [u8]) -> Result<&'a str> {
+    std::str::from_utf8(name)
+        .map_err(|_not_text| refuse(path, "the name of an extended attribute is not UTF-8"))
+}
+
+/// A file system or kernel that knows no such attributes does without; labels of another host's LSM mean nothing here.
+fn set(path: &[u8], name: &str, result: rustix::io::Result<()>) -> Result<()> {
+    match result {
+        Err(Errno::OPNOTSUPP) if name != "security.capability" => Ok(()),
+        Err(_) if matches!(name, "security.selinux" | "security.ima" | "security.evm") => Ok(()),
+        Err(error) => Err(os("set an extended attribute of", path, error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+fn times(mtime: Time) -> Timestamps {
+    let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+fn os(operation: &'static str, path: &[u8], error: Errno) -> LayerError {
+    LayerError::Os { operation, entry: lossy(path), source: io::Error::from(error) }
+}
+
+fn refuse(path: &[u8], problem: &str) -> LayerError {
+    LayerError::Entry { entry: shortened(path), problem: problem.to_owned() }
+}
+
+/// A path for a message: hostile ones can be long.
+fn shortened(path: &[u8]) -> String {
+    const SHOWN: usize = 200;
+    if path.len() <= SHOWN {
+        return lossy(path);
+    }
+    format!("{}…", lossy(&path[..SHOWN]))
+}

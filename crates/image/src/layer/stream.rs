@@ -1,0 +1,115 @@
+//! Hands decoded chunks from the thread that decompresses and hashes to the one that writes.
+
+use std::io::{self, BufRead, Read};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+
+const CHUNK: usize = 256 << 10;
+/// Chunks under way at once: what bounds the memory of one layer's extraction.
+const CHUNKS: usize = 8;
+
+/// The side that decodes.
+pub(super) struct Feed {
+    full: SyncSender<io::Result<Vec<u8>>>,
+    empty: Receiver<Vec<u8>>,
+    made: usize,
+}
+
+/// The side that consumes.
+pub(super) struct Chunks {
+    full: Receiver<io::Result<Vec<u8>>>,
+    empty: Sender<Vec<u8>>,
+    current: Vec<u8>,
+    at: usize,
+    ended: bool,
+}
+
+pub(super) fn pipe() -> (Feed, Chunks) {
+    let (full, full_receiver) = sync_channel(CHUNKS);
+    let (empty, empty_receiver) = channel();
+    (
+        Feed { full, empty: empty_receiver, made: 0 },
+        Chunks { full: full_receiver, empty, current: Vec::new(), at: 0, ended: false },
+    )
+}
+
+impl Feed {
+    /// Sends all that `reader` yields, showing each chunk to `seen`. Stops early when nobody takes more.
+    pub fn run(mut self, reader: &mut dyn Read, mut seen: impl FnMut(&[u8])) {
+        loop {
+            let Some(mut chunk) = self.buffer() else { return };
+            chunk.resize(CHUNK, 0);
+            let mut filled = 0;
+            let outcome = loop {
+                match reader.read(&mut chunk[filled..]) {
+                    Ok(0) => break Ok(false),
+                    Ok(n) => {
+                        filled += n;
+                        if filled == CHUNK {
+                            break Ok(true);
+                        }
+                    }
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => break Err(error),
+                }
+            };
+            chunk.truncate(filled);
+            seen(&chunk);
+            if filled > 0 && self.full.send(Ok(chunk)).is_err() {
+                return;
+            }
+            match outcome {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => {
+                    // Nobody left to tell means somebody already failed.
+                    self.full.send(Err(error)).unwrap_or_default();
+                    return;
+                }
+            }
+        }
+    }
+
+    fn buffer(&mut self) -> Option<Vec<u8>> {
+        if self.made < CHUNKS {
+            self.made += 1;
+            return Some(Vec::with_capacity(CHUNK));
+        }
+        self.empty.recv().ok()
+    }
+}
+
+impl BufRead for Chunks {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.at == self.current.len() && !self.ended {
+            let used = std::mem::take(&mut self.current);
+            if used.capacity() > 0 {
+                // The other side is gone when it has sent all it had.
+                self.empty.send(used).unwrap_or_default();
+            }
+            self.at = 0;
+            match self.full.recv() {
+                Ok(Ok(chunk)) => self.current = chunk,
+                Ok(Err(error)) => {
+                    self.ended = true;
+                    return Err(error);
+                }
+                Err(_) => self.ended = true,
+            }
+        }
+        Ok(&self.current[self.at..])
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.at += n;
+    }
+}
+
+impl Read for Chunks {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let n = available.len().min(buf.len());
+        buf[..n].copy_from_slice(&available[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}

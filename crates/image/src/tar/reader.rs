@@ -1,0 +1,712 @@
+//! The streaming reader: one entry at a time, bounded memory whatever the archive says.
+
+use std::io::{self, BufRead};
+
+use super::{BLOCK, Entry, Kind, Time};
+
+/// Largest pax header or GNU long name.
+const SPECIAL_MAX: u64 = 1 << 20;
+/// Most segments of one sparse file.
+const SEGMENTS_MAX: usize = 1 << 20;
+
+/// Why an archive cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TarError {
+    #[error("reading the archive")]
+    Read(#[source] io::Error),
+    #[error("the archive ends early, {position} bytes in")]
+    Truncated { position: u64 },
+    #[error("malformed archive at byte {position}: {problem}")]
+    Malformed { position: u64, problem: String },
+}
+
+type Result<T> = std::result::Result<T, TarError>;
+
+/// Reads an archive.
+pub(crate) struct Reader<R> {
+    input: R,
+    position: u64,
+    /// Data of the current entry not read yet.
+    remaining: u64,
+    /// What pads it to a whole block.
+    padding: u64,
+    /// Records that hold for all entries to come.
+    global: Vec<(Vec<u8>, Vec<u8>)>,
+    special: Vec<u8>,
+}
+
+/// What pax and GNU headers say about the entry that follows.
+#[derive(Default)]
+struct Extended {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+    mtime: Option<Time>,
+    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    sparse: PaxSparse,
+}
+
+#[derive(Default)]
+struct PaxSparse {
+    name: Option<Vec<u8>>,
+    size: Option<u64>,
+    map: Option<Vec<u64>>,
+    version_one: bool,
+}
+
+impl<R: BufRead> Reader<R> {
+    pub fn new(input: R) -> Self {
+        Self { input, position: 0, remaining: 0, padding: 0, global: Vec::new(), special: Vec::new() }
+    }
+
+    pub fn into_inner(self) -> R {
+        self.input
+    }
+
+    /// Bytes of the archive read so far.
+    pub fn position(&self) -> u64 {
+        self.position
+    }
+
+    fn malformed(&self, problem: impl Into<String>) -> TarError {
+        TarError::Malformed { position: self.position, problem: problem.into() }
+    }
+
+    /// Fills in the next entry; false at the end of the archive.
+    pub fn next(&mut self, entry: &mut Entry) -> Result<bool> {
+        self.skip_rest()?;
+        let mut extended = Extended::default();
+        let mut any_extended = false;
+        if !self.global.is_empty() {
+            let global = std::mem::take(&mut self.global);
+            for (key, value) in &global {
+                self.record(&mut extended, key, value)?;
+            }
+            self.global = global;
+        }
+        let mut block = [0u8; BLOCK];
+        loop {
+            if !self.header(&mut block)? {
+                if any_extended {
+                    return Err(TarError::Truncated { position: self.position });
+                }
+                return Ok(false);
+            }
+            let size = self.number(&block[124..136], "size")?;
+            match block[156] {
+                b'x' | b'X' => self.pax(&mut extended, size)?,
+                b'g' => self.pax_global(size)?,
+                b'L' => extended.path = Some(self.long_text(size)?),
+                b'K' => extended.link = Some(self.long_text(size)?),
+                // A volume label, and a directory's list of names in an incremental backup.
+                b'V' | b'D' => self.discard(size)?,
+                _ => {
+                    self.fill_in(entry, &block, size, extended)?;
+                    return Ok(true);
+                }
+            }
+            any_extended = !matches!(block[156], b'g' | b'V' | b'D');
+        }
+    }
+
+    /// Some of the current entry's data; empty when all of it was consumed.
+    pub fn data(&mut self) -> Result<&[u8]> {
+        if self.remaining == 0 {
+            return Ok(&[]);
+        }
+        let position = self.position;
+        let available = self.input.fill_buf().map_err(TarError::Read)?;
+        if available.is_empty() {
+            return Err(TarError::Truncated { position });
+        }
+        let n = usize::try_from(self.remaining).unwrap_or(usize::MAX).min(available.len());
+        Ok(&available[..n])
+    }
+
+    pub fn consume(&mut self, n: usize) {
+        self.input.consume(n);
+        self.position += n as u64;
+        self.remaining -= n as u64;
+    }
+
+    /// Reads what follows the end of the archive: padding that belongs to its digest.
+    pub fn drain(&mut self) -> Result<()> {
+        loop {
+            let n = self.input.fill_buf().map_err(TarError::Read)?.len();
+            if n == 0 {
+                return Ok(());
+            }
+            self.input.consume(n);
+            self.position += n as u64;
+        }
+    }
+
+    fn skip_rest(&mut self) -> Result<()> {
+        let rest = self.remaining + self.padding;
+        (self.remaining, self.padding) = (0, 0);
+        self.discard_exact(rest)
+    }
+
+    /// Discards data of this size with its padding.
+    fn discard(&mut self, size: u64) -> Result<()> {
+        let padding = padding(size);
+        let Some(total) = size.checked_add(padding) else { return Err(self.malformed("size out of range")) };
+        self.discard_exact(total)
+    }
+
+    fn discard_exact(&mut self, mut rest: u64) -> Result<()> {
+        while rest > 0 {
+            let available = self.input.fill_buf().map_err(TarError::Read)?.len();
+            if available == 0 {
+                return Err(TarError::Truncated { position: self.position });
+            }
+            let n = usize::try_from(rest).unwrap_or(usize::MAX).min(available);
+            self.input.consume(n);
+            self.position += n as u64;
+            rest -= n as u64;
+        }
+        Ok(())
+    }
+
+    fn read_exact(&mut self, mut target: &mut [u8]) -> Result<()> {
+        while !target.is_empty() {
+            let available = self.input.fill_buf().map_err(TarError::Read)?;
+            if available.is_empty() {
+                return Err(TarError::Truncated { position: self.position });
+            }
+            let n = available.len().min(target.len());
+            let (head, tail) = target.split_at_mut(n);
+            head.copy_from_slice(&available[..n]);
+            target = tail;
+            self.input.consume(n);
+            self.position += n as u64;
+        }
+        Ok(())
+    }
+
+    /// Reads and checks a header; false at the end of the archive.
+    fn header(&mut self, block: &mut [u8; BLOCK]) -> Result<bool> {
+        if self.input.fill_buf().map_err(TarError::Read)?.is_empty() {
+            return Ok(false);
+        }
+        self.read_exact(block)?;
+        if block.iter().all(|&b| b == 0) {
+            if self.input.fill_buf().map_err(TarError::Read)?.is_empty() {
+                return Ok(false);
+            }
+            self.read_exact(block)?;
+            if block.iter().any(|&b| b != 0) {
+                return Err(self.malformed("a lone zero block"));
+            }
+            return Ok(false);
+        }
+        let stated = octal(&block[148..156]).ok_or_else(|| self.malformed("not a tar header"))?;
+        let (mut unsigned, mut signed) = (0u64, 0i64);
+        for (at, &byte) in block.iter().enumerate() {
+            let byte = if (148..156).contains(&at) { b' ' } else { byte };
+            unsigned += u64::from(byte);
+            signed += i64::from(byte.cast_signed());
+        }
+        if stated != unsigned && i64::try_from(stated) != Ok(signed) {
+            return Err(self.malformed("header checksum does not match"));
+        }
+        Ok(true)
+    }
+
+    fn number(&self, field: &[u8], what: &str) -> Result<u64> {
+        let value = number(field).ok_or_else(|| self.malformed(format!("{what} is not a number")))?;
+        u64::try_from(value).map_err(|_negative| self.malformed(format!("{what} is negative")))
+    }
+
+    fn id(&self, field: &[u8], what: &str) -> Result<u32> {
+        u32::try_from(self.number(field, what)?)
+            .map_err(|_large| self.malformed(format!("{what} is out of range")))
+    }
+
+    fn fill_in(
+        &mut self,
+        entry: &mut Entry,
+        block: &[u8; BLOCK],
+        size: u64,
+        extended: Extended,
+    ) -> Result<()> {
+        entry.clear();
+        let magic = &block[257..265];
+        if let Some(path) = extended.sparse.name.or(extended.path) {
+            entry.path = path;
+        } else {
+            let prefix = if magic.starts_with(b"ustar\0") { text(&block[345..500]) } else { &[] };
+            if !prefix.is_empty() {
+                entry.path.extend_from_slice(prefix);
+                entry.path.push(b'/');
+            }
+            entry.path.extend_from_slice(text(&block[..100]));
+        }
+        match extended.link {
+            Some(link) => entry.link = link,
+            None => entry.link.extend_from_slice(text(&block[157..257])),
+        }
+        if entry.path.contains(&0) || entry.link.contains(&0) {
+            return Err(self.malformed("a name contains a zero byte"));
+        }
+        entry.mode = (self.number(&block[100..108], "mode")? & 0o7777) as u32;
+        entry.uid = match extended.uid {
+            Some(uid) => uid,
+            None => self.id(&block[108..116], "uid")?,
+        };
+        entry.gid = match extended.gid {
+            Some(gid) => gid,
+            None => self.id(&block[116..124], "gid")?,
+        };
+        entry.mtime = match extended.mtime {
+            Some(mtime) => mtime,
+            None => Time {
+                seconds: number(&block[136..148])
+                    .and_then(|n| i64::try_from(n).ok())
+                    .ok_or_else(|| self.malformed("mtime is not a number"))?,
+                nanos: 0,
+            },
+        };
+        entry.kind = match block[156] {
+            0 | b'0' | b'7' | b'S' if entry.path.ends_with(b"/") && block[156] != b'S' => Kind::Directory,
+            0 | b'0' | b'7' | b'S' => Kind::File,
+            b'1' => Kind::HardLink,
+            b'2' => Kind::Symlink,
+            b'3' => Kind::CharDevice,
+            b'4' => Kind::BlockDevice,
+            b'5' => Kind::Directory,
+            b'6' => Kind::Fifo,
+            other => {
+                return Err(self.malformed(format!(
+                    "entry {:?} has unknown type {:?}",
+                    String::from_utf8_lossy(&entry.path),
+                    other as char
+                )));
+            }
+        };
+        if matches!(entry.kind, Kind::CharDevice | Kind::BlockDevice) {
+            entry.device =
+                (self.id(&block[329..337], "device number")?, self.id(&block[337..345], "device number")?);
+        }
+        entry.xattrs.extend(extended.xattrs);
+        // Only files have data; some writers state the size of a link's target.
+        let stored = if entry.kind == Kind::File { extended.size.unwrap_or(size) } else { 0 };
+        if stored > i64::MAX as u64 {
+            return Err(self.malformed("size out of range"));
+        }
+        self.remaining = stored;
+        self.padding = padding(stored);
+        entry.stored = stored;
+        entry.size = stored;
+        if block[156] == b'S' {
+            entry.size = self.number(&block[483..495], "size")?;
+            entry.sparse = Some(self.gnu_sparse(block)?);
+        } else if extended.sparse.version_one {
+            let map = self.sparse_map_in_data()?;
+            entry.stored = self.remaining;
+            entry.size =
+                extended.sparse.size.ok_or_else(|| self.malformed("sparse file without its size"))?;
+            entry.sparse = Some(map);
+        } else if let Some(map) = extended.sparse.map {
+            entry.size =
+                extended.sparse.size.ok_or_else(|| self.malformed("sparse file without its size"))?;
+            if !map.len().is_multiple_of(2) {
+                return Err(self.malformed("odd sparse map"));
+            }
+            entry.sparse = Some(map.chunks_exact(2).map(|pair| (pair[0], pair[1])).collect());
+        }
+        if let Some(map) = &entry.sparse {
+            self.check_sparse(map, entry.stored, entry.size)?;
+        }
+        Ok(())
+    }
+
+    fn check_sparse(&self, map: &[(u64, u64)], stored: u64, size: u64) -> Result<()> {
+        let (mut end, mut total) = (0u64, 0u64);
+        for &(offset, length) in map {
+            let next = offset.checked_add(length);
+            match next {
+                Some(next) if offset >= end && next <= size => end = next,
+                _ => return Err(self.malformed("sparse map out of order or out of range")),
+            }
+            total += length;
+        }
+        if total != stored || size > i64::MAX as u64 {
+            return Err(self.malformed("sparse map does not agree with the data"));
+        }
+        Ok(())
+    }
+
+    fn gnu_sparse(&mut self, block: &[u8; BLOCK]) -> Result<Vec<(u64, u64)>> {
+        let mut map = Vec::new();
+        let mut more = self.gnu_segments(&block[386..482], &mut map)? && block[482] != 0;
+        let mut next = [0u8; BLOCK];
+        while more {
+            self.read_exact(&mut next)?;
+            more = self.gnu_segments(&next[..504], &mut map)? && next[504] != 0;
+            if map.len() > SEGMENTS_MAX {
+                return Err(self.malformed("too many sparse segments"));
+            }
+        }
+        Ok(map)
+    }
+
+    /// False when the list ended within these.
+    fn gnu_segments(&self, fields: &[u8], map: &mut Vec<(u64, u64)>) -> Result<bool> {
+        for pair in fields.chunks_exact(24) {
+            if pair[0] == 0 {
+                return Ok(false);
+            }
+            map.push((
+                self.number(&pair[..12], "sparse offset")?,
+                self.number(&pair[12..], "sparse length")?,
+            ));
+        }
+        Ok(true)
+    }
+
+    /// Format 1.0: the map stands before the data, as decimal lines padded to a block.
+    fn sparse_map_in_data(&mut self) -> Result<Vec<(u64, u64)>> {
+        let mut block = [0u8; BLOCK];
+        let mut at = BLOCK;
+        let mut line = |reader: &mut Self| -> Result<u64> {
+            let mut value: Option<u64> = None;
+            loop {
+                if at == BLOCK {
+                    if reader.remaining < BLOCK as u64 {
+                        return Err(reader.malformed("sparse map cut short"));
+                    }
+                    reader.read_exact(&mut block)?;
+                    reader.remaining -= BLOCK as u64;
+                    at = 0;
+                }
+                let byte = block[at];
+                at += 1;
+                match (byte, value) {
+                    (b'\n', Some(value)) => return Ok(value),
+                    (b'0'..=b'9', _) => {
+                        value = value
+                            .unwrap_or_default()
+                            .checked_mul(10)
+                            .and_then(|v| v.checked_add(u64::from(byte - b'0')));
+                        if value.is_none() {
+                            return Err(reader.malformed("sparse map number out of range"));
+                        }
+                    }
+                    _ => return Err(reader.malformed("sparse map is not a list of numbers")),
+                }
+            }
+        };
+        let count = line(self)?;
+        if count > SEGMENTS_MAX as u64 {
+            return Err(self.malformed("too many sparse segments"));
+        }
+        let mut map = Vec::new();
+        for _ in 0..count {
+            let offset = line(self)?;
+            let length = line(self)?;
+            map.push((offset, length));
+        }
+        Ok(map)
+    }
+
+    fn special(&mut self, size: u64) -> Result<Vec<u8>> {
+        if size > SPECIAL_MAX {
+            return Err(
+                self.malformed(format!("an extended header of {size} bytes: at most {SPECIAL_MAX} are read"))
+            );
+        }
+        let mut data = std::mem::take(&mut self.special);
+        data.resize(size as usize, 0);
+        self.read_exact(&mut data)?;
+        self.discard_exact(padding(size))?;
+        Ok(data)
+    }
+
+    fn long_text(&mut self, size: u64) -> Result<Vec<u8>> {
+        let data = self.special(size)?;
+        let long = text(&data).to_vec();
+        self.special = data;
+        Ok(long)
+    }
+
+    fn pax_global(&mut self, size: u64) -> Result<()> {
+        let data = self.special(size)?;
+        let mut total: usize = self.global.iter().map(|(k, v)| k.len() + v.len()).sum();
+        let mut at = 0;
+        while let Some((key, value)) = self.next_record(&data, &mut at)? {
+            self.global.retain(|(known, _)| known != key);
+            if !value.is_empty() {
+                total += key.len() + value.len();
+                self.global.push((key.to_vec(), value.to_vec()));
+            }
+        }
+        if total as u64 > SPECIAL_MAX {
+            return Err(self.malformed("global headers are too large"));
+        }
+        self.special = data;
+        Ok(())
+    }
+
+    fn pax(&mut self, extended: &mut Extended, size: u64) -> Result<()> {
+        let data = self.special(size)?;
+        let mut at = 0;
+        while let Some((key, value)) = self.next_record(&data, &mut at)? {
+            self.record(extended, key, value)?;
+        }
+        self.special = data;
+        Ok(())
+    }
+
+    /// `<length> <key>=<value>\n`, the length counting all of it.
+    fn next_record<'a>(&self, data: &'a [u8], at: &mut usize) -> Result<Option<(&'a [u8], &'a [u8])>> {
+        let rest = &data[*at..];
+        if rest.is_empty() || rest[0] == 0 {
+            return Ok(None);
+        }
+        let bad = || self.malformed("malformed extended header");
+        let space = rest.iter().take(20).position(|&b| b == b' ').ok_or_else(bad)?;
+        let length: usize =
+            std::str::from_utf8(&rest[..space]).ok().and_then(|n| n.parse().ok()).ok_or_else(bad)?;
+        if length < space + 3 || length > rest.len() || rest[length - 1] != b'\n' {
+            return Err(bad());
+        }
+        let record = &rest[space + 1..length - 1];
+        let equals = record.iter().position(|&b| b == b'=').ok_or_else(bad)?;
+        *at += length;
+        Ok(Some((&record[..equals], &record[equals + 1..])))
+    }
+
+    fn record(&self, extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<()> {
+        let bad = |what: &str| self.malformed(format!("{what} in an extended header is not a number"));
+        let decimal = |what: &str| -> Result<u64> {
+            std::str::from_utf8(value).ok().and_then(|n| n.parse().ok()).ok_or_else(|| bad(what))
+        };
+        let id = |what: &str| -> Result<u32> {
+            u32::try_from(decimal(what)?).map_err(|_large| self.malformed(format!("{what} is out of range")))
+        };
+        let some = (!value.is_empty()).then(|| value.to_vec());
+        match key {
+            b"path" => extended.path = some,
+            b"linkpath" => extended.link = some,
+            b"size" => extended.size = some.map(|_| decimal("size")).transpose()?,
+            b"uid" => extended.uid = some.map(|_| id("uid")).transpose()?,
+            b"gid" => extended.gid = some.map(|_| id("gid")).transpose()?,
+            b"mtime" => {
+                extended.mtime = some.map(|_| pax_time(value).ok_or_else(|| bad("mtime"))).transpose()?;
+            }
+            b"GNU.sparse.name" => extended.sparse.name = some,
+            b"GNU.sparse.size" | b"GNU.sparse.realsize" => extended.sparse.size = Some(decimal("size")?),
+            b"GNU.sparse.major" => extended.sparse.version_one = value == b"1",
+            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
+                let number = decimal("sparse map")?;
+                extended.sparse.map.get_or_insert_default().push(number);
+            }
+            b"GNU.sparse.map" => {
+                let mut map = Vec::new();
+                for number in value.split(|&b| b == b',').filter(|n| !n.is_empty()) {
+                    let number = std::str::from_utf8(number).ok().and_then(|n| n.parse().ok());
+                    map.push(number.ok_or_else(|| bad("sparse map"))?);
+                }
+                extended.sparse.map = Some(map);
+            }
+            _ => {
+                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
+                    && !name.is_empty()
+                    && !name.contains(&0)
+                {
+                    extended.xattrs.retain(|(known, _)| known != name);
+                    extended.xattrs.push((name.to_vec(), value.to_vec()));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn padding(size: u64) -> u64 {
+    let block = BLOCK as u64;
+    (block - size % block) % block
+}
+
+/// A field up to its first zero byte.
+fn text(field: &[u8]) -> &[u8] {
+    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
+    &field[..end]
+}
+
+/// Octal digits with spaces or zero bytes around; an empty field is 0.
+fn octal(field: &[u8]) -> Option<u64> {
+    let blank = |b: &&u8| matches!(b, b' ' | b'\0');
+    let start = field.iter().take_while(blank).count();
+    let mut value = 0u64;
+    let mut rest = field[start..].iter();
+    for &byte in rest.by_ref() {
+        match byte {
+            b'0'..=b'7' => value = value.checked_mul(8)?.checked_add(u64::from(byte - b'0'))?,
+            b' ' | b'\0' => break,
+            _ => return None,
+        }
+    }
+    Some(value)
+}
+
+/// Octal, or GNU's base 256 (first bit set, two's complement).
+fn number(field: &[u8]) -> Option<i128> {
+    if field[0] & 0x80 == 0 {
+        return octal(field).map(i128::from);
+    }
+    let negative = field[0] & 0x40 != 0;
+    let mut value: i128 = if negative { -1 } else { 0 };
+    for (at, &byte) in field.iter().enumerate() {
+        let byte = if at == 0 { if negative { byte } else { byte & 0x7f } } else { byte };
+        value = (value << 8) | i128::from(byte);
+    }
+    i64::try_from(value).ok().map(i128::from)
+}
+
+/// `[-]seconds[.fraction]`.
+fn pax_time(value: &[u8]) -> Option<Time> {
+    let value = std::str::from_utf8(value).ok()?;
+    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
+    let negative = whole.starts_with('-');
+    let seconds: i64 = if matches!(whole, "" | "-") { 0 } else { whole.parse().ok()? };
+    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let mut nanos = 0u32;
+    for at in 0..9 {
+        nanos = nanos * 10 + fraction.as_bytes().get(at).map_or(0, |b| u32::from(b - b'0'));
+    }
+    if negative && nanos > 0 {
+        return Some(Time { seconds: seconds.checked_sub(1)?, nanos: 1_000_000_000 - nanos });
+    }
+    Some(Time { seconds, nanos })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn numbers_in_all_forms() {
+        assert_eq!(number(b"0000644\0"), Some(0o644));
+        assert_eq!(number(b"   644 \0"), Some(0o644));
+        assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
+        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 1, 0]), Some(256));
+        assert_eq!(number(&[0xff; 8]), Some(-1));
+        assert_eq!(number(b"00x0644\0"), None);
+        assert_eq!(number(&[0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), None);
+    }
+
+    #[test]
+    fn times_with_fractions_and_signs() {
+        assert_eq!(pax_time(b"1.5"), Some(Time { seconds: 1, nanos: 500_000_000 }));
+        assert_eq!(pax_time(b"-1.25"), Some(Time { seconds: -2, nanos: 750_000_000 }));
+        assert_eq!(pax_time(b"-3"), Some(Time { seconds: -3, nanos: 0 }));
+        assert_eq!(pax_time(b"1.1234567891"), Some(Time { seconds: 1, nanos: 123_456_789 }));
+        assert_eq!(pax_time(b"x"), None);
+    }
+
+    fn read_all(data: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>> {
+        let mut reader = Reader::new(data);
+        let mut entry = Entry::default();
+        let mut all = Vec::new();
+        while reader.next(&mut entry)? {
+            let mut content = Vec::new();
+            loop {
+                let chunk = reader.data()?;
+                if chunk.is_empty() {
+                    break;
+                }
+                content.extend_from_slice(chunk);
+                let n = chunk.len();
+                reader.consume(n);
+            }
+            all.push((entry.clone(), content));
+        }
+        reader.drain()?;
+        Ok(all)
+    }
+
+    #[test]
+    fn reads_what_the_tar_crate_writes() {
+        let mut builder = ::tar::Builder::new(Vec::new());
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(5);
+        header.set_mode(0o4755);
+        header.set_uid(3_000_000);
+        header.set_cksum();
+        let long = format!("dir/{}/file", "x".repeat(150));
+        builder.append_data(&mut header, &long, &b"hello"[..]).unwrap();
+        builder.append_pax_extensions([("SCHILY.xattr.user.a", &b"b=c\nd"[..]), ("mtime", b"7.25")]).unwrap();
+        let mut header = ::tar::Header::new_ustar();
+        header.set_size(0);
+        header.set_entry_type(::tar::EntryType::Symlink);
+        builder.append_link(&mut header, "link", "target").unwrap();
+        let all = read_all(&builder.into_inner().unwrap()).unwrap();
+        assert_eq!(all.len(), 2);
+        assert_eq!(all[0].0.path, long.as_bytes());
+        assert_eq!((all[0].0.mode, all[0].0.uid), (0o4755, 3_000_000));
+        assert_eq!(all[0].1, b"hello");
+        assert_eq!(all[1].0.kind, Kind::Symlink);
+        assert_eq!(all[1].0.link, b"target");
+        assert_eq!(all[1].0.mtime, Time { seconds: 7, nanos: 250_000_000 });
+        assert_eq!(all[1].0.xattrs, [(b"user.a".to_vec(), b"b=c\nd".to_vec())]);
+    }
+
+    #[test]
+    fn truncation_is_told_wherever_it_happens() {
+        let mut builder = ::tar::Builder::new(Vec::new());
+        let mut header = ::tar::Header::new_gnu();
+        header.set_size(700);
+        header.set_cksum();
+        builder.append_data(&mut header, "file", &[7u8; 700][..]).unwrap();
+        let data = builder.into_inner().unwrap();
+        for cut in (1..1024).filter(|cut| cut % 512 != 0 || *cut == 512) {
+            assert!(matches!(read_all(&data[..cut]), Err(TarError::Truncated { .. })), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn a_huge_extended_header_is_refused_before_it_is_read() {
+        let mut header = ::tar::Header::new_ustar();
+        header.set_entry_type(::tar::EntryType::XHeader);
+        header.set_size(1 << 40);
+        header.set_cksum();
+        let error = read_all(header.as_bytes()).unwrap_err();
+        assert!(error.to_string().contains("extended header"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_never_panic(data in proptest::collection::vec(any::<u8>(), 0..2048)) {
+            drop(read_all(&data));
+        }
+
+        #[test]
+        fn a_damaged_archive_never_panics(at in 0usize..4096, value in any::<u8>()) {
+            let mut builder = ::tar::Builder::new(Vec::new());
+            builder.append_pax_extensions([("GNU.sparse.map", &b"0,5"[..]), ("GNU.sparse.size", b"9")]).unwrap();
+            let mut header = ::tar::Header::new_ustar();
+            header.set_size(5);
+            header.set_cksum();
+            builder.append_data(&mut header, "f", &b"hello"[..]).unwrap();
+            let mut data = builder.into_inner().unwrap();
+            let at = at % data.len();
+            data[at] = value;
+            // The checksum is made right again, so that the damage gets past it.
+            for block in data.chunks_mut(512) {
+                if block.len() == 512 && block[257..262] == *b"ustar" {
+                    let sum: u32 = block.iter().enumerate()
+                        .map(|(i, b)| if (148..156).contains(&i) { 32 } else { u32::from(*b) }).sum();
+                    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                }
+            }
+            drop(read_all(&data));
+        }
+    }
+}
