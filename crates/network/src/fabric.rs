@@ -5,16 +5,16 @@
 //! so containers are connected in parallel as far as the kernel lets them.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use brigantine_sys::netns;
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 
 use crate::background::{Background, Ready};
-use crate::bridge::{BridgeSpec, check_interface_name};
+use crate::bridge::{BridgeSpec, check_interface_name, configure_forwarding, ensure_link};
 use crate::conntrack;
 use crate::error::Error;
 use crate::firewall::{Change, Firewall};
@@ -102,13 +102,6 @@ fn addresses(attachment: &Attachment) -> impl Iterator<Item = (&Interface, IpAdd
     let interfaces = attachment.interfaces.iter();
     interfaces.flat_map(|interface| interface.addresses.iter().map(move |net| (interface, net.addr())))
 }
-
-/// The bridge's own address on an IPv6 network, besides the gateway's.
-const GATEWAY_LINK_LOCAL: IpNet =
-    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1), 64));
-
-/// Marks the bridges.
-const BRIDGE_ALIAS: &str = "brigantine bridge";
 
 /// How long a start waits for ports that were given back just before.
 const PORT_PATIENCE: Duration = Duration::from_millis(500);
@@ -479,6 +472,13 @@ impl Fabric {
                 configure_inside(&mut container, interface, made.index);
             }
             inside.execute(container)?;
+            self.with_socket(|socket| {
+                for (interface, bridge) in plan {
+                    link::wait_until_ready(socket, &interface.host_name)?;
+                    link::wait_until_ready(socket, &bridge.spec.name)?;
+                }
+                Ok(())
+            })?;
         }
         apply_sysctls(&netns, spec)?;
         Ok(netns)
@@ -566,101 +566,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn pairs(one: &[IpNet], other: &[IpNet]) -> Vec<(IpNet, IpNet)> {
     one.iter().flat_map(|own| other.iter().map(|theirs| (*own, *theirs))).collect()
-}
-
-/// What the host needs to forward for the bridge.
-fn configure_forwarding(spec: &BridgeSpec) -> Result<(), Error> {
-    if spec.internal {
-        return Ok(());
-    }
-    sysctl::ensure("ipv4/ip_forward", "1")?;
-    sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", spec.name), "1")?;
-    if spec.subnet6.is_some() {
-        sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
-    }
-    Ok(())
-}
-
-/// Finds or makes the bridge's interface and gives it its addresses; its index, and whether it was made.
-fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<(u32, bool), Error> {
-    let conflict = |reason: String| Error::BridgeConflict { bridge: spec.name.clone(), reason };
-    let existing = link::find(socket, &spec.name)?;
-    check_routes(socket, spec, existing.as_ref().map(|link| link.index))?;
-    if existing.is_none() {
-        let mut batch = Messages::new();
-        link::add_bridge(&mut batch, &spec.name, MacAddr::from_ipv4(spec.gateway), spec.mtu);
-        socket.execute(batch)?;
-    }
-    let link = match &existing {
-        Some(link) => link.clone(),
-        None => link::find(socket, &spec.name)?.ok_or_else(|| conflict("vanished at once".to_owned()))?,
-    };
-    if link.kind != "bridge" {
-        let kind = if link.kind.is_empty() { "a hardware interface" } else { &link.kind };
-        return Err(conflict(format!("is not a bridge but {kind}; choose another name")));
-    }
-    let wanted = spec.addresses();
-    let present = if existing.is_some() { link::addresses_of(socket, link.index)? } else { Vec::new() };
-    let mut batch = Messages::new();
-    let foreign: Vec<&IpNet> = present.iter().filter(|address| !wanted.contains(address)).collect();
-    if let Some(first) = foreign.first() {
-        // A bridge of ours that nobody is on follows a changed subnet; anything else is not ours to change.
-        let is_in_use =
-            link.alias != BRIDGE_ALIAS || link::all(socket)?.iter().any(|one| one.master == Some(link.index));
-        if is_in_use {
-            return Err(conflict(format!(
-                "has the address {first} where {} is wanted; remove it (ip link delete {}) or choose another bridge or subnet",
-                wanted.first().map_or_else(String::new, ToString::to_string),
-                spec.name
-            )));
-        }
-        for address in foreign {
-            link::delete_address(&mut batch, link.index, &spec.name, *address);
-        }
-    }
-    if existing.is_none() {
-        link::set_alias(&mut batch, link.index, &spec.name, BRIDGE_ALIAS);
-    }
-    for address in wanted.iter().filter(|address| !present.contains(address)) {
-        link::add_address(&mut batch, link.index, &spec.name, *address);
-    }
-    if spec.subnet6.is_some() {
-        // An address that is ready at once: the kernel asks for neighbours from the link-local one only.
-        link::without_link_local(&mut batch, link.index, &spec.name);
-        link::add_address(&mut batch, link.index, &spec.name, GATEWAY_LINK_LOCAL);
-    }
-    if let (Some(mtu), Some(_)) = (spec.mtu, &existing) {
-        link::set_mtu(&mut batch, link.index, &spec.name, mtu);
-    }
-    link::set_up(&mut batch, link.index, &spec.name);
-    let result = socket.execute(batch);
-    if result.is_err() && existing.is_none() {
-        let mut undo = Messages::new();
-        link::delete(&mut undo, link.index, &spec.name);
-        if let Err(error) = socket.execute(undo) {
-            tracing::warn!(bridge = spec.name, %error, "left over from a failed creation");
-        }
-    }
-    result.map(|()| (link.index, existing.is_none()))
-}
-
-/// Refuses a subnet that the host reaches, in whole or in part, through another interface.
-fn check_routes(socket: &mut Socket, spec: &BridgeSpec, own: Option<u32>) -> Result<(), Error> {
-    let subnets = spec.subnets();
-    let clash = link::routes(socket)?.into_iter().find_map(|route| {
-        let is_own = route.device.is_some() && route.device == own;
-        let subnet = subnets.iter().find(|subnet| overlap(subnet, &route.destination))?;
-        (!is_own).then_some((*subnet, route))
-    });
-    let Some((subnet, route)) = clash else { return Ok(()) };
-    let links = link::all(socket)?;
-    let device = links.into_iter().find(|link| Some(link.index) == route.device).map(|link| link.name);
-    Err(Error::SubnetInUse {
-        bridge: spec.name.clone(),
-        subnet,
-        other: route.destination,
-        device: device.unwrap_or_else(|| "a route of the host".to_owned()),
-    })
 }
 
 fn check_addresses(wanted: &InterfaceSpec, bridge: &BridgeSpec) -> Result<(), String> {

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
@@ -20,13 +21,19 @@ const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const INFO_PORT_KIND: u16 = 4;
 const INFO_PORT_DATA: u16 = 5;
+const BRIDGE_PORT_STATE: u16 = 1;
+const BRIDGE_PORT_FORWARDING: u8 = 3;
 const BRIDGE_PORT_HAIRPIN: u16 = 4;
 const BRIDGE_PORT_ISOLATED: u16 = 33;
 const VETH_INFO_PEER: u16 = 1;
+const OPERSTATE_UP: u8 = 6;
 const INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
 const IFA_F_NODAD: u32 = 2;
 const IFA_FLAGS: u16 = 8;
+
+/// Longest wait for an interface; a container that starts a moment too early is better than none.
+const READY_PATIENCE: Duration = Duration::from_millis(100);
 
 /// Index of the loopback interface in every network namespace.
 pub(crate) const LOOPBACK: u32 = 1;
@@ -41,6 +48,8 @@ pub(crate) struct Link {
     pub master: Option<u32>,
     pub alias: String,
     pub counters: Counters,
+    /// Packets pass: the kernel has seen the carrier, and a bridge's port forwards.
+    pub is_ready: bool,
 }
 
 fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
@@ -241,6 +250,23 @@ pub(crate) fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Erro
     }
 }
 
+/// Waits until interfaces that were brought up pass packets. The kernel takes notice of a carrier in a work
+/// queue, and until then drops what is sent: the first packet would be lost and sent again after a second.
+/// Asking for an interface makes newer kernels (6.8) do that work at once; others are given a moment.
+pub(crate) fn wait_until_ready(socket: &mut Socket, name: &str) -> Result<(), Error> {
+    let deadline = Instant::now() + READY_PATIENCE;
+    loop {
+        if find(socket, name)?.is_none_or(|link| link.is_ready) {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            tracing::debug!(interface = name, "not ready yet");
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
 pub(crate) fn all(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     socket.dump("list interfaces", libc::RTM_GETLINK, &link_header(0, 0, 0), parse_link)
 }
@@ -301,17 +327,25 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         master: None,
         alias: String::new(),
         counters: Counters::default(),
+        is_ready: false,
     };
+    let mut port_state = None;
     for (kind, value) in attributes(payload.get(16..)?) {
         match kind {
             libc::IFLA_IFNAME => link.name = text(value),
             libc::IFLA_MASTER => link.master = u32_at(value, 0),
             libc::IFLA_IFALIAS => link.alias = text(value),
-            libc::IFLA_LINKINFO => link.kind = attribute(value, INFO_KIND).map(text).unwrap_or_default(),
+            libc::IFLA_LINKINFO => {
+                link.kind = attribute(value, INFO_KIND).map(text).unwrap_or_default();
+                let port = attribute(value, INFO_PORT_DATA);
+                port_state = port.and_then(|port| attribute(port, BRIDGE_PORT_STATE)?.first().copied());
+            }
+            libc::IFLA_OPERSTATE => link.is_ready = value.first() == Some(&OPERSTATE_UP),
             libc::IFLA_STATS64 => link.counters = parse_counters(value)?,
             _ => {}
         }
     }
+    link.is_ready &= port_state.is_none_or(|state| state == BRIDGE_PORT_FORWARDING);
     (!link.name.is_empty()).then_some(link)
 }
 
