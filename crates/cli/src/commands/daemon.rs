@@ -1,0 +1,37 @@
+//! `brig daemon`: the engine itself, in this process.
+
+use std::ffi::OsString;
+
+use crate::args::{Command, Matches, Operands, runs};
+use crate::context::Context;
+use crate::fault::{Fault, Outcome};
+use crate::output;
+
+/// Stands in the tree for help and completion; `main` runs before the client's runtime is made.
+pub static COMMAND: Command = Command {
+    name: "daemon",
+    usage: "[OPTIONS]",
+    about: "Run the engine in the foreground",
+    operands: Operands::AtLeast(0),
+    interspersed: false,
+    run: runs!(misplaced),
+    ..Command::EMPTY
+};
+
+#[expect(clippy::unused_async, reason = "commands are async functions")]
+async fn misplaced(_context: &Context, _matches: Matches) -> Outcome {
+    Err(Fault::said("brig daemon takes its options behind its name: brig daemon [OPTIONS]"))
+}
+
+/// Runs the engine until it is told to stop; returns its exit status.
+pub fn main(arguments: &[String]) -> i32 {
+    if std::env::var_os(crate::client::DETACH_MARK).is_some() {
+        // Started by a client: leave its session, so that neither its terminal nor its signals reach us.
+        if let Err(error) = rustix::process::setsid() {
+            output::error_line(&format!("brig daemon: setsid: {error}"));
+        }
+    }
+    let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
+    output::error_line(&format!("brig daemon: not linked in yet ({} arguments)", arguments.len()));
+    1
+}
