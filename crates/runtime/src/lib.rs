@@ -7,13 +7,23 @@
 pub use oci_spec::runtime as spec;
 
 pub mod cgroup;
+mod child;
 pub mod cli;
+mod compile;
+mod describe;
 mod error;
+mod finish;
+pub mod hooks;
+mod identity;
 mod launch;
+mod mounts;
+mod plan;
 pub mod profile;
 pub mod reaper;
 pub mod seccomp;
 
 pub use cgroup::Cgroup;
 pub use error::{Error, Kind};
-pub use launch::{Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec};
+pub use launch::{
+    Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec, start_waiting,
+};

@@ -1,19 +1,614 @@
 //! Seccomp: an OCI filter description compiled to a BPF program, once, for many containers.
+//!
+//! Layout: architecture, then per architecture a balanced binary search over system call numbers
+//! (ranges with the same action are one leaf), then the argument tests of those that have them.
 
+use brigantine_sys::seccomp::{Instruction, flag};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::spec::LinuxSeccomp;
+use crate::spec::{
+    Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
+};
 
 /// A compiled filter with its load flags. Plain data: cache it by the spec it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Program {
-    pub(crate) code: Vec<(u16, u8, u8, u32)>,
-    pub(crate) flags: u32,
+    code: Vec<(u16, u8, u8, u32)>,
+    flags: u32,
 }
 
-/// Compiles `filter` for this machine.
-pub fn compile(filter: &LinuxSeccomp) -> Result<Program, Error> {
-    let _ = filter;
-    Err(Error::unsupported("seccomp is not built yet"))
+impl Program {
+    pub(crate) fn into_instructions(self) -> (Vec<Instruction>, u32) {
+        let code = self.code.into_iter().map(|(code, jt, jf, k)| Instruction { code, jt, jf, k });
+        (code.collect(), self.flags)
+    }
+
+    /// Instructions (the kernel takes at most 4096).
+    pub fn len(&self) -> usize {
+        self.code.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.code.is_empty()
+    }
+
+    /// The program as `struct sock_filter` bytes in this machine's byte order.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.code.len() * 8);
+        for (code, jt, jf, k) in &self.code {
+            bytes.extend(code.to_ne_bytes());
+            bytes.extend([*jt, *jf]);
+            bytes.extend(k.to_ne_bytes());
+        }
+        bytes
+    }
+}
+
+const RET_KILL_PROCESS: u32 = 0x8000_0000;
+const RET_KILL_THREAD: u32 = 0;
+const RET_TRAP: u32 = 0x0003_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+const RET_TRACE: u32 = 0x7ff0_0000;
+const RET_LOG: u32 = 0x7ffc_0000;
+const RET_ALLOW: u32 = 0x7fff_0000;
+
+const AUDIT_X86_64: u32 = 0xc000_003e;
+const AUDIT_I386: u32 = 0x4000_0003;
+const AUDIT_AARCH64: u32 = 0xc000_00b7;
+const AUDIT_ARM: u32 = 0x4000_0028;
+const X32_BIT: u32 = 0x4000_0000;
+
+const OFFSET_NUMBER: u32 = 0;
+const OFFSET_ARCH: u32 = 4;
+
+const LOAD: u16 = 0x20;
+const JUMP_EQUAL: u16 = 0x15;
+const JUMP_GREATER: u16 = 0x25;
+const JUMP_GREATER_EQUAL: u16 = 0x35;
+const AND: u16 = 0x54;
+const RETURN: u16 = 0x06;
+
+/// One argument test on 64 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Test {
+    index: u8,
+    op: LinuxSeccompOperator,
+    value: u64,
+    second: u64,
+}
+
+/// What happens for one number: the first clause whose tests all hold, else `otherwise`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Verdict {
+    clauses: Vec<(Vec<Test>, u32)>,
+    otherwise: u32,
+}
+
+/// Compiles `filter`; `None` if it would let everything through anyway.
+pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
+    if filter.listener_path().as_ref().is_some_and(|p| !p.as_os_str().is_empty()) {
+        return Err(Error::unsupported("seccomp listenerPath is not built yet"));
+    }
+    let default = action(filter.default_action(), filter.default_errno_ret())?;
+    let mut flags = 0;
+    for word in filter.flags().iter().flatten() {
+        flags |= match word {
+            LinuxSeccompFilterFlag::SeccompFilterFlagLog => flag::LOG,
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => flag::TSYNC,
+            LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => flag::SPEC_ALLOW,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
+                return Err(Error::unsupported(
+                    "a seccomp flag for notification is given, which is not built yet",
+                ));
+            }
+        };
+    }
+    if default == RET_ALLOW && filter.syscalls().as_ref().is_none_or(Vec::is_empty) && flags == 0 {
+        return Ok(None);
+    }
+    let mut arches: Vec<Abi> = vec![Abi::native()?];
+    for arch in filter.architectures().iter().flatten() {
+        // Architectures that this machine cannot execute need no code.
+        if let Some(abi) = Abi::of(*arch)
+            && !arches.contains(&abi)
+        {
+            arches.push(abi);
+        }
+    }
+    let mut tables = Vec::new();
+    for abi in &arches {
+        tables.push((*abi, table(filter, *abi, default)?));
+    }
+    Ok(Some(Program { code: assemble(&tables, default)?, flags }))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Abi {
+    X86_64,
+    X32,
+    X86,
+    Aarch64,
+    Arm,
+}
+
+impl Abi {
+    fn native() -> Result<Self, Error> {
+        if cfg!(target_arch = "x86_64") {
+            Ok(Self::X86_64)
+        } else if cfg!(target_arch = "aarch64") {
+            Ok(Self::Aarch64)
+        } else {
+            Err(Error::unsupported("seccomp is not built for this architecture"))
+        }
+    }
+
+    fn of(arch: Arch) -> Option<Self> {
+        let x86 = cfg!(target_arch = "x86_64");
+        match arch {
+            Arch::ScmpArchX86_64 if x86 => Some(Self::X86_64),
+            Arch::ScmpArchX32 if x86 => Some(Self::X32),
+            Arch::ScmpArchX86 if x86 => Some(Self::X86),
+            Arch::ScmpArchAarch64 if !x86 => Some(Self::Aarch64),
+            Arch::ScmpArchArm if !x86 => Some(Self::Arm),
+            _ => None,
+        }
+    }
+
+    fn audit(self) -> u32 {
+        match self {
+            Self::X86_64 | Self::X32 => AUDIT_X86_64,
+            Self::X86 => AUDIT_I386,
+            Self::Aarch64 => AUDIT_AARCH64,
+            Self::Arm => AUDIT_ARM,
+        }
+    }
+
+    /// The number of a system call, `None` if this ABI has none of that name.
+    fn number(self, name: &str) -> Option<u32> {
+        match self {
+            Self::X86_64 => name.parse::<syscalls::x86_64::Sysno>().ok().map(|n| n.id() as u32),
+            Self::X32 => x32_number(name),
+            Self::X86 => name.parse::<syscalls::x86::Sysno>().ok().map(|n| n.id() as u32),
+            Self::Aarch64 => name.parse::<syscalls::aarch64::Sysno>().ok().map(|n| n.id() as u32),
+            Self::Arm => name.parse::<syscalls::arm::Sysno>().ok().map(|n| n.id() as u32),
+        }
+    }
+}
+
+/// Calls whose x32 entry differs from the 64-bit one: from 512, in the kernel's order.
+const X32_OWN: &[&str] = &[
+    "rt_sigaction",
+    "rt_sigreturn",
+    "ioctl",
+    "readv",
+    "writev",
+    "recvfrom",
+    "sendmsg",
+    "recvmsg",
+    "execve",
+    "ptrace",
+    "rt_sigpending",
+    "rt_sigtimedwait",
+    "rt_sigqueueinfo",
+    "sigaltstack",
+    "timer_create",
+    "mq_notify",
+    "kexec_load",
+    "waitid",
+    "set_robust_list",
+    "get_robust_list",
+    "vmsplice",
+    "move_pages",
+    "preadv",
+    "pwritev",
+    "rt_tgsigqueueinfo",
+    "recvmmsg",
+    "sendmmsg",
+    "process_vm_readv",
+    "process_vm_writev",
+    "setsockopt",
+    "getsockopt",
+    "io_setup",
+    "io_submit",
+    "execveat",
+    "preadv2",
+    "pwritev2",
+];
+
+fn x32_number(name: &str) -> Option<u32> {
+    let number = match X32_OWN.iter().position(|own| *own == name) {
+        Some(place) => 512 + place as u32,
+        None => name.parse::<syscalls::x86_64::Sysno>().ok()?.id() as u32,
+    };
+    Some(number | X32_BIT)
+}
+
+fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> {
+    use LinuxSeccompAction as A;
+    let data = |default: u32| {
+        let value = errno.unwrap_or(default);
+        if value > 0xffff {
+            Err(Error::invalid(format!("seccomp errnoRet {value} is too large")))
+        } else {
+            Ok(value)
+        }
+    };
+    Ok(match action {
+        A::ScmpActKill | A::ScmpActKillThread => RET_KILL_THREAD,
+        A::ScmpActKillProcess => RET_KILL_PROCESS,
+        A::ScmpActTrap => RET_TRAP,
+        A::ScmpActErrno => RET_ERRNO | data(libc::EPERM as u32)?,
+        A::ScmpActTrace => RET_TRACE | data(libc::EPERM as u32)?,
+        A::ScmpActLog => RET_LOG,
+        A::ScmpActAllow => RET_ALLOW,
+        A::ScmpActNotify => {
+            return Err(Error::unsupported("the seccomp action SCMP_ACT_NOTIFY is not built yet"));
+        }
+    })
+}
+
+/// Verdicts by number, ascending. Names the ABI does not have are skipped: a profile is written
+/// for many kernels.
+fn table(filter: &LinuxSeccomp, abi: Abi, default: u32) -> Result<Vec<(u32, Verdict)>, Error> {
+    let mut by_number: std::collections::BTreeMap<u32, Verdict> = std::collections::BTreeMap::new();
+    for rule in filter.syscalls().iter().flatten() {
+        let action = action(rule.action(), rule.errno_ret())?;
+        let args = rule.args().as_deref().unwrap_or_default();
+        let tests = args.iter().map(test).collect::<Result<Vec<_>, _>>()?;
+        // Two tests on one argument are alternatives, as libseccomp's users expect.
+        let mut seen = [false; 6];
+        let alternatives = tests.iter().any(|t| std::mem::replace(&mut seen[usize::from(t.index)], true));
+        for name in rule.names() {
+            let Some(number) = abi.number(name) else { continue };
+            let verdict =
+                by_number.entry(number).or_insert(Verdict { clauses: Vec::new(), otherwise: default });
+            if tests.is_empty() {
+                // The first rule without conditions settles it.
+                if verdict.otherwise == default {
+                    verdict.otherwise = action;
+                }
+            } else if alternatives {
+                verdict.clauses.extend(tests.iter().map(|t| (vec![*t], action)));
+            } else {
+                verdict.clauses.push((tests.clone(), action));
+            }
+        }
+    }
+    for verdict in by_number.values_mut() {
+        // What is settled without conditions is not made stricter or laxer by the same verdict.
+        let otherwise = verdict.otherwise;
+        while verdict.clauses.last().is_some_and(|(_, action)| *action == otherwise) {
+            verdict.clauses.pop();
+        }
+    }
+    Ok(by_number.into_iter().filter(|(_, v)| v.otherwise != default || !v.clauses.is_empty()).collect())
+}
+
+fn test(arg: &LinuxSeccompArg) -> Result<Test, Error> {
+    let index = u8::try_from(arg.index()).ok().filter(|i| *i < 6);
+    let index =
+        index.ok_or_else(|| Error::invalid(format!("seccomp argument {} is not 0 to 5", arg.index())))?;
+    Ok(Test { index, op: arg.op(), value: arg.value(), second: arg.value_two().unwrap_or_default() })
+}
+
+/// Code is made backwards, so that every jump's target is already there.
+#[derive(Debug, Default)]
+struct Assembler {
+    /// Last instruction first.
+    reversed: Vec<Instruction>,
+}
+
+/// A place in the code, counted from its end.
+type Label = usize;
+
+impl Assembler {
+    fn push(&mut self, code: u16, k: u32) -> Label {
+        self.reversed.push(Instruction { code, jt: 0, jf: 0, k });
+        self.reversed.len()
+    }
+
+    fn ret(&mut self, action: u32) -> Label {
+        self.push(RETURN, action)
+    }
+
+    /// A return near enough to be jumped to from an instruction pushed soon.
+    fn ret_near(&mut self, action: u32) -> Label {
+        let from = self.reversed.len().saturating_sub(120);
+        let near = self.reversed[from..].iter().rposition(|i| i.code == RETURN && i.k == action);
+        match near {
+            Some(place) => from + place + 1,
+            None => self.ret(action),
+        }
+    }
+
+    /// A conditional jump. Too far a target is reached through an unconditional jump put here.
+    fn jump(&mut self, code: u16, k: u32, yes: Label, no: Label) -> Label {
+        let yes = self.reach(yes);
+        let no = self.reach(no);
+        let here = self.reversed.len();
+        let distance = |label: Label| (here - label) as u8;
+        self.reversed.push(Instruction { code, jt: distance(yes), jf: distance(no), k });
+        self.reversed.len()
+    }
+
+    fn reach(&mut self, label: Label) -> Label {
+        const JUMP_ALWAYS: u16 = 0x05;
+        let here = self.reversed.len();
+        // Room for the other trampoline that may come in between.
+        if here - label <= 253 {
+            return label;
+        }
+        if let Some(Instruction { code: RETURN, k, .. }) = self.reversed.get(label - 1).copied() {
+            return self.ret(k);
+        }
+        self.push(JUMP_ALWAYS, (here - label) as u32)
+    }
+}
+
+fn assemble(tables: &[(Abi, Vec<(u32, Verdict)>)], default: u32) -> Result<Vec<(u16, u8, u8, u32)>, Error> {
+    let mut out = Assembler::default();
+    // An unknown architecture gets what seccomp(2) advises: it must not slip by.
+    let stray = out.ret(RET_KILL_PROCESS);
+    let mut blocks: Vec<(u32, Label)> = Vec::new();
+    let mut x32_block = None;
+    for (abi, table) in tables.iter().rev() {
+        let tree = search(&mut out, table, default);
+        if *abi == Abi::X32 {
+            x32_block = Some(tree);
+        } else {
+            blocks.push((abi.audit(), tree));
+        }
+    }
+    // x86-64 and x32 share their architecture; the number tells them apart.
+    for (audit, entry) in &mut blocks {
+        if *audit == AUDIT_X86_64 {
+            let other = x32_block.unwrap_or_else(|| out.ret_near(RET_ERRNO | libc::ENOSYS as u32));
+            *entry = out.jump(JUMP_GREATER_EQUAL, X32_BIT, other, *entry);
+        }
+        *entry = {
+            let next = *entry;
+            let load = out.push(LOAD, OFFSET_NUMBER);
+            let at = out.reversed.len();
+            // The load falls through to the code pushed just before it only if that is adjacent.
+            if at == next + 1 { load } else { trampoline_load(&mut out, next) }
+        };
+    }
+    let mut chain = stray;
+    for (audit, entry) in &blocks {
+        chain = out.jump(JUMP_EQUAL, *audit, *entry, chain);
+    }
+    out.push(LOAD, OFFSET_ARCH);
+    if out.reversed.len() > 4096 {
+        return Err(Error::invalid(format!(
+            "the seccomp filter is too long: {} instructions",
+            out.reversed.len()
+        )));
+    }
+    Ok(out.reversed.into_iter().rev().map(|i| (i.code, i.jt, i.jf, i.k)).collect())
+}
+
+/// Replaces the load just pushed by one followed by a jump to `next`.
+fn trampoline_load(out: &mut Assembler, next: Label) -> Label {
+    const JUMP_ALWAYS: u16 = 0x05;
+    out.reversed.pop();
+    let here = out.reversed.len();
+    out.push(JUMP_ALWAYS, (here - next) as u32);
+    out.push(LOAD, OFFSET_NUMBER)
+}
+
+/// Leaves: maximal runs of numbers with one verdict, including the default's gaps.
+fn search(out: &mut Assembler, table: &[(u32, Verdict)], default: u32) -> Label {
+    let mut leaves: Vec<(u32, Verdict)> = Vec::new();
+    let plain = |action| Verdict { clauses: Vec::new(), otherwise: action };
+    let mut add = |from: u32, verdict: Verdict| match leaves.last_mut() {
+        Some((start, last)) if *start == from => *last = verdict,
+        Some((_, last)) if *last == verdict => {}
+        _ => leaves.push((from, verdict)),
+    };
+    add(0, plain(default));
+    for (number, verdict) in table {
+        add(*number, verdict.clone());
+        add(number + 1, plain(default));
+    }
+    tree(out, &leaves)
+}
+
+fn tree(out: &mut Assembler, leaves: &[(u32, Verdict)]) -> Label {
+    match leaves {
+        [] => out.ret(RET_KILL_PROCESS),
+        [(_, verdict)] => leaf(out, verdict),
+        _ => {
+            let middle = leaves.len() / 2;
+            let high = tree(out, &leaves[middle..]);
+            let low = tree(out, &leaves[..middle]);
+            out.jump(JUMP_GREATER_EQUAL, leaves[middle].0, high, low)
+        }
+    }
+}
+
+fn leaf(out: &mut Assembler, verdict: &Verdict) -> Label {
+    if verdict.clauses.is_empty() {
+        return out.ret_near(verdict.otherwise);
+    }
+    let mut next = out.ret_near(verdict.otherwise);
+    for (tests, action) in verdict.clauses.iter().rev() {
+        let mut then = out.ret_near(*action);
+        for test in tests.iter().rev() {
+            then = self::condition(out, *test, then, next);
+        }
+        next = then;
+    }
+    next
+}
+
+/// A test on a 64-bit argument in two 32-bit halves.
+fn condition(out: &mut Assembler, test: Test, yes: Label, no: Label) -> Label {
+    let low_offset = 16 + u32::from(test.index) * 8;
+    let (low_offset, high_offset) = if cfg!(target_endian = "little") {
+        (low_offset, low_offset + 4)
+    } else {
+        (low_offset + 4, low_offset)
+    };
+    let halves = |v: u64| ((v >> 32) as u32, v as u32);
+    let (high, low) = halves(test.value);
+    use LinuxSeccompOperator as O;
+    let ordered = |out: &mut Assembler, code: u16, yes: Label, no: Label| {
+        out.jump(code, low, yes, no);
+        let below = out.push(LOAD, low_offset);
+        let equal = out.jump(JUMP_EQUAL, high, below, no);
+        out.jump(JUMP_GREATER, high, yes, equal);
+        out.push(LOAD, high_offset)
+    };
+    match test.op {
+        O::ScmpCmpEq | O::ScmpCmpNe => {
+            let (yes, no) = if test.op == O::ScmpCmpEq { (yes, no) } else { (no, yes) };
+            out.jump(JUMP_EQUAL, low, yes, no);
+            let below = out.push(LOAD, low_offset);
+            out.jump(JUMP_EQUAL, high, below, no);
+            out.push(LOAD, high_offset)
+        }
+        O::ScmpCmpGt => ordered(out, JUMP_GREATER, yes, no),
+        O::ScmpCmpGe => ordered(out, JUMP_GREATER_EQUAL, yes, no),
+        O::ScmpCmpLe => ordered(out, JUMP_GREATER, no, yes),
+        O::ScmpCmpLt => ordered(out, JUMP_GREATER_EQUAL, no, yes),
+        O::ScmpCmpMaskedEq => {
+            // `value` is the mask, `valueTwo` what must remain.
+            let (want_high, want_low) = halves(test.second);
+            out.jump(JUMP_EQUAL, want_low, yes, no);
+            out.push(AND, low);
+            let below = out.push(LOAD, low_offset);
+            out.jump(JUMP_EQUAL, want_high, below, no);
+            out.push(AND, high);
+            out.push(LOAD, high_offset)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Just enough of the machine to run what `compile` makes.
+    fn run(program: &Program, arch: u32, number: u32, args: [u64; 6]) -> u32 {
+        let mut data = vec![0_u8; 64];
+        data[0..4].copy_from_slice(&number.to_ne_bytes());
+        data[4..8].copy_from_slice(&arch.to_ne_bytes());
+        for (i, arg) in args.iter().enumerate() {
+            data[16 + i * 8..24 + i * 8].copy_from_slice(&arg.to_ne_bytes());
+        }
+        let (mut at, mut a) = (0, 0_u32);
+        loop {
+            let (code, jt, jf, k) = program.code[at];
+            at += 1;
+            let mut branch = |yes: bool| at += usize::from(if yes { jt } else { jf });
+            match code {
+                LOAD => a = u32::from_ne_bytes(data[k as usize..k as usize + 4].try_into().unwrap()),
+                AND => a &= k,
+                JUMP_EQUAL => branch(a == k),
+                JUMP_GREATER => branch(a > k),
+                JUMP_GREATER_EQUAL => branch(a >= k),
+                0x05 => at += k as usize,
+                RETURN => return k,
+                other => panic!("opcode {other:#x}"),
+            }
+        }
+    }
+
+    fn filter(json: serde_json::Value) -> Program {
+        compile(&serde_json::from_value(json).unwrap()).unwrap().unwrap()
+    }
+
+    fn number(name: &str) -> u32 {
+        Abi::native().unwrap().number(name).unwrap()
+    }
+
+    fn native() -> u32 {
+        Abi::native().unwrap().audit()
+    }
+
+    #[test]
+    fn names_get_their_action_and_others_the_default() {
+        let p = filter(serde_json::json!({
+        "defaultAction": "SCMP_ACT_ERRNO", "defaultErrnoRet": 38,
+        "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
+        "syscalls": [
+            {"names": ["read", "write", "no_such_call"], "action": "SCMP_ACT_ALLOW"},
+            {"names": ["mkdirat"], "action": "SCMP_ACT_KILL_PROCESS"},
+        ]}));
+        assert_eq!(run(&p, native(), number("read"), [0; 6]), RET_ALLOW);
+        assert_eq!(run(&p, native(), number("mkdirat"), [0; 6]), RET_KILL_PROCESS);
+        assert_eq!(run(&p, native(), number("close"), [0; 6]), RET_ERRNO | 38);
+        assert_eq!(run(&p, native(), 9999, [0; 6]), RET_ERRNO | 38);
+        assert_eq!(run(&p, 0x1234, number("read"), [0; 6]), RET_KILL_PROCESS);
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(run(&p, AUDIT_I386, 3, [0; 6]), RET_ALLOW);
+            assert_eq!(run(&p, AUDIT_X86_64, X32_BIT, [0; 6]), RET_ALLOW);
+            assert_eq!(run(&p, AUDIT_X86_64, X32_BIT | 59, [0; 6]), RET_ERRNO | 38);
+        }
+    }
+
+    #[test]
+    fn an_abi_that_is_not_listed_is_shut() {
+        let p = filter(serde_json::json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdirat"], "action": "SCMP_ACT_ERRNO"}]}));
+        assert_eq!(run(&p, native(), number("read"), [0; 6]), RET_ALLOW);
+        if cfg!(target_arch = "x86_64") {
+            assert_eq!(run(&p, AUDIT_X86_64, X32_BIT | 1, [0; 6]) >> 16, RET_ERRNO >> 16);
+            assert_eq!(run(&p, AUDIT_I386, 3, [0; 6]), RET_KILL_PROCESS);
+        }
+    }
+
+    fn holds(op: &str, arg: u64, value: u64, second: u64) -> bool {
+        match op {
+            "SCMP_CMP_NE" => arg != value,
+            "SCMP_CMP_LT" => arg < value,
+            "SCMP_CMP_LE" => arg <= value,
+            "SCMP_CMP_EQ" => arg == value,
+            "SCMP_CMP_GE" => arg >= value,
+            "SCMP_CMP_GT" => arg > value,
+            _ => arg & value == second,
+        }
+    }
+
+    fn word() -> impl Strategy<Value = u64> {
+        prop_oneof![
+            any::<u64>(),
+            0_u64..4,
+            Just(u64::MAX),
+            Just(1 << 32),
+            (0_u64..3).prop_map(|n| n << 32 | 1)
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn arguments_are_compared_as_64_bits(
+            op in prop_oneof![Just("SCMP_CMP_NE"), Just("SCMP_CMP_LT"), Just("SCMP_CMP_LE"), Just("SCMP_CMP_EQ"),
+                Just("SCMP_CMP_GE"), Just("SCMP_CMP_GT"), Just("SCMP_CMP_MASKED_EQ")],
+            arg in word(), value in word(), second in word(), index in 0_usize..6,
+        ) {
+            let p = filter(serde_json::json!({
+                "defaultAction": "SCMP_ACT_ERRNO",
+                "syscalls": [{"names": ["read"], "action": "SCMP_ACT_ALLOW",
+                    "args": [{"index": index, "value": value, "valueTwo": second, "op": op}]}]}));
+            let mut args = [0; 6];
+            args[index] = arg;
+            let allowed = run(&p, native(), number("read"), args) == RET_ALLOW;
+            prop_assert_eq!(allowed, holds(op, arg, value, second));
+        }
+
+        #[test]
+        fn any_set_of_calls_is_found(numbers in proptest::collection::btree_set(0_u32..460, 0..300), probe in 0_u32..470) {
+            let verdict = Verdict { clauses: vec![(vec![Test { index: 0, op: LinuxSeccompOperator::ScmpCmpEq, value: 7, second: 0 }], RET_TRAP)], otherwise: RET_ALLOW };
+            let table: Vec<_> = numbers.iter().map(|n| (*n, verdict.clone())).collect();
+            let code = assemble(&[(Abi::native().unwrap(), table)], RET_ERRNO).unwrap();
+            let p = Program { code, flags: 0 };
+            let known = numbers.contains(&probe);
+            prop_assert_eq!(run(&p, native(), probe, [0; 6]), if known { RET_ALLOW } else { RET_ERRNO });
+            prop_assert_eq!(run(&p, native(), probe, [7; 6]), if known { RET_TRAP } else { RET_ERRNO });
+        }
+    }
 }

@@ -4,12 +4,29 @@
 //! owned and borrowed descriptors instead of numbers. What is documented as usable after a clone
 //! neither allocates nor locks.
 
+pub mod bpf;
 pub mod daemonize;
+pub mod exec;
+pub mod fd;
 pub mod inherit;
+pub mod mount;
 pub mod netns;
+pub mod process;
 pub mod sealed;
+pub mod seccomp;
 pub mod signals;
+pub mod spawn;
 pub mod umask;
 
 pub use rustix::io::Errno;
 pub use sealed::SealedExe;
+
+/// The result of a raw system call that went through the C library's `syscall`.
+fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {
+    if result == -1 {
+        // The C library has just set errno; its values are always within what `Errno` takes.
+        Err(Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL))
+    } else {
+        Ok(result)
+    }
+}

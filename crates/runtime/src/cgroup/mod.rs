@@ -1,18 +1,34 @@
 //! Control groups: one handle over v1, v2 and the hybrid of both.
+//!
+//! A group is addressed from the root of each hierarchy; processes that are not the container's
+//! are never moved, and no directory above the group's own is ever changed except to be created
+//! (and, on v2, to hand controllers down).
 
+mod devices;
+mod hierarchy;
+mod limits;
 mod stats;
 
-use std::os::fd::OwnedFd;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
-use crate::error::Error;
+use crate::error::{Error, Kind};
 use crate::spec::LinuxResources;
+use hierarchy::Hierarchies;
 
 pub use stats::{
     BlkioEntry, BlkioStats, CpuStats, HugetlbStats, MemoryStats, PidsStats, PressureStats, Stats,
 };
+
+/// How long the kernel may take to stop, kill or let go of a group's processes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A container's control group: one directory per v1 hierarchy, or one for all on v2.
 /// Serialisable: whoever reads it back has the same handle.
@@ -31,75 +47,465 @@ impl Cgroup {
     pub fn path(&self) -> &str {
         &self.path
     }
+
     /// Opens the existing group at `path` (absolute in each hierarchy).
     pub fn open(path: &str) -> Result<Self, Error> {
-        Err(Error::unsupported(format!("opening cgroup {path:?} is not built yet")))
+        let path = clean(path)?;
+        let found = Hierarchies::get()?;
+        let mut v1: Vec<(String, PathBuf)> = found
+            .v1
+            .iter()
+            .map(|(name, mount)| (name.clone(), below(mount, &path)))
+            .filter(|(_, dir)| dir.is_dir())
+            .collect();
+        v1.sort();
+        let v2 = found.v2.as_ref().map(|mount| below(mount, &path)).filter(|dir| dir.is_dir());
+        if v1.is_empty() && v2.is_none() {
+            return Err(Error::new(Kind::State, format!("cgroup {path:?} does not exist")));
+        }
+        Ok(Self { path, v1, v2 })
     }
-    /// Creates the group at `path` and writes the limits.
+
+    /// Creates the group at `path` and writes the limits; on failure nothing is left.
     pub fn create(path: &str, resources: Option<&LinuxResources>) -> Result<Self, Error> {
-        let _ = resources;
-        Err(Error::unsupported(format!("creating cgroup {path:?} is not built yet")))
+        let path = clean(path)?;
+        let found = Hierarchies::get()?;
+        let wanted = limits::controllers(resources);
+        let mut group = Self { path, v1: Vec::new(), v2: None };
+        match group.make(found, &wanted, resources) {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                // The first failure is the one to tell; what is left is empty and harmless.
+                drop(group.delete());
+                Err(error)
+            }
+        }
     }
-    /// Moves a process into the group.
-    pub fn add(&self, pid: i32) -> Result<(), Error> {
-        Err(Error::unsupported(format!("adding {pid} is not built yet")))
-    }
-    pub fn stats(&self) -> Result<Stats, Error> {
-        Err(Error::unsupported("statistics are not built yet"))
-    }
-    /// Changes limits; what is `None` stays.
-    pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
-        let _ = resources;
-        Err(Error::unsupported("updating is not built yet"))
-    }
-    /// Stops every process in the group; returns when all have stopped.
-    pub fn freeze(&self) -> Result<(), Error> {
-        Err(Error::unsupported("freezing is not built yet"))
-    }
-    pub fn thaw(&self) -> Result<(), Error> {
-        Err(Error::unsupported("thawing is not built yet"))
-    }
-    pub fn is_frozen(&self) -> Result<bool, Error> {
-        Err(Error::unsupported("freezing is not built yet"))
-    }
-    /// SIGKILL to every process in the group and below it.
-    pub fn kill_all(&self) -> Result<(), Error> {
-        Err(Error::unsupported("killing is not built yet"))
-    }
-    /// `signal` to every process in the group and below it.
-    pub fn signal_all(&self, signal: i32) -> Result<(), Error> {
-        Err(Error::unsupported(format!("signal {signal} is not built yet")))
-    }
-    /// The processes in the group and below it.
-    pub fn procs(&self) -> Result<Vec<i32>, Error> {
-        Err(Error::unsupported("listing is not built yet"))
-    }
-    /// A watch on out-of-memory kills in the group; `None` where no memory controller is.
-    pub fn oom_events(&self) -> Result<Option<OomWatch>, Error> {
-        Ok(None)
-    }
-    /// How many processes of the group the kernel has killed for lack of memory.
-    pub fn oom_kills(&self) -> Result<u64, Error> {
-        Ok(0)
-    }
-    /// Removes the group and everything below it; a group that is gone is no error.
-    pub fn delete(&self) -> Result<(), Error> {
+
+    fn make(
+        &mut self,
+        found: &Hierarchies,
+        wanted: &[&str],
+        resources: Option<&LinuxResources>,
+    ) -> Result<(), Error> {
+        for (name, mount) in &found.v1 {
+            if !wanted.contains(&name.as_str()) {
+                continue;
+            }
+            let dir = below(mount, &self.path);
+            make_dirs(mount, &dir, name == "cpuset")?;
+            self.v1.push((name.clone(), dir));
+        }
+        // In a hybrid the unified hierarchy is only of use for a controller that v1 lacks.
+        let needs_v2 = found.v1.is_empty()
+            || wanted
+                .iter()
+                .any(|name| self.v1_dir(name).is_none() && found.v2_controllers.iter().any(|c| c == name));
+        if let (true, Some(mount)) = (needs_v2, &found.v2) {
+            let dir = below(mount, &self.path);
+            hierarchy::make_v2(mount, &dir, &found.v2_controllers)?;
+            self.v2 = Some(dir);
+        }
+        if self.v1.is_empty() && self.v2.is_none() {
+            return Err(Error::unsupported("no cgroup hierarchy is mounted"));
+        }
+        if let Some(resources) = resources {
+            limits::apply(self, resources)?;
+            devices::apply(self, resources)?;
+        }
         Ok(())
     }
+
+    pub(crate) fn v1_dir(&self, controller: &str) -> Option<&Path> {
+        self.v1.iter().find(|(name, _)| name == controller).map(|(_, dir)| dir.as_path())
+    }
+
+    pub(crate) fn v2_dir(&self) -> Option<&Path> {
+        self.v2.as_deref()
+    }
+
+    /// True where the unified hierarchy is the only one.
+    pub fn is_unified(&self) -> bool {
+        self.v1.is_empty()
+    }
+
+    /// Each directory once (v1 controllers may share one).
+    fn directories(&self) -> Vec<&Path> {
+        let mut all: Vec<&Path> = self.v1.iter().map(|(_, dir)| dir.as_path()).collect();
+        all.extend(self.v2.as_deref());
+        all.sort_unstable();
+        all.dedup();
+        all
+    }
+
+    /// Controller directories as a container sees them: the mount's directory name, then the
+    /// controllers' own names, then the group's directory.
+    pub(crate) fn v1_views(&self) -> Vec<(String, Vec<String>, PathBuf)> {
+        let mut views: Vec<(String, Vec<String>, PathBuf)> = Vec::new();
+        for (name, dir) in &self.v1 {
+            if let Some(view) = views.iter_mut().find(|(_, _, seen)| seen == dir) {
+                view.1.push(name.clone());
+                continue;
+            }
+            let depth = Path::new(&self.path).components().count() - 1;
+            let mount = dir.ancestors().nth(depth).and_then(Path::file_name);
+            let label = mount.map_or_else(|| name.clone(), |m| m.to_string_lossy().into_owned());
+            views.push((label, vec![name.clone()], dir.clone()));
+        }
+        views
+    }
+
+    /// For a clone straight into the group, where the kernel can do that for all controllers.
+    pub(crate) fn clone_target(&self) -> Result<Option<OwnedFd>, Error> {
+        use rustix::fs::{Mode, OFlags, open};
+        let Some(dir) = self.v2.as_deref().filter(|_| self.v1.is_empty()) else { return Ok(None) };
+        open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map(Some)
+            .map_err(|e| Error::os(format!("opening cgroup {}", dir.display()), e))
+    }
+
+    /// Moves a process into the group.
+    pub fn add(&self, pid: i32) -> Result<(), Error> {
+        let text = pid.to_string();
+        for dir in self.directories() {
+            write(&dir.join("cgroup.procs"), &text)?;
+        }
+        Ok(())
+    }
+
+    pub fn stats(&self) -> Result<Stats, Error> {
+        stats::read(self)
+    }
+
+    /// Changes limits; what is `None` stays. Device rules are fixed at creation.
+    pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
+        limits::apply(self, resources)
+    }
+
+    /// Stops every process in the group; returns when all have stopped.
+    pub fn freeze(&self) -> Result<(), Error> {
+        self.set_frozen(true)
+    }
+
+    pub fn thaw(&self) -> Result<(), Error> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<(), Error> {
+        let (file, text) = match (self.v1_dir("freezer"), self.v2_dir()) {
+            (Some(dir), _) => (dir.join("freezer.state"), if frozen { "FROZEN" } else { "THAWED" }),
+            (None, Some(dir)) => (dir.join("cgroup.freeze"), if frozen { "1" } else { "0" }),
+            (None, None) => return Err(Error::unsupported("no freezer cgroup is mounted")),
+        };
+        write(&file, text)?;
+        let deadline = Instant::now() + PATIENCE;
+        let mut pause = Duration::from_micros(50);
+        while self.is_frozen()? != frozen {
+            if Instant::now() > deadline {
+                if frozen {
+                    // Half frozen is worse than running: let go again, then report.
+                    drop(self.thaw());
+                }
+                return Err(Error::new(
+                    Kind::Os,
+                    format!("cgroup {:?} does not change to {text}", self.path),
+                ));
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(10));
+            if frozen && self.v1_dir("freezer").is_some() {
+                // A fork racing with the freezer can leave v1 in FREEZING until asked again.
+                write(&file, text)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub fn is_frozen(&self) -> Result<bool, Error> {
+        if let Some(dir) = self.v1_dir("freezer") {
+            return Ok(read(&dir.join("freezer.state"))?.trim() == "FROZEN");
+        }
+        let Some(dir) = self.v2_dir() else { return Ok(false) };
+        Ok(read(&dir.join("cgroup.events"))?.lines().any(|line| line == "frozen 1"))
+    }
+
+    /// SIGKILL to every process in the group and below it; returns when none is left.
+    pub fn kill_all(&self) -> Result<(), Error> {
+        if let Some(dir) = self.v2_dir().filter(|_| self.is_unified()) {
+            match fs::write(dir.join("cgroup.kill"), "1") {
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                Err(e) => return Err(Error::os(format!("killing cgroup {:?}", self.path), e)),
+                Ok(()) => return self.wait_empty(),
+            }
+        }
+        // Without cgroup.kill: whoever forks between two readings is met in the next one.
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let procs = self.procs()?;
+            if procs.is_empty() {
+                return Ok(());
+            }
+            for pid in procs {
+                signal(pid, libc::SIGKILL)?;
+            }
+            // A frozen process dies only once it is let go (v1).
+            if self.v1_dir("freezer").is_some() && self.state_is("FROZEN") {
+                self.thaw()?;
+            }
+            if Instant::now() > deadline {
+                return Err(Error::new(Kind::Os, format!("processes in cgroup {:?} do not die", self.path)));
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    fn state_is(&self, state: &str) -> bool {
+        self.v1_dir("freezer")
+            .and_then(|dir| fs::read_to_string(dir.join("freezer.state")).ok())
+            .is_some_and(|text| text.trim() == state)
+    }
+
+    fn wait_empty(&self) -> Result<(), Error> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.procs()?.is_empty() {
+            if Instant::now() > deadline {
+                return Err(Error::new(Kind::Os, format!("processes in cgroup {:?} do not die", self.path)));
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Ok(())
+    }
+
+    /// `signal` to every process in the group and below it.
+    pub fn signal_all(&self, number: i32) -> Result<(), Error> {
+        for pid in self.procs()? {
+            signal(pid, number)?;
+        }
+        Ok(())
+    }
+
+    /// The processes in the group and below it, in the caller's PID namespace.
+    pub fn procs(&self) -> Result<Vec<i32>, Error> {
+        let dir = self
+            .v1_dir("pids")
+            .or_else(|| self.v1_dir("freezer"))
+            .or_else(|| self.v2_dir())
+            .or_else(|| self.directory());
+        let mut pids = Vec::new();
+        if let Some(dir) = dir {
+            collect_procs(dir, &mut pids)?;
+        }
+        pids.retain(|&pid| pid != 0);
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// A watch on out-of-memory kills in the group; `None` where no memory controller is.
+    pub fn oom_events(&self) -> Result<Option<OomWatch>, Error> {
+        if let Some(dir) = self.v1_dir("memory") {
+            let what = || format!("watching {} for lack of memory", dir.display());
+            let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+                .map_err(|e| Error::os(what(), e))?;
+            let control = fs::File::open(dir.join("memory.oom_control")).map_err(|e| Error::os(what(), e))?;
+            let line = format!("{} {}", fd.as_raw_fd(), control.as_raw_fd());
+            write(&dir.join("cgroup.event_control"), &line)?;
+            return Ok(Some(OomWatch { fd }));
+        }
+        let Some(file) = self.v2_dir().map(|dir| dir.join("memory.events")).filter(|file| file.exists())
+        else {
+            return Ok(None);
+        };
+        let what = || format!("watching {}", file.display());
+        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
+            .map_err(|e| Error::os(what(), e))?;
+        inotify::add_watch(&fd, &file, inotify::WatchFlags::MODIFY).map_err(|e| Error::os(what(), e))?;
+        Ok(Some(OomWatch { fd }))
+    }
+
+    /// How many processes of the group the kernel has killed for lack of memory.
+    pub fn oom_kills(&self) -> Result<u64, Error> {
+        let file = match (self.v1_dir("memory"), self.v2_dir()) {
+            (Some(dir), _) => dir.join("memory.oom_control"),
+            (None, Some(dir)) => dir.join("memory.events"),
+            (None, None) => return Ok(0),
+        };
+        match fs::read_to_string(&file) {
+            Ok(text) => Ok(stats::keyed(&text).get("oom_kill").copied().unwrap_or_default()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(e) => Err(Error::os(format!("reading {}", file.display()), e)),
+        }
+    }
+
+    /// Removes the group and everything below it; a group that is gone is no error.
+    pub fn delete(&self) -> Result<(), Error> {
+        for dir in self.directories() {
+            remove(dir)?;
+        }
+        Ok(())
+    }
+
+    /// True while any directory of the group exists.
+    pub fn exists(&self) -> bool {
+        self.directories().iter().any(|dir| dir.exists())
+    }
+
     /// One directory that stands for the group (for display and for tests).
     pub fn directory(&self) -> Option<&Path> {
         self.v2.as_deref().or_else(|| self.v1.first().map(|(_, dir)| dir.as_path()))
     }
+
+    /// Controller → directory, as the state of an OCI container lists them.
+    pub fn paths(&self) -> Vec<(String, PathBuf)> {
+        let mut all = self.v1.clone();
+        all.extend(self.v2.iter().map(|dir| (String::new(), dir.clone())));
+        all
+    }
 }
 
-/// Becomes readable (poll: `POLLIN`, on v2 `POLLPRI`) when the kernel may have killed a process of the group.
+/// Becomes readable when the kernel may have killed a process of the group, or the group is gone.
 #[derive(Debug)]
 pub struct OomWatch {
     fd: OwnedFd,
 }
 
-impl std::os::fd::AsFd for OomWatch {
-    fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+impl OomWatch {
+    /// Takes the notice, so that the next poll waits for a new one.
+    pub fn clear(&self) {
+        let mut buffer = [0_u8; 512];
+        // Nothing to read is what is wanted.
+        if rustix::io::read(&self.fd, &mut buffer).is_err() {}
+    }
+}
+
+impl AsFd for OomWatch {
+    fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
+    }
+}
+
+fn below(mount: &Path, path: &str) -> PathBuf {
+    mount.join(path.trim_start_matches('/'))
+}
+
+/// An absolute path without `.`, `..` or empty parts that names a group of its own.
+fn clean(path: &str) -> Result<String, Error> {
+    if path.contains('\0') || path.contains('\n') {
+        return Err(Error::invalid(format!("cgroup path {path:?}: control characters")));
+    }
+    let mut parts = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => return Err(Error::invalid(format!("cgroup path {path:?}: \"..\" is not allowed"))),
+            part => parts.push(part),
+        }
+    }
+    if parts.is_empty() {
+        return Err(Error::invalid(format!("cgroup path {path:?} names the root")));
+    }
+    Ok(format!("/{}", parts.join("/")))
+}
+
+fn write(file: &Path, text: &str) -> Result<(), Error> {
+    use rustix::fs::{Mode, OFlags, open};
+    let cause = |e| Error::os(format!("writing {text:?} to {}", file.display()), e);
+    let fd = open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(cause)?;
+    rustix::io::write(&fd, text.as_bytes()).map_err(cause)?;
+    Ok(())
+}
+
+fn read(file: &Path) -> Result<String, Error> {
+    fs::read_to_string(file).map_err(|e| Error::os(format!("reading {}", file.display()), e))
+}
+
+fn make_dirs(mount: &Path, dir: &Path, cpuset: bool) -> Result<(), Error> {
+    match fs::create_dir(dir) {
+        Ok(()) => {
+            if cpuset {
+                hierarchy::inherit_cpuset(dir)?;
+            }
+            Ok(())
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound && dir != mount => {
+            let parent = dir.parent().unwrap_or(mount);
+            if parent == mount {
+                return Err(Error::os(format!("creating cgroup {}", dir.display()), e));
+            }
+            make_dirs(mount, parent, cpuset)?;
+            make_dirs(mount, dir, cpuset)
+        }
+        Err(e) => Err(Error::os(format!("creating cgroup {}", dir.display()), e)),
+    }
+}
+
+fn children(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
+    entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+}
+
+/// Removes a group's directory, children first if there are any.
+fn remove(dir: &Path) -> Result<(), Error> {
+    let deadline = Instant::now() + Duration::from_secs(2);
+    let mut pause = Duration::from_micros(200);
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) => {
+                let below = children(dir);
+                for child in &below {
+                    remove(child)?;
+                }
+                if Instant::now() > deadline {
+                    return Err(Error::os(format!("removing cgroup {}", dir.display()), e));
+                }
+                if below.is_empty() {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(20));
+                }
+            }
+        }
+    }
+}
+
+fn collect_procs(dir: &Path, into: &mut Vec<i32>) -> Result<(), Error> {
+    match fs::read_to_string(dir.join("cgroup.procs")) {
+        Ok(text) => into.extend(text.lines().filter_map(|line| line.parse::<i32>().ok())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound || e.raw_os_error() == Some(libc::ENODEV) => {
+            return Ok(());
+        }
+        // A threaded group lists no processes of its own.
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => {}
+        Err(e) => return Err(Error::os(format!("reading {}/cgroup.procs", dir.display()), e)),
+    }
+    for child in children(dir) {
+        collect_procs(&child, into)?;
+    }
+    Ok(())
+}
+
+fn signal(pid: i32, number: i32) -> Result<(), Error> {
+    let Some(target) = rustix::process::Pid::from_raw(pid) else { return Ok(()) };
+    let Some(signal) = rustix::process::Signal::from_named_raw(number) else {
+        return Err(Error::invalid(format!("signal {number} does not exist")));
+    };
+    match rustix::process::kill_process(target, signal) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(Error::os(format!("sending signal {number} to process {pid}"), e)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_absolute_and_stay_below_the_root() {
+        assert_eq!(clean("a//b/./c").unwrap(), "/a/b/c");
+        for bad in ["", "/", "/a/../..", "a\nb"] {
+            assert!(clean(bad).is_err(), "{bad:?}");
+        }
     }
 }

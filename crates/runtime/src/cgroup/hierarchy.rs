@@ -1,0 +1,147 @@
+//! Where the hierarchies are mounted, and how a new group in them is made usable.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use super::{read, write};
+use crate::error::Error;
+
+/// The mounted hierarchies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Hierarchies {
+    /// Controller (or `name=…` without the prefix) → mount point.
+    pub v1: Vec<(String, PathBuf)>,
+    pub v2: Option<PathBuf>,
+    /// What the unified hierarchy's root has to give.
+    pub v2_controllers: Vec<String>,
+}
+
+impl Hierarchies {
+    /// Read once: hierarchies do not move while a process lives.
+    pub fn get() -> Result<&'static Self, Error> {
+        static FOUND: OnceLock<Hierarchies> = OnceLock::new();
+        if let Some(found) = FOUND.get() {
+            return Ok(found);
+        }
+        let table = read(Path::new("/proc/self/mountinfo"))?;
+        let mut found = parse(&table);
+        if let Some(mount) = &found.v2 {
+            let names = read(&mount.join("cgroup.controllers"))?;
+            found.v2_controllers = names.split_whitespace().map(str::to_owned).collect();
+        }
+        Ok(FOUND.get_or_init(|| found))
+    }
+}
+
+/// Reads a mountinfo table. The first mount of each hierarchy counts.
+fn parse(table: &str) -> Hierarchies {
+    let mut found = Hierarchies { v1: Vec::new(), v2: None, v2_controllers: Vec::new() };
+    for line in table.lines() {
+        let Some((mount, super_block)) = line.split_once(" - ") else { continue };
+        let Some(point) = mount.split(' ').nth(4) else { continue };
+        let point = PathBuf::from(point.replace("\\040", " "));
+        let mut fields = super_block.split(' ');
+        match fields.next() {
+            Some("cgroup2") if found.v2.is_none() => found.v2 = Some(point),
+            Some("cgroup") => {
+                let options = fields.nth(1).unwrap_or_default();
+                for option in options.split(',') {
+                    let name = option.strip_prefix("name=").unwrap_or(option);
+                    let known = V1_CONTROLLERS.contains(&name) || option.starts_with("name=");
+                    if known && !found.v1.iter().any(|(seen, _)| seen == name) {
+                        found.v1.push((name.to_owned(), point.clone()));
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+const V1_CONTROLLERS: &[&str] = &[
+    "cpu",
+    "cpuacct",
+    "cpuset",
+    "memory",
+    "devices",
+    "freezer",
+    "blkio",
+    "pids",
+    "hugetlb",
+    "net_cls",
+    "net_prio",
+    "perf_event",
+    "rdma",
+    "misc",
+];
+
+/// A fresh v1 cpuset is empty and takes no process: it starts with what its parent has.
+pub(super) fn inherit_cpuset(dir: &Path) -> Result<(), Error> {
+    let Some(parent) = dir.parent() else { return Ok(()) };
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let value = read(&parent.join(file))?;
+        if read(&dir.join(file))?.trim().is_empty() {
+            write(&dir.join(file), value.trim())?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates a group in the unified hierarchy, handing down every controller on the way.
+pub(super) fn make_v2(mount: &Path, dir: &Path, controllers: &[String]) -> Result<(), Error> {
+    let Ok(relative) = dir.strip_prefix(mount) else {
+        return Err(Error::invalid(format!("cgroup {} is not below {}", dir.display(), mount.display())));
+    };
+    let mut at = mount.to_owned();
+    for part in relative.components() {
+        hand_down(&at, controllers)?;
+        at.push(part);
+        match fs::create_dir(&at) {
+            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(Error::os(format!("creating cgroup {}", at.display()), e));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn hand_down(dir: &Path, controllers: &[String]) -> Result<(), Error> {
+    let file = dir.join("cgroup.subtree_control");
+    let have = read(&file)?;
+    let missing: Vec<&String> =
+        controllers.iter().filter(|name| !have.split_whitespace().any(|h| h == *name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let all = missing.iter().map(|name| format!("+{name}")).collect::<Vec<_>>().join(" ");
+    if write(&file, &all).is_ok() {
+        return Ok(());
+    }
+    // One that cannot be handed down (realtime tasks keep `cpu` at the root) must not bar the rest;
+    // a limit that needs it then fails by name.
+    for name in missing {
+        drop(write(&file, &format!("+{name}")));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hybrid_table_is_understood() {
+        let table = "\
+30 23 0:26 / /sys/fs/cgroup ro,nosuid - tmpfs tmpfs ro,mode=755\n\
+31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n\
+32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw shared:9 - cgroup cgroup rw,cpu,cpuacct\n\
+33 30 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,xattr,name=systemd\n";
+        let found = parse(table);
+        assert_eq!(found.v2, Some("/sys/fs/cgroup/unified".into()));
+        let names: Vec<&str> = found.v1.iter().map(|(n, _)| n.as_str()).collect();
+        assert_eq!(names, ["cpu", "cpuacct", "systemd"]);
+    }
+}

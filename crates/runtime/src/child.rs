@@ -1,0 +1,479 @@
+//! What runs between clone and exec: executes a plan, and nothing else.
+//!
+//! Invariant: nothing here allocates, locks, logs or panics. Paths inside the root file system are
+//! opened with `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS` and from then on used by descriptor.
+
+use std::ffi::CStr;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use brigantine_sys::mount::{self, Change};
+use brigantine_sys::{fd as descriptors, process, spawn};
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
+};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+use crate::finish;
+use crate::plan::{
+    Failure, FsMount, Message, Node, Part, Place, Plan, Role, Step, Target, Terminal, TreeMount,
+};
+
+/// What a step's own failure is.
+pub(crate) type Outcome = Result<(), (Part, Errno)>;
+
+const PROC_MAGIC: u64 = 0x9fa0;
+const DEVPTS_MAGIC: u64 = 0x1cd1;
+
+/// What earlier steps leave for later ones.
+struct Stage<'a> {
+    channel: BorrowedFd<'a>,
+    root: Option<OwnedFd>,
+    dev: Option<OwnedFd>,
+    terminals: Option<OwnedFd>,
+    /// An empty read-only directory, attached once, to be cloned.
+    empty: Option<OwnedFd>,
+    null: Option<OwnedFd>,
+}
+
+/// The child's whole life before its program; the result is its exit status.
+pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
+    process::reset_signals();
+    if plan.hide {
+        // Processes of the container that is entered must not trace or read this one.
+        if rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable).is_err() {
+            return 127;
+        }
+    }
+    rustix::process::umask(Mode::empty());
+    let mut stage = Stage { channel, root: None, dev: None, terminals: None, empty: None, null: None };
+    if plan.process.die_with_parent
+        && let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+    {
+        return fail(channel, Place::Last(crate::plan::Last::ParentDeath, 0), e);
+    }
+    for (index, step) in plan.steps.iter().enumerate() {
+        if let Err((part, errno)) = stage.execute(step, plan.proc.as_fd()) {
+            return fail(channel, Place::Step(index as u16, part), errno);
+        }
+    }
+    drop(stage);
+    finish::run(plan, channel)
+}
+
+/// Tells the parent; the exit status is docker's for "could not start".
+pub(crate) fn fail(channel: BorrowedFd<'_>, place: Place, errno: Errno) -> i32 {
+    let message = Message::Failed(Failure { place, errno: errno.raw_os_error() });
+    // If nobody listens any more, nobody wants to know.
+    match send(channel, message) {
+        Ok(()) | Err(_) => 127,
+    }
+}
+
+pub(crate) fn send(channel: BorrowedFd<'_>, message: Message) -> Result<(), Errno> {
+    rustix::net::send(channel, &message.encode(), SendFlags::NOSIGNAL).map(|_| ())
+}
+
+/// Waits for one particular message; an end of the channel is the parent's death.
+pub(crate) fn expect(channel: BorrowedFd<'_>, wanted: Message) -> Result<(), Errno> {
+    let mut buffer = [0_u8; crate::plan::MESSAGE_LENGTH];
+    loop {
+        return match rustix::net::recv(channel, &mut buffer[..], rustix::net::RecvFlags::empty()) {
+            Ok((0, _)) => Err(Errno::PIPE),
+            Ok((length, _)) if buffer.get(..length).and_then(Message::decode) == Some(wanted) => Ok(()),
+            Ok(_) => Err(Errno::PROTO),
+            Err(Errno::INTR) => continue,
+            Err(e) => Err(e),
+        };
+    }
+}
+
+fn at(part: Part) -> impl Fn(Errno) -> (Part, Errno) {
+    move |errno| (part, errno)
+}
+
+impl Stage<'_> {
+    fn execute(&mut self, step: &Step, proc: BorrowedFd<'_>) -> Outcome {
+        let whole = at(Part::Whole);
+        match step {
+            Step::Enter { namespace, bit, .. } => spawn::setns(namespace.as_fd(), *bit).map_err(whole),
+            Step::EnterAll { pidfd, bits } => spawn::setns(pidfd.as_fd(), *bits).map_err(whole),
+            Step::BecomeRoot => {
+                expect(self.channel, Message::Mapped).map_err(at(Part::Prepare))?;
+                let (gid, uid) = (rustix::process::Gid::ROOT, rustix::process::Uid::ROOT);
+                rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(&whole)?;
+                rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(whole)
+            }
+            Step::Session => rustix::process::setsid().map(|_| ()).map_err(whole),
+            Step::AwaitCgroup { new_namespace } => {
+                expect(self.channel, Message::InCgroup).map_err(at(Part::Prepare))?;
+                if *new_namespace { spawn::unshare(spawn::ns::CGROUP).map_err(whole) } else { Ok(()) }
+            }
+            Step::AwaitHooks => {
+                send(self.channel, Message::Mounted).map_err(&whole)?;
+                expect(self.channel, Message::HooksDone).map_err(whole)
+            }
+            Step::Hostname(name) => rustix::system::sethostname(name).map_err(whole),
+            Step::Domainname(name) => rustix::system::setdomainname(name).map_err(whole),
+            Step::CutPropagation => rustix::mount::mount_change(
+                c"/",
+                MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
+            )
+            .map_err(whole),
+            Step::AttachRoot { tree } => self.attach_root(tree),
+            Step::Mount(mount) => self.mount(mount),
+            Step::Attach(tree) => self.attach(tree),
+            Step::Change { target, change, recursive } => {
+                let fd = self.open(target, OFlags::PATH)?;
+                mount::set_attributes(fd.as_fd(), *recursive, *change, None).map_err(whole)
+            }
+            Step::Node(node) => self.node(node),
+            Step::Symlink { target, dir, name, replace } => {
+                let dir = self.directory(dir)?;
+                if *replace {
+                    match rustix::fs::unlinkat(&dir, name, AtFlags::empty()) {
+                        Ok(()) | Err(Errno::NOENT) => {}
+                        Err(e) => return Err((Part::Prepare, e)),
+                    }
+                }
+                match rustix::fs::symlinkat(target, &dir, name) {
+                    Ok(()) | Err(Errno::EXIST) => Ok(()),
+                    Err(e) => Err((Part::Whole, e)),
+                }
+            }
+            Step::Terminal(terminal) => self.terminal(terminal),
+            Step::Sysctl { path, value, .. } => {
+                let fd = rustix::fs::openat(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(at(Part::Open))?;
+                rustix::io::write(&fd, value).map(|_| ()).map_err(whole)
+            }
+            Step::Readonly(target) => self.readonly(target),
+            Step::Mask(target) => self.mask(target),
+            Step::PivotRoot { propagation, readonly } => self.pivot(*propagation, *readonly),
+            Step::FindTerminals => {
+                let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(at(Part::Open))?;
+                let fd = rustix::fs::openat2(
+                    &root,
+                    c"dev/pts",
+                    OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                    Mode::empty(),
+                    ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS,
+                )
+                .map_err(at(Part::Open))?;
+                self.root = Some(root);
+                self.terminals = Some(fd);
+                Ok(())
+            }
+        }
+    }
+
+    fn root(&self) -> Result<BorrowedFd<'_>, (Part, Errno)> {
+        self.root.as_ref().map(AsFd::as_fd).ok_or((Part::Outside, Errno::BADF))
+    }
+
+    fn open_at(&self, path: &CStr, flags: OFlags, strict: bool) -> Result<OwnedFd, Errno> {
+        let Some(root) = &self.root else { return Err(Errno::BADF) };
+        let mut resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        if strict {
+            resolve |= ResolveFlags::NO_SYMLINKS;
+        }
+        loop {
+            match rustix::fs::openat2(root, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+                // A rename elsewhere at the wrong moment: the kernel asks to try again.
+                Err(Errno::AGAIN) => {}
+                other => return other,
+            }
+        }
+    }
+
+    fn open(&self, target: &Target, flags: OFlags) -> Result<OwnedFd, (Part, Errno)> {
+        self.open_at(&target.path, flags, target.strict).map_err(at(Part::Open))
+    }
+
+    /// Opens a directory for use by descriptor, making it if needed.
+    fn directory(&self, target: &Target) -> Result<OwnedFd, (Part, Errno)> {
+        if let Some(dev) = &self.dev
+            && target.path.to_bytes() == b"dev"
+        {
+            return rustix::io::fcntl_dupfd_cloexec(dev, 0).map_err(at(Part::Open));
+        }
+        self.ensure(target, true)
+    }
+
+    /// Opens `target` (O_PATH), creating it and the directories above it if they are missing.
+    fn ensure(&self, target: &Target, directory: bool) -> Result<OwnedFd, (Part, Errno)> {
+        match self.open_at(&target.path, OFlags::PATH, target.strict) {
+            Err(Errno::NOENT) => {}
+            other => return other.map_err(at(Part::Open)),
+        }
+        let mut prefix = [0_u8; 4096];
+        let bytes = target.path.to_bytes();
+        if bytes.len() >= prefix.len() {
+            return Err((Part::Open, Errno::NAMETOOLONG));
+        }
+        let root = self.root()?;
+        let mut above = rustix::io::fcntl_dupfd_cloexec(root, 0).map_err(at(Part::Open))?;
+        let mut start = 0;
+        while start < bytes.len() {
+            let rest = &bytes[start..];
+            let length = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
+            let end = start + length;
+            let last = end == bytes.len();
+            if length == 0 {
+                start = end + 1;
+                continue;
+            }
+            prefix[..end].copy_from_slice(&bytes[..end]);
+            prefix[end] = 0;
+            let Ok(path) = CStr::from_bytes_with_nul(&prefix[..=end]) else {
+                return Err((Part::Open, Errno::INVAL));
+            };
+            let Ok(name) = CStr::from_bytes_with_nul(&prefix[start..=end]) else {
+                return Err((Part::Open, Errno::INVAL));
+            };
+            above = match self.open_at(path, OFlags::PATH, target.strict) {
+                Ok(fd) => fd,
+                Err(Errno::NOENT) => {
+                    let made = if last && !directory {
+                        let mode = Mode::from_raw_mode(0o644);
+                        rustix::fs::mknodat(&above, name, FileType::RegularFile, mode, 0)
+                    } else {
+                        rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))
+                    };
+                    made.map_err(at(Part::Create))?;
+                    self.open_at(path, OFlags::PATH, target.strict).map_err(at(Part::Open))?
+                }
+                Err(e) => return Err((Part::Open, e)),
+            };
+            start = end + 1;
+        }
+        Ok(above)
+    }
+
+    fn attach_root(&mut self, tree: &OwnedFd) -> Outcome {
+        let slash = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(at(Part::Open))?;
+        attach(tree.as_fd(), slash.as_fd())?;
+        let root = rustix::io::fcntl_dupfd_cloexec(tree, 0).map_err(at(Part::Open))?;
+        self.root = Some(root);
+        Ok(())
+    }
+
+    fn mount(&mut self, m: &FsMount) -> Outcome {
+        let context =
+            rustix::mount::fsopen(&m.fstype, FsOpenFlags::FSOPEN_CLOEXEC).map_err(at(Part::Prepare))?;
+        for (key, value) in &m.parameters {
+            match value {
+                Some(value) => rustix::mount::fsconfig_set_string(&context, key, value),
+                None => rustix::mount::fsconfig_set_flag(&context, key),
+            }
+            .map_err(at(Part::Parameter))?;
+        }
+        rustix::mount::fsconfig_create(&context).map_err(at(Part::Prepare))?;
+        let mounted = rustix::mount::fsmount(
+            &context,
+            FsMountFlags::FSMOUNT_CLOEXEC,
+            MountAttrFlags::from_bits_retain(m.attributes),
+        )
+        .map_err(at(Part::Prepare))?;
+        let target = self.ensure(&m.target, true)?;
+        if !m.over_proc {
+            refuse_proc(target.as_fd())?;
+        }
+        if m.keep_mode {
+            let mode = rustix::fs::fstat(&target).map_err(at(Part::Open))?.st_mode & 0o7777;
+            rustix::fs::chmodat(&mounted, c".", Mode::from_raw_mode(mode), AtFlags::empty())
+                .map_err(at(Part::Owner))?;
+        }
+        attach(mounted.as_fd(), target.as_fd())?;
+        for &propagation in &m.propagation {
+            let change = Change { propagation, ..Change::default() };
+            mount::set_attributes(mounted.as_fd(), false, change, None).map_err(at(Part::Attributes))?;
+        }
+        match m.role {
+            Role::None => {}
+            Role::Dev => self.dev = Some(mounted),
+            Role::Terminals => self.terminals = Some(mounted),
+        }
+        Ok(())
+    }
+
+    fn attach(&self, m: &TreeMount) -> Outcome {
+        let target = self.ensure(&m.target, m.directory)?;
+        if !m.over_proc {
+            refuse_proc(target.as_fd())?;
+        }
+        attach(m.tree.as_fd(), target.as_fd())
+    }
+
+    fn node(&self, node: &Node) -> Outcome {
+        let dir = self.directory(&node.dir)?;
+        let kind = FileType::from_raw_mode(node.mode);
+        let mode = Mode::from_raw_mode(node.mode & 0o7777);
+        match rustix::fs::mknodat(&dir, &node.name, kind, mode, node.device) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => {
+                // What is there must be the very device, not something of the image's choice.
+                let there = rustix::fs::statat(&dir, &node.name, AtFlags::SYMLINK_NOFOLLOW)
+                    .map_err(at(Part::Open))?;
+                let same = FileType::from_raw_mode(there.st_mode) == kind && there.st_rdev == node.device;
+                return if same { Ok(()) } else { Err((Part::NotADevice, Errno::EXIST)) };
+            }
+            Err(e) => return Err((Part::Create, e)),
+        }
+        if let Some((uid, gid)) = node.owner {
+            rustix::fs::chownat(&dir, &node.name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+                .map_err(at(Part::Owner))?;
+        }
+        Ok(())
+    }
+
+    fn terminal(&self, terminal: &Terminal) -> Outcome {
+        let Some(terminals) = &self.terminals else { return Err((Part::Prepare, Errno::NOTTY)) };
+        let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let master = rustix::fs::openat(terminals, c"ptmx", flags, Mode::empty()).map_err(at(Part::Open))?;
+        let magic = rustix::fs::fstatfs(&master).map_err(at(Part::Open))?.f_type as u64;
+        if magic != DEVPTS_MAGIC {
+            return Err((Part::NotADevice, Errno::NOTTY));
+        }
+        rustix::pty::unlockpt(&master).map_err(at(Part::Prepare))?;
+        let peer_flags = rustix::pty::OpenptFlags::RDWR
+            | rustix::pty::OpenptFlags::NOCTTY
+            | rustix::pty::OpenptFlags::CLOEXEC;
+        let peer = rustix::pty::ioctl_tiocgptpeer(&master, peer_flags).map_err(at(Part::Prepare))?;
+        rustix::fs::fchown(&peer, Some(terminal.owner), None).map_err(at(Part::Owner))?;
+        if let Some((rows, columns)) = terminal.size {
+            let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            rustix::termios::tcsetwinsize(&master, size).map_err(at(Part::Attributes))?;
+        }
+        if let Some(console) = &terminal.console {
+            let target = self.ensure(console, false)?;
+            let tree = clone_tree(peer.as_fd(), false).map_err(at(Part::Attach))?;
+            attach(tree.as_fd(), target.as_fd())?;
+        }
+        for number in 0..=2 {
+            descriptors::become_stdio(peer.as_fd(), number).map_err(at(Part::Whole))?;
+        }
+        rustix::process::ioctl_tiocsctty(&peer).map_err(at(Part::Whole))?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [master.as_fd()];
+        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err((Part::Whole, Errno::NOBUFS));
+        }
+        let bytes = Message::Terminal.encode();
+        let data = [std::io::IoSlice::new(&bytes)];
+        rustix::net::sendmsg(self.channel, &data, &mut control, SendFlags::NOSIGNAL)
+            .map(|_| ())
+            .map_err(at(Part::Whole))
+    }
+
+    fn readonly(&self, target: &Target) -> Outcome {
+        let fd = match self.open(target, OFlags::PATH) {
+            Err((_, Errno::NOENT)) => return Ok(()),
+            other => other?,
+        };
+        let tree = clone_tree(fd.as_fd(), true).map_err(at(Part::Prepare))?;
+        let change = Change { set: mount::attr::RDONLY, ..Change::default() };
+        mount::set_attributes(tree.as_fd(), true, change, None).map_err(at(Part::Attributes))?;
+        attach(tree.as_fd(), fd.as_fd())
+    }
+
+    fn mask(&mut self, target: &Target) -> Outcome {
+        let fd = match self.open(target, OFlags::PATH) {
+            Err((_, Errno::NOENT | Errno::NOTDIR)) => return Ok(()),
+            other => other?,
+        };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd).map_err(at(Part::Open))?.st_mode);
+        if kind == FileType::Directory {
+            if let Some(empty) = &self.empty {
+                let tree = clone_tree(empty.as_fd(), false).map_err(at(Part::Prepare))?;
+                return attach(tree.as_fd(), fd.as_fd());
+            }
+            let context =
+                rustix::mount::fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(at(Part::Prepare))?;
+            rustix::mount::fsconfig_set_string(&context, c"mode", c"0755").map_err(at(Part::Parameter))?;
+            rustix::mount::fsconfig_set_string(&context, c"size", c"4k").map_err(at(Part::Parameter))?;
+            rustix::mount::fsconfig_create(&context).map_err(at(Part::Prepare))?;
+            let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+                | MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NODEV
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+            let mounted = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
+                .map_err(at(Part::Prepare))?;
+            attach(mounted.as_fd(), fd.as_fd())?;
+            self.empty = Some(mounted);
+            return Ok(());
+        }
+        let null = self.null()?;
+        let tree = clone_tree(null, false).map_err(at(Part::Prepare))?;
+        attach(tree.as_fd(), fd.as_fd())
+    }
+
+    /// The container's /dev/null, proven to be it.
+    fn null(&mut self) -> Result<BorrowedFd<'_>, (Part, Errno)> {
+        if self.null.is_none() {
+            let fd = self.open_at(c"dev/null", OFlags::PATH, true).map_err(at(Part::Open))?;
+            let stat = rustix::fs::fstat(&fd).map_err(at(Part::Open))?;
+            let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+                && stat.st_rdev == rustix::fs::makedev(1, 3);
+            if !is_null {
+                return Err((Part::NotADevice, Errno::NODEV));
+            }
+            self.null = Some(fd);
+        }
+        self.null.as_ref().map(AsFd::as_fd).ok_or((Part::Open, Errno::BADF))
+    }
+
+    fn pivot(&mut self, propagation: u64, readonly: bool) -> Outcome {
+        let old = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(at(Part::Open))?;
+        let root = self.root()?;
+        rustix::process::fchdir(root).map_err(at(Part::Open))?;
+        rustix::process::pivot_root(c".", c".").map_err(at(Part::Whole))?;
+        // The old root now lies over the new one; step onto it and let it go with all below.
+        rustix::process::fchdir(&old).map_err(at(Part::Prepare))?;
+        rustix::mount::unmount(c".", UnmountFlags::DETACH).map_err(at(Part::Prepare))?;
+        rustix::process::chdir(c"/").map_err(at(Part::Prepare))?;
+        if propagation != 0 {
+            let change = Change { propagation, ..Change::default() };
+            mount::set_attributes(self.root()?, true, change, None).map_err(at(Part::Attributes))?;
+        }
+        if readonly {
+            let change = Change { set: mount::attr::RDONLY, ..Change::default() };
+            mount::set_attributes(self.root()?, false, change, None).map_err(at(Part::Attributes))?;
+        }
+        Ok(())
+    }
+}
+
+/// A file system must not hide or be hidden in /proc but where the plan says so: whoever swaps a
+/// directory for a link into it would disarm what is written there.
+fn refuse_proc(target: BorrowedFd<'_>) -> Outcome {
+    let magic = rustix::fs::fstatfs(target).map_err(at(Part::Open))?.f_type as u64;
+    if magic == PROC_MAGIC { Err((Part::OnProc, Errno::PERM)) } else { Ok(()) }
+}
+
+fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(source, c"", flags)
+}
+
+fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Outcome {
+    rustix::mount::move_mount(
+        tree,
+        c"",
+        target,
+        c"",
+        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
+    )
+    .map_err(at(Part::Attach))
+}

@@ -1,0 +1,351 @@
+//! The last part of the child: privileges, program, gate, exec. Same invariant as `child`.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use brigantine_sys::exec::execve;
+use brigantine_sys::{fd as descriptors, process, seccomp};
+use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::child::{expect, fail, send};
+use crate::plan::{Gate, Last, Message, Place, Plan, ProcessPlan};
+
+type Outcome<T = ()> = Result<T, (Last, u16, Errno)>;
+
+fn at(last: Last) -> impl Fn(Errno) -> (Last, u16, Errno) {
+    move |errno| (last, 0, errno)
+}
+
+/// Everything after the file systems; returns only on failure, with the exit status.
+pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
+    let program = match prepare(plan) {
+        Ok(program) => program,
+        Err((last, index, errno)) => return fail(channel, Place::Last(last, index), errno),
+    };
+    if send(channel, Message::Ready).is_err() {
+        return 127;
+    }
+    let starter = match &plan.gate {
+        Gate::Channel => match expect(channel, Message::Start) {
+            Ok(()) => None,
+            Err(_) => return 127,
+        },
+        Gate::Listener(listener) => match await_start(listener.as_fd()) {
+            Ok(connection) => Some(connection),
+            Err(_) => return 127,
+        },
+    };
+    let channel = starter.as_ref().map_or(channel, AsFd::as_fd);
+    let (last, errno) = leave(&plan.process, program);
+    fail(channel, Place::Last(last, program as u16), errno)
+}
+
+/// Accepts connections until one says to start.
+fn await_start(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    loop {
+        let connection = match rustix::net::accept_with(listener, rustix::net::SocketFlags::CLOEXEC) {
+            Err(Errno::INTR | Errno::CONNABORTED) => continue,
+            other => other?,
+        };
+        if expect(connection.as_fd(), Message::Start).is_ok() {
+            return Ok(connection);
+        }
+    }
+}
+
+/// Up to right before the gate; the result is the program's place among the candidates.
+fn prepare(plan: &mut Plan) -> Outcome<usize> {
+    let p = &mut plan.process;
+    if let Some(stdio) = &plan.stdio {
+        redirect(stdio)?;
+    }
+    // A file below the caller's /proc: the container's own may be anything.
+    for (file, text) in &p.labels {
+        let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+        let fd = rustix::fs::openat(&plan.proc, file, flags, Mode::empty()).map_err(at(Last::Label))?;
+        rustix::io::write(&fd, text).map_err(at(Last::Label))?;
+    }
+    if p.keyring {
+        match process::join_new_session_keyring() {
+            // A kernel without keyrings has nothing to hide.
+            Ok(()) | Err(Errno::NOSYS) => {}
+            Err(e) => return Err((Last::Keyring, 0, e)),
+        }
+    }
+    for (index, (resource, limit, _)) in p.rlimits.iter().enumerate() {
+        rustix::process::setrlimit(*resource, *limit).map_err(|e| (Last::Rlimit, index as u16, e))?;
+    }
+    if let Some(scheduling) = p.scheduling {
+        process::set_scheduling(scheduling).map_err(at(Last::Scheduling))?;
+    }
+    if let Some(value) = p.io_priority {
+        process::set_io_priority(value).map_err(at(Last::IoPriority))?;
+    }
+    if let Some(domain) = p.personality {
+        process::set_personality(domain).map_err(at(Last::Personality))?;
+    }
+    if p.own_stdio {
+        own_stdio(p);
+    }
+    if p.make_cwd {
+        make_cwd(p)?;
+    }
+    if p.find_home {
+        find_home(p);
+    }
+    become_user(p)?;
+    enter_cwd(p)?;
+    find_program(p)
+}
+
+fn redirect(stdio: &[OwnedFd; 3]) -> Outcome {
+    // Sources that are themselves 0, 1 or 2 were moved away when the plan was made.
+    for (number, fd) in stdio.iter().enumerate() {
+        descriptors::become_stdio(fd.as_fd(), number as i32).map_err(at(Last::Stdio))?;
+    }
+    Ok(())
+}
+
+/// Pipes and terminals must belong to the user, or `/dev/stdout` cannot be opened by it.
+fn own_stdio(p: &ProcessPlan) {
+    for fd in [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()] {
+        let Ok(stat) = rustix::fs::fstat(fd) else { continue };
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        let terminal =
+            kind == FileType::CharacterDevice && (136..144).contains(&rustix::fs::major(stat.st_rdev));
+        if (kind == FileType::Fifo || terminal) && stat.st_uid != p.uid.as_raw() {
+            // A descriptor that cannot be given away is still usable as it is.
+            if rustix::fs::fchown(fd, Some(p.uid), None).is_err() {}
+        }
+    }
+}
+
+/// The working directory is made, with its parents, if the image lacks it.
+fn make_cwd(p: &ProcessPlan) -> Outcome {
+    if rustix::fs::stat(&p.cwd).is_ok() {
+        return Ok(());
+    }
+    let mut prefix = [0_u8; 4096];
+    let bytes = p.cwd.to_bytes();
+    if bytes.len() >= prefix.len() {
+        return Err((Last::Cwd, 0, Errno::NAMETOOLONG));
+    }
+    for end in 1..=bytes.len() {
+        if end < bytes.len() && bytes[end] != b'/' {
+            continue;
+        }
+        prefix[..end].copy_from_slice(&bytes[..end]);
+        prefix[end] = 0;
+        let Ok(path) = std::ffi::CStr::from_bytes_with_nul(&prefix[..=end]) else {
+            return Err((Last::Cwd, 0, Errno::INVAL));
+        };
+        match rustix::fs::mkdir(path, Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(e) => return Err((Last::Cwd, 0, e)),
+        }
+    }
+    Ok(())
+}
+
+/// HOME from the container's own user table; `/` where it does not say.
+fn find_home(p: &mut ProcessPlan) {
+    let mut line = [0_u8; 1024];
+    let mut length = 0;
+    let mut overlong = false;
+    let file = rustix::fs::openat2(
+        rustix::fs::CWD,
+        c"/etc/passwd",
+        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY,
+        Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
+    );
+    if let Ok(file) = file
+        && rustix::fs::fstat(&file).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::RegularFile)
+    {
+        let mut buffer = [0_u8; 4096];
+        // An absurd table is not read to its end.
+        for _ in 0..1024 {
+            let Ok(count @ 1..) = rustix::io::read(&file, &mut buffer) else { break };
+            for &byte in &buffer[..count] {
+                if byte != b'\n' {
+                    match line.get_mut(length) {
+                        Some(slot) => *slot = byte,
+                        None => overlong = true,
+                    }
+                    length = (length + 1).min(line.len());
+                    continue;
+                }
+                let complete = !std::mem::take(&mut overlong);
+                let text = &line[..std::mem::take(&mut length)];
+                if complete
+                    && let Some(home) = home_in(text, p.uid.as_raw())
+                    && p.envp.fill(&[b"HOME=", home])
+                {
+                    return;
+                }
+            }
+        }
+        if !overlong
+            && let Some(home) = home_in(&line[..length], p.uid.as_raw())
+            && p.envp.fill(&[b"HOME=", home])
+        {
+            return;
+        }
+    }
+    // `/` always fits in the room that was reserved.
+    p.envp.fill(&[b"HOME=/"]);
+}
+
+/// The home directory in a line of the user table, if the line is that user's.
+pub(crate) fn home_in(line: &[u8], uid: u32) -> Option<&[u8]> {
+    let mut fields = line.split(|&b| b == b':');
+    let number = fields.nth(2)?;
+    if number.is_empty() || number.len() > 10 {
+        return None;
+    }
+    let mut value: u64 = 0;
+    for &digit in number {
+        if !digit.is_ascii_digit() {
+            return None;
+        }
+        value = value * 10 + u64::from(digit - b'0');
+    }
+    if value != u64::from(uid) {
+        return None;
+    }
+    fields.nth(2).filter(|home| home.first() == Some(&b'/'))
+}
+
+fn become_user(p: &ProcessPlan) -> Outcome {
+    for number in 0..64_u16 {
+        if p.drop_bounding & 1 << number != 0 {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            rustix::thread::remove_capability_from_bounding_set(one)
+                .map_err(|e| (Last::Bounding, number, e))?;
+        }
+    }
+    rustix::thread::set_keep_capabilities(true).map_err(at(Last::Capabilities))?;
+    if p.set_groups {
+        rustix::thread::set_thread_groups(&p.groups).map_err(at(Last::Groups))?;
+    }
+    rustix::thread::set_thread_res_gid(p.gid, p.gid, p.gid).map_err(at(Last::Gid))?;
+    rustix::thread::set_thread_res_uid(p.uid, p.uid, p.uid).map_err(at(Last::Uid))?;
+    rustix::thread::set_keep_capabilities(false).map_err(at(Last::Capabilities))?;
+    if let Some(mask) = p.umask {
+        rustix::process::umask(Mode::from_raw_mode(mask));
+    } else {
+        rustix::process::umask(Mode::from_raw_mode(0o022));
+    }
+    let mut sets = p.capabilities;
+    if p.seccomp.is_some() && !p.no_new_privileges {
+        // Loading a filter without no_new_privs needs CAP_SYS_ADMIN. It is kept for that one call:
+        // the exec right after it recomputes what is permitted and effective from the bounding,
+        // inheritable and ambient sets, none of which has it unless asked for.
+        sets.permitted |= CapabilitySet::SYS_ADMIN;
+        sets.effective |= CapabilitySet::SYS_ADMIN;
+    }
+    set_capabilities(sets).map_err(at(Last::Capabilities))?;
+    rustix::thread::clear_ambient_capability_set().map_err(at(Last::Ambient))?;
+    for number in 0..64_u16 {
+        if p.ambient & 1 << number != 0 {
+            let one = CapabilitySet::from_bits_retain(1 << number);
+            rustix::thread::configure_capability_in_ambient_set(one, true)
+                .map_err(|e| (Last::Ambient, number, e))?;
+        }
+    }
+    if p.no_new_privileges {
+        rustix::thread::set_no_new_privs(true).map_err(at(Last::NoNewPrivileges))?;
+    }
+    if p.die_with_parent {
+        // A change of user clears it.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
+            .map_err(at(Last::ParentDeath))?;
+    }
+    Ok(())
+}
+
+fn set_capabilities(sets: CapabilitySets) -> Result<(), Errno> {
+    rustix::thread::set_capabilities(None, sets)
+}
+
+/// Enters the working directory and proves that it is below the root: a path through a descriptor
+/// that was left open would not be (CVE-2024-21626).
+fn enter_cwd(p: &ProcessPlan) -> Outcome {
+    rustix::process::chdir(&p.cwd).map_err(at(Last::Cwd))?;
+    let mut buffer = [0_u8; 4096];
+    match process::current_directory(&mut buffer) {
+        Ok(_) if buffer.first() == Some(&b'/') => Ok(()),
+        Ok(_) => Err((Last::CwdOutside, 0, Errno::XDEV)),
+        Err(e) => Err((Last::CwdOutside, 0, e)),
+    }
+}
+
+fn find_program(p: &ProcessPlan) -> Outcome<usize> {
+    let mut denied = None;
+    for (index, candidate) in p.candidates.iter().enumerate() {
+        let place = index as u16;
+        let stat = match rustix::fs::stat(candidate) {
+            Ok(stat) => stat,
+            Err(e @ (Errno::NOENT | Errno::NOTDIR)) => {
+                if !p.searched {
+                    return Err((Last::NotFound, place, e));
+                }
+                continue;
+            }
+            Err(e) => {
+                if !p.searched {
+                    return Err((Last::NotExecutable, place, e));
+                }
+                denied = Some((Last::NotExecutable, place, e));
+                continue;
+            }
+        };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            if !p.searched {
+                return Err((Last::IsDirectory, place, Errno::ISDIR));
+            }
+            continue;
+        }
+        match rustix::fs::accessat(rustix::fs::CWD, candidate, Access::EXEC_OK, AtFlags::EACCESS) {
+            Ok(()) => return Ok(index),
+            Err(e) if !p.searched => return Err((Last::NotExecutable, place, e)),
+            Err(e) => denied = Some((Last::NotExecutable, place, e)),
+        }
+    }
+    Err(denied.unwrap_or((Last::NotFound, 0, Errno::NOENT)))
+}
+
+/// Behind the gate: filter, descriptors, exec.
+fn leave(p: &ProcessPlan, program: usize) -> (Last, Errno) {
+    let Some(path) = p.candidates.get(program) else { return (Last::Exec, Errno::NOENT) };
+    if let Err(e) = descriptors::close_on_exec_from(3 + p.preserve_fds) {
+        return (Last::Descriptors, e);
+    }
+    for number in 3..3 + p.preserve_fds {
+        match descriptors::keep_on_exec(number as i32) {
+            Ok(()) | Err(Errno::BADF) => {}
+            Err(e) => return (Last::Descriptors, e),
+        }
+    }
+    if let Some((code, flags)) = &p.seccomp
+        && let Err(e) = seccomp::load(code, *flags)
+    {
+        return (Last::Seccomp, e);
+    }
+    (Last::Exec, execve(path, &p.argv, &p.envp))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::home_in;
+
+    #[test]
+    fn homes_are_found_by_number() {
+        assert_eq!(home_in(b"root:x:0:0:root:/root:/bin/sh", 0), Some(&b"/root"[..]));
+        assert_eq!(home_in(b"root:x:0:0:root:/root:/bin/sh", 1), None);
+        assert_eq!(home_in(b"a:x:00:0", 0), None);
+        assert_eq!(home_in(b"x:x:99999999999:0::/h:", 0), None);
+        assert_eq!(home_in(b"x:x:5:0::relative:", 5), None);
+    }
+}

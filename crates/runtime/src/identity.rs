@@ -1,0 +1,317 @@
+//! What a process becomes: user, privileges, limits, program, compiled from the spec's process.
+
+use std::ffi::CString;
+use std::path::Path;
+use std::sync::OnceLock;
+
+use brigantine_sys::exec::StringVector;
+use brigantine_sys::process::Scheduling;
+use rustix::process::{Gid, Resource, Rlimit, Uid};
+use rustix::thread::{CapabilitySet, CapabilitySets};
+
+use crate::error::Error;
+use crate::mounts::c_string;
+use crate::plan::ProcessPlan;
+use crate::seccomp;
+use crate::spec::{
+    Capabilities, Capability, IOPriorityClass, LinuxSchedulerPolicy, PosixRlimitType, Process,
+};
+
+/// Kernel order: the position is the capability's number.
+pub(crate) const CAPABILITIES: &[Capability] = &[
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+/// The highest capability this kernel knows.
+pub(crate) fn last_capability() -> u32 {
+    static LAST: OnceLock<u32> = OnceLock::new();
+    *LAST.get_or_init(|| {
+        std::fs::read_to_string("/proc/sys/kernel/cap_last_cap")
+            .ok()
+            .and_then(|text| text.trim().parse().ok())
+            .unwrap_or(40)
+    })
+}
+
+/// Names this kernel does not know are left out, as runc does.
+fn bits(set: Option<&Capabilities>) -> u64 {
+    let known = (1_u64 << (last_capability() + 1)) - 1;
+    let mut bits = 0;
+    for (number, capability) in CAPABILITIES.iter().enumerate() {
+        if set.is_some_and(|s| s.contains(capability)) {
+            bits |= 1 << number;
+        }
+    }
+    bits & known
+}
+
+pub(crate) fn compile(
+    process: &Process,
+    filter: Option<seccomp::Program>,
+    make_cwd: bool,
+) -> Result<ProcessPlan, Error> {
+    let args = process.args().as_deref().unwrap_or_default();
+    let Some(program) = args.first() else {
+        return Err(Error::invalid("process.args is empty: nothing to execute"));
+    };
+    let cwd = process.cwd();
+    if !cwd.is_absolute() {
+        return Err(Error::invalid(format!(
+            "the working directory {:?} is not an absolute path",
+            cwd.display()
+        )));
+    }
+    let env = process.env().as_deref().unwrap_or_default();
+    let find_home = !env.iter().any(|e| e.starts_with("HOME=") && e.len() > 5);
+    let env = env.iter().filter(|e| !(find_home && *e == "HOME="));
+    let env = env.map(|e| c_string(e.as_str(), "environment variable")).collect::<Result<Vec<_>, _>>()?;
+    let argv = args.iter().map(|a| c_string(a.as_str(), "argument")).collect::<Result<Vec<_>, _>>()?;
+    let (searched, candidates) = candidates(program, process)?;
+    let user = process.user();
+    let sets = process.capabilities().as_ref();
+    let bounding = bits(sets.and_then(|s| s.bounding().as_ref()));
+    let effective = bits(sets.and_then(|s| s.effective().as_ref()));
+    let permitted = bits(sets.and_then(|s| s.permitted().as_ref()));
+    let inheritable = bits(sets.and_then(|s| s.inheritable().as_ref()));
+    let ambient = bits(sets.and_then(|s| s.ambient().as_ref()));
+    let known = (1_u64 << (last_capability() + 1)) - 1;
+    let set = CapabilitySet::from_bits_retain;
+    let mut groups: Vec<Gid> =
+        user.additional_gids().iter().flatten().map(|&gid| gid_of(gid)).collect::<Result<_, _>>()?;
+    groups.sort_unstable_by_key(|g| g.as_raw());
+    groups.dedup();
+    Ok(ProcessPlan {
+        program: program.clone(),
+        candidates,
+        searched,
+        argv: StringVector::new(argv),
+        envp: if find_home { StringVector::with_room(env, 1100) } else { StringVector::new(env) },
+        find_home,
+        cwd: path(cwd)?,
+        make_cwd,
+        keyring: true,
+        own_stdio: true,
+        rlimits: process
+            .rlimits()
+            .iter()
+            .flatten()
+            .map(|limit| {
+                let (resource, name) = resource(limit.typ());
+                if limit.soft() > limit.hard() {
+                    return Err(Error::invalid(format!(
+                        "{name}: the soft limit {} exceeds the hard limit {}",
+                        limit.soft(),
+                        limit.hard()
+                    )));
+                }
+                let value = |n: u64| (n != u64::MAX).then_some(n);
+                let limit = Rlimit { current: value(limit.soft()), maximum: value(limit.hard()) };
+                Ok((resource, limit, name))
+            })
+            .collect::<Result<_, _>>()?,
+        labels: labels(process)?,
+        personality: None,
+        scheduling: scheduling(process)?,
+        io_priority: process.io_priority().as_ref().map(|p| {
+            let class = match p.class() {
+                IOPriorityClass::IoprioClassRt => 1,
+                IOPriorityClass::IoprioClassBe => 2,
+                IOPriorityClass::IoprioClassIdle => 3,
+            };
+            class << 13 | (p.priority() as i32 & 7)
+        }),
+        uid: uid_of(user.uid())?,
+        gid: gid_of(user.gid())?,
+        groups,
+        set_groups: true,
+        umask: user.umask(),
+        drop_bounding: known & !bounding,
+        capabilities: CapabilitySets {
+            effective: set(effective & permitted),
+            permitted: set(permitted),
+            inheritable: set(inheritable),
+        },
+        ambient: ambient & permitted & inheritable,
+        no_new_privileges: process.no_new_privileges().unwrap_or_default(),
+        seccomp: filter.map(seccomp::Program::into_instructions),
+        die_with_parent: false,
+        preserve_fds: 0,
+    })
+}
+
+fn path(path: &Path) -> Result<CString, Error> {
+    use std::os::unix::ffi::OsStrExt;
+    c_string(path.as_os_str().as_bytes(), "working directory")
+}
+
+fn uid_of(raw: u32) -> Result<Uid, Error> {
+    if raw == u32::MAX {
+        Err(Error::invalid("user id 4294967295 is reserved"))
+    } else {
+        Ok(Uid::from_raw(raw))
+    }
+}
+
+fn gid_of(raw: u32) -> Result<Gid, Error> {
+    if raw == u32::MAX {
+        Err(Error::invalid("group id 4294967295 is reserved"))
+    } else {
+        Ok(Gid::from_raw(raw))
+    }
+}
+
+/// Where the program may be: itself if it names a path, else below each directory of PATH.
+fn candidates(program: &str, process: &Process) -> Result<(bool, Vec<CString>), Error> {
+    if program.contains('/') {
+        return Ok((false, vec![c_string(program, "program")?]));
+    }
+    if program.is_empty() {
+        return Ok((true, Vec::new()));
+    }
+    let env = process.env().as_deref().unwrap_or_default();
+    let path = env.iter().rev().find_map(|e| e.strip_prefix("PATH=")).unwrap_or_default();
+    let list = path.split(':').filter(|dir| dir.starts_with('/'));
+    let list = list.map(|dir| c_string(format!("{}/{program}", dir.trim_end_matches('/')), "program"));
+    Ok((true, list.collect::<Result<_, _>>()?))
+}
+
+fn resource(typ: PosixRlimitType) -> (Resource, &'static str) {
+    use PosixRlimitType as T;
+    match typ {
+        T::RlimitCpu => (Resource::Cpu, "RLIMIT_CPU"),
+        T::RlimitFsize => (Resource::Fsize, "RLIMIT_FSIZE"),
+        T::RlimitData => (Resource::Data, "RLIMIT_DATA"),
+        T::RlimitStack => (Resource::Stack, "RLIMIT_STACK"),
+        T::RlimitCore => (Resource::Core, "RLIMIT_CORE"),
+        T::RlimitRss => (Resource::Rss, "RLIMIT_RSS"),
+        T::RlimitNproc => (Resource::Nproc, "RLIMIT_NPROC"),
+        T::RlimitNofile => (Resource::Nofile, "RLIMIT_NOFILE"),
+        T::RlimitMemlock => (Resource::Memlock, "RLIMIT_MEMLOCK"),
+        T::RlimitAs => (Resource::As, "RLIMIT_AS"),
+        T::RlimitLocks => (Resource::Locks, "RLIMIT_LOCKS"),
+        T::RlimitSigpending => (Resource::Sigpending, "RLIMIT_SIGPENDING"),
+        T::RlimitMsgqueue => (Resource::Msgqueue, "RLIMIT_MSGQUEUE"),
+        T::RlimitNice => (Resource::Nice, "RLIMIT_NICE"),
+        T::RlimitRtprio => (Resource::Rtprio, "RLIMIT_RTPRIO"),
+        T::RlimitRttime => (Resource::Rttime, "RLIMIT_RTTIME"),
+    }
+}
+
+fn scheduling(process: &Process) -> Result<Option<Scheduling>, Error> {
+    let Some(s) = process.scheduler() else { return Ok(None) };
+    if s.flags().as_ref().is_some_and(|f| !f.is_empty()) {
+        return Err(Error::unsupported("scheduler flags are not built yet"));
+    }
+    let policy = match s.policy() {
+        LinuxSchedulerPolicy::SchedOther => 0,
+        LinuxSchedulerPolicy::SchedFifo => 1,
+        LinuxSchedulerPolicy::SchedRr => 2,
+        LinuxSchedulerPolicy::SchedBatch => 3,
+        LinuxSchedulerPolicy::SchedIso => 4,
+        LinuxSchedulerPolicy::SchedIdle => 5,
+        LinuxSchedulerPolicy::SchedDeadline => 6,
+    };
+    Ok(Some(Scheduling {
+        size: 0,
+        policy,
+        flags: 0,
+        nice: s.nice().unwrap_or_default(),
+        priority: s.priority().unwrap_or_default() as u32,
+        runtime: s.runtime().unwrap_or_default(),
+        deadline: s.deadline().unwrap_or_default(),
+        period: s.period().unwrap_or_default(),
+    }))
+}
+
+/// A label that is asked for and cannot be had stops the container.
+fn labels(process: &Process) -> Result<Vec<(CString, Vec<u8>)>, Error> {
+    let mut labels = Vec::new();
+    if let Some(profile) = process.apparmor_profile().as_deref().filter(|p| !p.is_empty()) {
+        let enabled =
+            std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|t| t.starts_with(b"Y"));
+        if enabled {
+            let file = if Path::new("/proc/self/attr/apparmor").exists() {
+                c"self/attr/apparmor/exec"
+            } else {
+                c"self/attr/exec"
+            };
+            labels.push((file.to_owned(), format!("exec {profile}").into_bytes()));
+        } else if profile != "unconfined" {
+            return Err(Error::unsupported(format!(
+                "AppArmor profile {profile:?} is asked for, but this kernel has no AppArmor enabled"
+            )));
+        }
+    }
+    if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
+        if !Path::new("/sys/fs/selinux/status").exists() {
+            return Err(Error::unsupported(format!(
+                "SELinux label {label:?} is asked for, but this kernel has no SELinux enabled"
+            )));
+        }
+        labels.push((c"self/attr/exec".to_owned(), label.as_bytes().to_vec()));
+    }
+    Ok(labels)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spec::ProcessBuilder;
+
+    #[test]
+    fn capability_numbers_are_the_kernels() {
+        assert_eq!(CAPABILITIES.len(), 41);
+        let all: Capabilities = [Capability::Chown, Capability::SysAdmin].into_iter().collect();
+        assert_eq!(bits(Some(&all)), 1 | 1 << 21);
+        assert_eq!(CapabilitySet::SYS_ADMIN.bits(), 1 << 21);
+    }
+
+    #[test]
+    fn programs_are_looked_for_in_the_containers_path() {
+        let process = ProcessBuilder::default().env(vec!["PATH=/a:rel::/b/".to_owned()]).build().unwrap();
+        let (searched, found) = candidates("x", &process).unwrap();
+        assert!(searched);
+        assert_eq!(found, [c"/a/x".to_owned(), c"/b/x".to_owned()]);
+        assert_eq!(candidates("./x", &process).unwrap(), (false, vec![c"./x".to_owned()]));
+    }
+}

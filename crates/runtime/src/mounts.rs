@@ -1,0 +1,482 @@
+//! Mount entries and root file systems of a spec, compiled to steps; whatever comes from the host
+//! is opened here, as a detached tree, before there is a container.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use brigantine_sys::mount::{self, Change, attr, context_message, propagation};
+use rustix::fs::{AtFlags, CWD, FileType};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+
+use crate::cgroup::Cgroup;
+use crate::error::Error;
+use crate::launch::Rootfs;
+use crate::plan::{FsMount, Role, Step, Target, TreeMount};
+use crate::spec::Mount;
+
+/// A mount's options, sorted by what they act on.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Options {
+    pub bind: bool,
+    pub recursive: bool,
+    pub remount: bool,
+    pub copy_up: bool,
+    pub set: u64,
+    pub clear: u64,
+    pub recursive_set: u64,
+    pub recursive_clear: u64,
+    /// (bits, recursively).
+    pub propagation: Vec<(u64, bool)>,
+    /// For the file system itself.
+    pub parameters: Vec<(String, Option<String>)>,
+}
+
+impl Options {
+    pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, Error> {
+        let mut o = Self::default();
+        for word in words {
+            if word.contains('\0') {
+                return Err(Error::invalid(format!("mount option {word:?}: zero byte")));
+            }
+            if o.attribute(word) || o.propagation(word) {
+                continue;
+            }
+            match word {
+                "" | "defaults" | "async" | "loud" => {}
+                "bind" => o.bind = true,
+                "rbind" => (o.bind, o.recursive) = (true, true),
+                "remount" => o.remount = true,
+                "tmpcopyup" => o.copy_up = true,
+                "idmap" | "ridmap" => {
+                    return Err(Error::unsupported("idmapped mounts are not built yet"));
+                }
+                _ => o.parameters.push(match word.split_once('=') {
+                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                    None => (word.to_owned(), None),
+                }),
+            }
+        }
+        Ok(o)
+    }
+
+    fn attribute(&mut self, word: &str) -> bool {
+        let (name, recursive) = match word.strip_prefix('r') {
+            Some(rest) if RECURSIVE.contains(&word) => (rest, true),
+            _ => (word, false),
+        };
+        let (set, clear) = match name {
+            "ro" => (attr::RDONLY, 0),
+            "rw" => (0, attr::RDONLY),
+            "nosuid" => (attr::NOSUID, 0),
+            "suid" => (0, attr::NOSUID),
+            "nodev" => (attr::NODEV, 0),
+            "dev" => (0, attr::NODEV),
+            "noexec" => (attr::NOEXEC, 0),
+            "exec" => (0, attr::NOEXEC),
+            "nosymfollow" => (attr::NOSYMFOLLOW, 0),
+            "symfollow" => (0, attr::NOSYMFOLLOW),
+            "nodiratime" => (attr::NODIRATIME, 0),
+            "diratime" => (0, attr::NODIRATIME),
+            "noatime" => (attr::NOATIME, attr::ATIME),
+            "strictatime" => (attr::STRICTATIME, attr::ATIME),
+            "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, attr::ATIME),
+            _ => return false,
+        };
+        let (into_set, into_clear) = if recursive {
+            (&mut self.recursive_set, &mut self.recursive_clear)
+        } else {
+            (&mut self.set, &mut self.clear)
+        };
+        *into_set = *into_set & !clear | set;
+        *into_clear = *into_clear & !set | clear;
+        true
+    }
+
+    fn propagation(&mut self, word: &str) -> bool {
+        let Some(found) = parse_propagation(word) else { return false };
+        self.propagation.push(found);
+        true
+    }
+}
+
+const RECURSIVE: &[&str] = &[
+    "rro",
+    "rrw",
+    "rnosuid",
+    "rsuid",
+    "rnodev",
+    "rdev",
+    "rnoexec",
+    "rexec",
+    "rnosymfollow",
+    "rsymfollow",
+    "rnodiratime",
+    "rdiratime",
+    "rnoatime",
+    "rstrictatime",
+    "rrelatime",
+    "ratime",
+    "rnorelatime",
+    "rnostrictatime",
+];
+
+/// `private`, `rslave`, … as (bits, recursively).
+pub(crate) fn parse_propagation(word: &str) -> Option<(u64, bool)> {
+    Some(match word {
+        "private" => (propagation::PRIVATE, false),
+        "rprivate" => (propagation::PRIVATE, true),
+        "slave" => (propagation::SLAVE, false),
+        "rslave" => (propagation::SLAVE, true),
+        "shared" => (propagation::SHARED, false),
+        "rshared" => (propagation::SHARED, true),
+        "unbindable" => (propagation::UNBINDABLE, false),
+        "runbindable" => (propagation::UNBINDABLE, true),
+        _ => return None,
+    })
+}
+
+pub(crate) fn c_string(text: impl Into<Vec<u8>>, what: &str) -> Result<CString, Error> {
+    let bytes = text.into();
+    let shown = String::from_utf8_lossy(&bytes).into_owned();
+    CString::new(bytes).map_err(|_| Error::invalid(format!("{what} {shown:?}: zero byte")))
+}
+
+/// An absolute path of the container, relative to its root, without `.` and `..`.
+pub(crate) fn target(path: &Path, strict: bool) -> Result<Target, Error> {
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Component;
+    let mut parts = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(part) => parts.push(part),
+            // Above the root is the root.
+            Component::ParentDir => drop(parts.pop()),
+            _ => {}
+        }
+    }
+    if parts.as_os_str().is_empty() {
+        parts.push(".");
+    }
+    if parts.as_os_str().len() > 4000 {
+        return Err(Error::invalid(format!("path {} is too long", path.display())));
+    }
+    Ok(Target { path: c_string(parts.as_os_str().as_bytes(), "path")?, strict })
+}
+
+/// The root file system as a detached mount.
+pub(crate) fn open_root(rootfs: &Rootfs) -> Result<OwnedFd, Error> {
+    match rootfs {
+        Rootfs::Path(path) => {
+            let tree = open_tree(path, true)
+                .map_err(|e| Error::os(format!("opening the root file system {:?}", path.display()), e))?;
+            if !is_directory(&tree)? {
+                return Err(Error::invalid(format!(
+                    "root file system {:?} is not a directory",
+                    path.display()
+                )));
+            }
+            // What is mounted inside must not travel back to the host, nor come in later.
+            let change = Change { propagation: propagation::PRIVATE, ..Change::default() };
+            mount::set_attributes(tree.as_fd(), true, change, None)
+                .map_err(|e| Error::os(format!("isolating the root file system {:?}", path.display()), e))?;
+            Ok(tree)
+        }
+        Rootfs::Overlay { lower, upper, work, options } => {
+            let failed = |step: &str, e: rustix::io::Errno, said: String| {
+                let said = if said.is_empty() { said } else { format!(" ({said})") };
+                Error::os(format!("mounting the overlay: {step}{said}"), e)
+            };
+            if lower.is_empty() {
+                return Err(Error::invalid("an overlay root file system needs at least one lower layer"));
+            }
+            let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
+                .map_err(|e| failed("opening", e, String::new()))?;
+            let set = |key: &str, value: &Path| {
+                rustix::mount::fsconfig_set_string(&context, key, value).map_err(|e| {
+                    failed(&format!("{key} {:?}", value.display()), e, context_message(context.as_fd()))
+                })
+            };
+            for layer in lower {
+                set("lowerdir+", layer)?;
+            }
+            set("upperdir", upper)?;
+            set("workdir", work)?;
+            let flag = |key: &str| {
+                rustix::mount::fsconfig_set_flag(&context, key)
+                    .map_err(|e| failed(key, e, context_message(context.as_fd())))
+            };
+            if options.volatile {
+                flag("volatile")?;
+            }
+            for extra in &options.extra {
+                match extra.split_once('=') {
+                    Some((key, value)) => set(key, Path::new(value))?,
+                    None => flag(extra)?,
+                }
+            }
+            let dirs = || format!("upper {:?}, {} lower layers", upper.display(), lower.len());
+            rustix::mount::fsconfig_create(&context)
+                .map_err(|e| failed(&dirs(), e, context_message(context.as_fd())))?;
+            rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+                .map_err(|e| failed(&dirs(), e, String::new()))
+        }
+    }
+}
+
+fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd, rustix::io::Errno> {
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    rustix::mount::open_tree(CWD, path, flags)
+}
+
+fn is_directory(fd: &OwnedFd) -> Result<bool, Error> {
+    let stat = rustix::fs::statat(fd, c"", AtFlags::EMPTY_PATH)
+        .map_err(|e| Error::os("reading a mount source", e))?;
+    Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+/// What compiling mounts needs to know about the container.
+#[derive(Debug)]
+pub(crate) struct Context<'a> {
+    pub bundle: Option<&'a Path>,
+    pub cgroup: Option<&'a Cgroup>,
+    pub cgroup_namespace: bool,
+}
+
+/// Compiles one entry. `late` receives what must come after devices are made.
+pub(crate) fn compile(
+    entry: &Mount,
+    context: &Context<'_>,
+    steps: &mut Vec<Step>,
+    late: &mut Vec<Step>,
+) -> Result<(), Error> {
+    let destination = entry.destination();
+    let words = entry.options().iter().flatten().map(String::as_str);
+    let options = Options::parse(words)?;
+    let typ = entry.typ().as_deref().unwrap_or_default();
+    let shown = destination.display();
+    if !destination.is_absolute() {
+        return Err(Error::invalid(format!("mount destination {:?} is not absolute", destination.display())));
+    }
+    let mapped = |m: &Option<Vec<_>>| m.as_ref().is_some_and(|m| !m.is_empty());
+    if mapped(entry.uid_mappings()) || mapped(entry.gid_mappings()) {
+        return Err(Error::unsupported(format!("mount {shown}: idmapped mounts are not built yet")));
+    }
+    if options.copy_up {
+        return Err(Error::unsupported(format!("mount {shown}: tmpcopyup is not built yet")));
+    }
+    // /proc and /sys are what they are called: an image's link must not move them elsewhere.
+    let fixed = ["/proc", "/sys"].iter().any(|p| destination == Path::new(p));
+    let over_proc = over_proc(destination, typ);
+    if options.remount && !options.bind {
+        let change = Change { set: options.set, clear: options.clear, propagation: 0 };
+        steps.push(Step::Change { target: target(destination, fixed)?, change, recursive: false });
+        return Ok(());
+    }
+    if options.bind || typ == "bind" {
+        let source = entry
+            .source()
+            .as_ref()
+            .ok_or_else(|| Error::invalid(format!("bind mount at {shown} has no source")))?;
+        let source = match context.bundle {
+            Some(bundle) if source.is_relative() => bundle.join(source),
+            _ => source.clone(),
+        };
+        let what = || format!("mounting {:?} at {:?}", source.display(), destination.display());
+        let tree = open_tree(&source, options.recursive).map_err(|e| Error::os(what(), e))?;
+        change_tree(&tree, &options, true).map_err(|e| Error::os(what(), e))?;
+        let directory = is_directory(&tree)?;
+        steps.push(Step::Attach(TreeMount {
+            tree,
+            directory,
+            target: target(destination, fixed)?,
+            source: source.display().to_string(),
+            over_proc,
+        }));
+        return Ok(());
+    }
+    if matches!(typ, "cgroup" | "cgroup2") {
+        return cgroup(destination, &options, context, steps);
+    }
+    if typ.is_empty() {
+        return Err(Error::invalid(format!("mount at {shown} has no type")));
+    }
+    let mut parameters = Vec::new();
+    if let Some(source) = entry.source() {
+        use std::os::unix::ffi::OsStrExt;
+        parameters
+            .push((c"source".to_owned(), Some(c_string(source.as_os_str().as_bytes(), "mount source")?)));
+    }
+    for (key, value) in &options.parameters {
+        let value = value.as_deref().map(|v| c_string(v, "mount option")).transpose()?;
+        parameters.push((c_string(key.as_str(), "mount option")?, value));
+    }
+    let is_dev = destination == Path::new("/dev");
+    let mut attributes = options.set;
+    if is_dev && attributes & attr::RDONLY != 0 {
+        attributes &= !attr::RDONLY;
+        let change = Change { set: attr::RDONLY, ..Change::default() };
+        late.push(Step::Change { target: target(destination, true)?, change, recursive: false });
+    }
+    let keep_mode = typ == "tmpfs" && !options.parameters.iter().any(|(k, _)| k == "mode");
+    let role = match typ {
+        "devpts" => Role::Terminals,
+        _ if is_dev => Role::Dev,
+        _ => Role::None,
+    };
+    steps.push(Step::Mount(Box::new(FsMount {
+        fstype: c_string(typ, "mount type")?,
+        parameters,
+        attributes: attributes as u32,
+        propagation: options.propagation.iter().map(|&(bits, _)| bits).collect(),
+        target: target(destination, fixed)?,
+        role,
+        keep_mode,
+        over_proc,
+    })));
+    Ok(())
+}
+
+/// Files in /proc that may be covered, as runc has it: they only inform.
+const OVER_PROC: &[&str] = &[
+    "/proc/cpuinfo",
+    "/proc/diskstats",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/swaps",
+    "/proc/uptime",
+    "/proc/loadavg",
+    "/proc/slabinfo",
+    "/proc/net/dev",
+    "/proc/sys/kernel/ns_last_pid",
+    "/proc/sys/crypto/fips_enabled",
+];
+
+fn over_proc(destination: &Path, typ: &str) -> bool {
+    destination == Path::new("/proc") && typ == "proc"
+        || typ == "binfmt_misc"
+        || OVER_PROC.iter().any(|p| destination == Path::new(p))
+}
+
+fn change_tree(tree: &OwnedFd, options: &Options, private: bool) -> Result<(), rustix::io::Errno> {
+    let plain = Change { set: options.set, clear: options.clear, propagation: 0 };
+    if !plain.is_nothing() {
+        mount::set_attributes(tree.as_fd(), false, plain, None)?;
+    }
+    let below = Change { set: options.recursive_set, clear: options.recursive_clear, propagation: 0 };
+    if !below.is_nothing() {
+        mount::set_attributes(tree.as_fd(), true, below, None)?;
+    }
+    if options.propagation.is_empty() && private {
+        let change = Change { propagation: propagation::PRIVATE, ..Change::default() };
+        mount::set_attributes(tree.as_fd(), true, change, None)?;
+    }
+    for &(bits, recursive) in &options.propagation {
+        mount::set_attributes(
+            tree.as_fd(),
+            recursive,
+            Change { propagation: bits, ..Change::default() },
+            None,
+        )?;
+    }
+    Ok(())
+}
+
+/// The container's own groups at `destination`: on v1 a directory per hierarchy, on v2 the group.
+fn cgroup(
+    destination: &Path,
+    options: &Options,
+    context: &Context<'_>,
+    steps: &mut Vec<Step>,
+) -> Result<(), Error> {
+    let Some(group) = context.cgroup else { return Ok(()) };
+    let own = |dir: &Path, at: &Path| -> Result<Step, Error> {
+        let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
+        let tree = open_tree(dir, false).map_err(|e| Error::os(what(), e))?;
+        change_tree(&tree, options, true).map_err(|e| Error::os(what(), e))?;
+        Ok(Step::Attach(TreeMount {
+            tree,
+            directory: true,
+            target: target(at, false)?,
+            source: dir.display().to_string(),
+            over_proc: false,
+        }))
+    };
+    if group.is_unified() {
+        let Some(dir) = group.directory() else { return Ok(()) };
+        let depth = Path::new(group.path()).components().count() - 1;
+        let top = dir.ancestors().nth(depth).unwrap_or(dir);
+        steps.push(own(if context.cgroup_namespace { dir } else { top }, destination)?);
+        return Ok(());
+    }
+    steps.push(Step::Mount(Box::new(FsMount {
+        fstype: c"tmpfs".to_owned(),
+        parameters: vec![(c"mode".to_owned(), Some(c"0755".to_owned()))],
+        attributes: (options.set & !attr::RDONLY) as u32,
+        propagation: Vec::new(),
+        target: target(destination, false)?,
+        role: Role::None,
+        keep_mode: false,
+        over_proc: false,
+    })));
+    for (label, names, dir) in group.v1_views() {
+        steps.push(own(&dir, &destination.join(&label))?);
+        for name in names.iter().filter(|name| **name != label) {
+            steps.push(Step::Symlink {
+                target: c_string(label.as_str(), "cgroup")?,
+                dir: target(destination, false)?,
+                name: c_string(name.as_str(), "cgroup")?,
+                replace: false,
+            });
+        }
+    }
+    if options.set & attr::RDONLY != 0 {
+        let change = Change { set: attr::RDONLY, ..Change::default() };
+        steps.push(Step::Change { target: target(destination, false)?, change, recursive: false });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn options_are_sorted() {
+        let o = Options::parse(["rbind", "rro", "nosuid", "rprivate", "size=64k", "noatime"]).unwrap();
+        assert!(o.bind && o.recursive);
+        assert_eq!(o.recursive_set, attr::RDONLY);
+        assert_eq!(o.set, attr::NOSUID | attr::NOATIME);
+        assert_eq!(o.clear, attr::ATIME);
+        assert_eq!(o.propagation, [(propagation::PRIVATE, true)]);
+        assert_eq!(o.parameters, [("size".to_owned(), Some("64k".to_owned()))]);
+    }
+
+    #[test]
+    fn the_last_word_wins() {
+        assert_eq!(Options::parse(["ro", "rw"]).unwrap().set, 0);
+        assert_eq!(Options::parse(["rw", "ro"]).unwrap().clear, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn targets_never_climb(parts in proptest::collection::vec("(\\.\\.|\\.|[a-z]{1,3}|)", 0..12)) {
+            let path = PathBuf::from(format!("/{}", parts.join("/")));
+            let t = target(&path, false).unwrap();
+            let text = t.path.to_str().unwrap();
+            prop_assert!(!text.starts_with('/'));
+            prop_assert!(!text.split('/').any(|p| p == ".." || p.is_empty()));
+        }
+
+        #[test]
+        fn options_never_contradict_themselves(words in proptest::collection::vec("r?(ro|rw|nosuid|suid|noatime|relatime|strictatime)", 0..8)) {
+            let o = Options::parse(words.iter().map(String::as_str)).unwrap();
+            prop_assert_eq!(o.set & o.clear & !attr::ATIME, 0);
+            prop_assert_eq!(o.recursive_set & o.recursive_clear & !attr::ATIME, 0);
+        }
+    }
+}

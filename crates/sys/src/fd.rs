@@ -1,0 +1,42 @@
+//! Descriptor tables.
+
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use rustix::io::Errno;
+
+use crate::check;
+
+/// Marks every descriptor from `first` up close-on-exec. Usable after a clone.
+pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
+    const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;
+    // SAFETY: only flags of descriptors change; none is closed under its owner.
+    let result =
+        unsafe { libc::syscall(libc::SYS_close_range, first, libc::c_uint::MAX, CLOSE_RANGE_CLOEXEC) };
+    check(result).map(drop)
+}
+
+/// Clears close-on-exec on descriptor `number`, which the caller inherited. Usable after a clone.
+pub fn keep_on_exec(number: i32) -> Result<(), Errno> {
+    // SAFETY: F_SETFD changes a flag of the descriptor if it is open and fails with EBADF otherwise.
+    check(libc::c_long::from(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })).map(drop)
+}
+
+/// Makes descriptor `target` (0, 1 or 2) a copy of `source`, kept across an exec. Usable after a clone.
+pub fn become_stdio(source: BorrowedFd<'_>, target: i32) -> Result<(), Errno> {
+    assert!((0..=2).contains(&target), "only standard descriptors may be replaced");
+    if source.as_raw_fd() == target {
+        return keep_on_exec(target);
+    }
+    // SAFETY: 0, 1 and 2 are owned by nobody; replacing what they refer to is what this is for.
+    check(libc::c_long::from(unsafe { libc::dup2(source.as_raw_fd(), target) })).map(drop)
+}
+
+/// Takes over an inherited descriptor by its number (from a command line or the environment).
+/// `EBADF` if it is not open. The caller says that nothing else in the process owns it.
+pub fn adopt(number: i32) -> Result<OwnedFd, Errno> {
+    // SAFETY: F_GETFD only reads the descriptor's flags.
+    let open = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    check(libc::c_long::from(open))?;
+    // SAFETY: the descriptor is open (just checked) and, by the caller's word, owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

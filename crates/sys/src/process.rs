@@ -1,0 +1,102 @@
+//! The calling process's own attributes. All usable after a clone.
+
+use rustix::io::Errno;
+
+use crate::check;
+
+/// Sets every signal to its default action and unblocks all: what a parent ignored or blocked must
+/// not be inherited by a program.
+pub fn reset_signals() {
+    for signal in 1..=64 {
+        if signal == libc::SIGKILL || signal == libc::SIGSTOP {
+            continue;
+        }
+        // SAFETY: SIG_DFL installs no handler. The result is of no interest: it fails only for
+        // numbers that the C library keeps to itself, which are at their defaults after an exec.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    let none: u64 = 0;
+    // SAFETY: the kernel reads 8 bytes from a live reference; no old set is asked for.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            std::ptr::from_ref(&none),
+            std::ptr::null_mut::<u64>(),
+            size_of::<u64>(),
+        )
+    };
+}
+
+/// A new, anonymous session keyring, so that the caller's keys are out of reach.
+pub fn join_new_session_keyring() -> Result<(), Errno> {
+    const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: a null name asks for an anonymous keyring.
+    let result = unsafe {
+        libc::syscall(libc::SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, std::ptr::null::<libc::c_char>())
+    };
+    check(result).map(drop)
+}
+
+/// Sets the execution domain.
+pub fn set_personality(domain: u64) -> Result<(), Errno> {
+    // SAFETY: personality has no memory operands.
+    check(unsafe { libc::syscall(libc::SYS_personality, domain) }).map(drop)
+}
+
+/// The current directory's length in `buffer` (without the final zero). A directory that is not
+/// below the root comes back as text that does not begin with a slash.
+pub fn current_directory(buffer: &mut [u8]) -> Result<usize, Errno> {
+    // SAFETY: the kernel writes at most `len` bytes into a live buffer.
+    let result = unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) };
+    let length = check(result)?;
+    Ok((length as usize).saturating_sub(1))
+}
+
+/// `setpriority` of the calling process.
+pub fn set_nice(nice: i32) -> Result<(), Errno> {
+    // SAFETY: setpriority has no memory operands.
+    check(unsafe { libc::syscall(libc::SYS_setpriority, libc::PRIO_PROCESS, 0, nice) }).map(drop)
+}
+
+/// `ioprio_set` of the calling process; `value` is class << 13 | level.
+pub fn set_io_priority(value: i32) -> Result<(), Errno> {
+    const IOPRIO_WHO_PROCESS: libc::c_int = 1;
+    // SAFETY: ioprio_set has no memory operands.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) }).map(drop)
+}
+
+/// A scheduling policy with everything it may need (`struct sched_attr`, first version).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Scheduling {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+}
+
+/// `sched_setattr` of the calling thread.
+pub fn set_scheduling(mut scheduling: Scheduling) -> Result<(), Errno> {
+    scheduling.size = size_of::<Scheduling>() as u32;
+    // SAFETY: the structure carries its own size and lives on this stack.
+    let result = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, std::ptr::from_mut(&mut scheduling), 0) };
+    check(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_current_directory_fits_or_fails() {
+        let mut buffer = [0; 4096];
+        let length = current_directory(&mut buffer).unwrap();
+        assert_eq!(&buffer[..length], std::env::current_dir().unwrap().as_os_str().as_encoded_bytes());
+        assert_eq!(current_directory(&mut [0; 1]).unwrap_err(), Errno::RANGE);
+    }
+}
