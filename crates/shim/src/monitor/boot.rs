@@ -331,7 +331,7 @@ fn create(
         }
     }
     let filter = match spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) {
-        Some(described) => Some(seccomp::compile(described)?),
+        Some(described) => seccomp::compile(described)?,
         None => None,
     };
     let mut launch = Launch::new(config.id.clone(), spec, config.rootfs.clone(), stdio);
