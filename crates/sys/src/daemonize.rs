@@ -33,11 +33,82 @@ pub fn close_inherited(first: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives free heap pages back to the kernel.
-pub fn trim_heap() {
+/// Gives back to the kernel what the process does not need while it waits: free heap pages, the stack's dead part, and
+/// its claim on pages of its own executable (they stay cached, and come back by themselves when touched).
+pub fn release_idle_memory() {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: glibc's allocator may be told so at any time.
         unsafe { libc::malloc_trim(0) };
+    }
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+    let Ok(exe) = std::fs::read_link("/proc/self/exe") else { return };
+    let here = std::ptr::from_ref(&maps) as usize;
+    for map in maps.lines().filter_map(Mapping::parse) {
+        if map.name == "[stack]" && (map.start..map.end).contains(&here) {
+            // Far enough below this frame for those of the calls to come.
+            let end = here.saturating_sub(STACK_MARGIN) & !(PAGE - 1);
+            if end > map.start {
+                // SAFETY: nothing lives below the stack pointer of the one thread whose stack this is.
+                unsafe { forget(map.start, end) };
+            }
+        } else if exe.as_os_str() == map.name
+            && (map.mode == "r-xp" || (map.mode == "r--p" && map.offset == 0))
+        {
+            // SAFETY: code and the constants before it are never written (relocated data has a mapping of its own, with
+            // another offset), so reading the file again gives the same.
+            unsafe { forget(map.start, map.end) };
+        }
+    }
+}
+
+const PAGE: usize = 4096;
+const STACK_MARGIN: usize = 8 << 10;
+
+/// # Safety
+/// What is between the two addresses must not be needed, or be the same when it is read from its file again.
+unsafe fn forget(start: usize, end: usize) {
+    let start = std::ptr::with_exposed_provenance_mut::<libc::c_void>(start);
+    // SAFETY: by the caller's word.
+    unsafe { libc::madvise(start, end - start.addr(), libc::MADV_DONTNEED) };
+}
+
+/// A line of `/proc/self/maps`.
+struct Mapping<'a> {
+    start: usize,
+    end: usize,
+    mode: &'a str,
+    offset: u64,
+    name: &'a str,
+}
+
+impl<'a> Mapping<'a> {
+    fn parse(line: &'a str) -> Option<Self> {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let mut fields = rest.splitn(5, ' ');
+        let (mode, offset) = (fields.next()?, fields.next()?);
+        Some(Self {
+            start: usize::from_str_radix(start, 16).ok()?,
+            end: usize::from_str_radix(end, 16).ok()?,
+            mode,
+            offset: u64::from_str_radix(offset, 16).ok()?,
+            name: fields.nth(2)?.trim_start(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_are_understood() {
+        let map =
+            Mapping::parse("00200000-002f1000 r--p 000f0000 00:01 73                  /memfd:a b (deleted)")
+                .unwrap();
+        assert_eq!((map.start, map.end, map.mode, map.offset), (0x20_0000, 0x2f_1000, "r--p", 0xf_0000));
+        assert_eq!(map.name, "/memfd:a b (deleted)");
+        assert_eq!(Mapping::parse("7ffd-7ffe rw-p 00000000 00:00 0 ").unwrap().name, "");
     }
 }

@@ -218,7 +218,7 @@ impl Monitor {
             if let Some(log) = &mut self.log {
                 log.shrink();
             }
-            brigantine_sys::daemonize::trim_heap();
+            brigantine_sys::daemonize::release_idle_memory();
         }
     }
 

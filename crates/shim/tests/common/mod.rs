@@ -42,6 +42,13 @@ pub struct Running {
     pub attach: Option<UnixStream>,
 }
 
+/// The executable under test: what was built for the tests, or the one that `BRIGANTINE_RUNTIME` names (a static release
+/// build, say).
+pub fn runtime() -> PathBuf {
+    std::env::var_os("BRIGANTINE_RUNTIME")
+        .map_or_else(|| env!("CARGO_BIN_EXE_brig-runtime").into(), PathBuf::from)
+}
+
 impl Fixture {
     /// A container that will run `args`, with a log and without terminal or input.
     pub fn new(args: &[&str]) -> Self {
@@ -70,8 +77,7 @@ impl Fixture {
             systemd_cgroup: false,
             durable_exit: true,
         };
-        let exe = SealedExe::from_path(Path::new(env!("CARGO_BIN_EXE_brig-runtime"))).unwrap();
-        Self { temp, id, config, exe }
+        Self { temp, id, config, exe: SealedExe::from_path(&runtime()).unwrap() }
     }
 
     pub fn shell(script: &str) -> Self {
