@@ -5,8 +5,7 @@
 
 use std::{
     fs::File,
-    os::unix::net::UnixStream,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     time::Duration,
 };
@@ -99,7 +98,7 @@ impl Demo {
                 if daemon.try_wait().is_ok_and(|ended| ended.is_some()) {
                     return Some(false);
                 }
-                answers(&dir.join("sock")).then_some(true)
+                crate::bench::answers(&dir.join("sock")).then_some(true)
             });
             if up == Some(true) { Ok(()) } else { bail!("the daemon did not start") }
         })?;
@@ -123,13 +122,4 @@ impl Demo {
         self.took.push((format!("{what}: {shown}"), took));
         Ok(())
     }
-}
-
-fn answers(socket: &Path) -> bool {
-    use std::io::{Read as _, Write as _};
-    let Ok(mut stream) = UnixStream::connect(socket) else { return false };
-    let mut head = [0; 12];
-    stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: demo\r\nConnection: close\r\n\r\n").is_ok()
-        && stream.read_exact(&mut head).is_ok()
-        && &head == b"HTTP/1.1 200"
 }
