@@ -305,11 +305,11 @@ impl Fabric {
     /// Reloads the firewall table if somebody removed it (`nft flush ruleset`, a firewall restart);
     /// whether that was necessary.
     pub fn verify(&self) -> Result<bool, Error> {
-        let _changing = lock(&self.changing);
         if self.bridges().is_empty() || (self.firewall.is_loaded() && self.firewall.exists()?) {
             return Ok(false);
         }
-        self.load()?;
+        tracing::warn!("the firewall's table is not there; loading it");
+        self.reload()?;
         Ok(true)
     }
 
@@ -388,9 +388,9 @@ impl Fabric {
     }
 
     fn build(&self, spec: &SandboxSpec, plan: &[(Interface, Bridge)]) -> Result<Sandbox, Error> {
-        if !plan.is_empty() && !self.firewall.is_loaded() {
-            // Without it there would be neither isolation nor a way out.
-            self.reload()?;
+        if !plan.is_empty() {
+            // Without the firewall there would be neither isolation nor a way out.
+            self.verify()?;
         }
         let outward = plan.iter().find(|(_, bridge)| !bridge.spec.internal).map(|(interface, _)| interface);
         let (ports, held) = match outward {
@@ -473,11 +473,13 @@ impl Fabric {
             }
             inside.execute(container)?;
             self.with_socket(|socket| {
+                let mut announcements = Messages::new();
                 for (interface, bridge) in plan {
-                    link::wait_until_ready(socket, &interface.host_name)?;
+                    let port = link::wait_until_ready(socket, &interface.host_name)?;
                     link::wait_until_ready(socket, &bridge.spec.name)?;
+                    link::announce(&mut announcements, port, &interface.host_name, interface.mac);
                 }
-                Ok(())
+                socket.execute(announcements)
             })?;
         }
         apply_sysctls(&netns, spec)?;

@@ -1,6 +1,7 @@
 //! rtnetlink requests: interfaces, addresses and routes. Functions that build push into a batch and do not
 //! talk; functions that ask take the socket.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -27,6 +28,9 @@ const BRIDGE_PORT_HAIRPIN: u16 = 4;
 const BRIDGE_PORT_ISOLATED: u16 = 33;
 const VETH_INFO_PEER: u16 = 1;
 const OPERSTATE_UP: u8 = 6;
+const NUD_REACHABLE: u16 = 2;
+const NTF_MASTER: u8 = 4;
+const NDA_LLADDR: u16 = 2;
 const INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
 const IFA_F_NODAD: u32 = 2;
@@ -253,18 +257,37 @@ pub(crate) fn find(socket: &mut Socket, name: &str) -> Result<Option<Link>, Erro
 /// Waits until interfaces that were brought up pass packets. The kernel takes notice of a carrier in a work
 /// queue, and until then drops what is sent: the first packet would be lost and sent again after a second.
 /// Asking for an interface makes newer kernels (6.8) do that work at once; others are given a moment.
-pub(crate) fn wait_until_ready(socket: &mut Socket, name: &str) -> Result<(), Error> {
+/// Returns the interface's index.
+pub(crate) fn wait_until_ready(socket: &mut Socket, name: &str) -> Result<u32, Error> {
     let deadline = Instant::now() + READY_PATIENCE;
     loop {
-        if find(socket, name)?.is_none_or(|link| link.is_ready) {
-            return Ok(());
+        let Some(link) = find(socket, name)? else {
+            let source = io::Error::from_raw_os_error(libc::ENODEV);
+            return Err(Error::Kernel { what: format!("wait for interface {name}"), detail: None, source });
+        };
+        if link.is_ready {
+            return Ok(link.index);
         }
         if Instant::now() > deadline {
             tracing::debug!(interface = name, "not ready yet");
-            return Ok(());
+            return Ok(link.index);
         }
         std::thread::sleep(Duration::from_micros(200));
     }
+}
+
+/// Tells the bridge behind which of its ports a hardware address is, as if it had learned it; it may remember
+/// another one, of a container that had the address before.
+pub(crate) fn announce(batch: &mut Messages, port: u32, name: &str, mac: MacAddr) {
+    let mut header = [0; 12];
+    header[0] = libc::AF_BRIDGE as u8;
+    header[4..8].copy_from_slice(&port.to_ne_bytes());
+    header[8..10].copy_from_slice(&NUD_REACHABLE.to_ne_bytes());
+    header[10] = NTF_MASTER;
+    let what = format!("announce {mac} behind {name}");
+    batch.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &header, |body| {
+        body.bytes(NDA_LLADDR, &mac.bytes());
+    });
 }
 
 pub(crate) fn all(socket: &mut Socket) -> Result<Vec<Link>, Error> {

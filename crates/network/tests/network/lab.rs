@@ -52,6 +52,10 @@ impl Lab {
             run(netns, &format!("ip addr add {v6}/64 dev {name} nodad"));
             run(netns, &format!("ip link set {name} up"));
         }
+        for (netns, name) in [(&lab.host, "out"), (&lab.client, "eth0")] {
+            let show = format!("ip -o link show {name}");
+            eventually("the link is up", || run(netns, &show).contains("state UP"));
+        }
         lab
     }
 

@@ -326,6 +326,9 @@ fn a_flushed_firewall_is_loaded_again() {
     lab.connect(&fabric, &spec).unwrap();
     ask_tcp(&lab.client, &format!("{HOST}:8080")).unwrap();
     run(&lab.host, "nft flush ruleset");
+    lab.connect(&fabric, &container("three", &bridge("brig0", 30), 4)).unwrap();
+    assert!(lab.ruleset().contains("172.30.0.2"), "also by a container without ports");
+    run(&lab.host, "nft flush ruleset");
     lab.on_host(|| fabric.disconnect("two")).unwrap();
     assert!(lab.ruleset().contains(TABLE));
 }

@@ -300,17 +300,27 @@ fn a_firewall_that_drops_by_default_is_named() {
 /// A lost first packet would be sent again after a second only.
 #[test]
 fn a_container_is_reached_at_once() {
+    reached_at_once(|round| 2 + round);
+}
+
+/// The bridge must not send to where the address was before.
+#[test]
+fn a_container_is_reached_at_once_by_the_address_of_a_former_one() {
+    reached_at_once(|_| 2);
+}
+
+fn reached_at_once(address: impl Fn(u8) -> u8) {
     let lab = Lab::new();
     let fabric = lab.with_bridge();
     serve_tcp(&lab.client, 80);
-    for last in 2..22 {
+    for last in (0..20).map(address) {
         let mut spec = container("one", &bridge("brig0", 30), last);
         spec.ports = vec![tcp(8080, 80)];
         let one = lab.connect(&fabric, &spec).unwrap();
-        let start = std::time::Instant::now();
-        ask_tcp(&one.netns, &format!("{CLIENT}:80")).unwrap();
         serve_tcp(&one.netns, 80);
+        let start = std::time::Instant::now();
         ask_tcp(&lab.client, &format!("{HOST}:8080")).unwrap();
+        ask_tcp(&one.netns, &format!("{CLIENT}:80")).unwrap();
         assert!(start.elapsed() < std::time::Duration::from_millis(900), "{:?}", start.elapsed());
         lab.on_host(|| fabric.disconnect("one")).unwrap();
     }
