@@ -10,6 +10,11 @@ pub fn rfc3339_nano(time: Timestamp) -> String {
     time.to_string()
 }
 
+/// Whole seconds, as Docker shows a volume's age.
+pub(crate) fn rfc3339_seconds(time: Timestamp) -> String {
+    Timestamp::from_second(time.as_second()).unwrap_or(time).to_string()
+}
+
 /// The same for a moment that may not have come.
 pub(crate) fn rfc3339_or_zero(time: Option<Timestamp>) -> String {
     time.map_or_else(|| ZERO_TIME.to_owned(), rfc3339_nano)

@@ -61,6 +61,11 @@ impl Error {
         internal => Internal,
     }
 
+    /// An error of a class that is known at run time only.
+    pub fn of(class: Class, message: impl Into<String>) -> Self {
+        Self { class, message: message.into(), source: None }
+    }
+
     /// Adds the cause.
     pub fn because(mut self, source: impl Into<Source>) -> Self {
         self.source = Some(source.into());

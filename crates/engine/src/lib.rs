@@ -4,18 +4,196 @@
 //! needs lives in its shim, so an `Engine` may be dropped or killed at any moment and opened again.
 
 mod clock;
+mod db;
+mod disk;
 mod error;
 mod filters;
 mod ids;
+mod names;
+mod rootfs;
+mod spec;
+mod sync;
+mod users;
 
 pub mod config;
-mod db;
+pub mod containers;
 pub mod events;
+pub mod images;
+pub mod networks;
+pub mod volumes;
 
-pub use clock::{ZERO_TIME, rfc3339_nano};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use brigantine_sys::SealedExe;
+
+pub use clock::{ZERO_TIME, parse_moment, rfc3339_nano};
 pub use config::Config;
+pub use containers::Containers;
 pub use error::{Class, Error};
+pub use events::Events;
 pub use filters::Filters;
+pub use images::Images;
+pub use networks::Networks;
+pub use volumes::Volumes;
+
+use crate::db::{Db, Table};
+use crate::error::Context;
 
 /// What every fallible engine call returns.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// One engine: its services, sharing a data root. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Engine {
+    config: Arc<Config>,
+    id: Arc<str>,
+    events: Arc<Events>,
+    images: Arc<Images>,
+    volumes: Arc<Volumes>,
+    networks: Arc<Networks>,
+    containers: Arc<Containers>,
+    /// Held as long as the engine is open: no second one uses the same data root.
+    _lock: Arc<std::fs::File>,
+}
+
+impl Engine {
+    /// Opens the engine: reads its records, finds the containers that still run and takes them up again.
+    pub async fn open(config: Config) -> Result<Self> {
+        let config = Arc::new(config);
+        let opened = {
+            let config = Arc::clone(&config);
+            blocking(move || Opened::open(&config)).await?
+        };
+        let Opened { lock, id, exe, db, mut snapshot, images, networks } = opened;
+        let events = Arc::new(Events::default());
+        let mut records = Vec::new();
+        for record in snapshot.take(Table::Volumes) {
+            match record {
+                Ok(record) => records.push(record),
+                Err(error) => tracing::error!(error = Error::internal("a volume is lost").because(error).report()),
+            }
+        }
+        let volumes =
+            Arc::new(Volumes::open(config.data_root.join("volumes"), db.clone(), Arc::clone(&events), records));
+        let networks = Arc::new(
+            Networks::open(Arc::clone(&config), db.clone(), Arc::clone(&events), networks, &mut snapshot).await?,
+        );
+        let images = Arc::new(images);
+        let containers = Containers::new(
+            Arc::clone(&config),
+            db,
+            Arc::clone(&events),
+            Arc::clone(&images),
+            Arc::clone(&volumes),
+            Arc::clone(&networks),
+            Arc::new(exe),
+        );
+        containers.restore(&mut snapshot).await?;
+        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers, _lock: Arc::new(lock) })
+    }
+
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The engine's own id, the same as long as its data root is.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    pub fn images(&self) -> &Arc<Images> {
+        &self.images
+    }
+
+    pub fn volumes(&self) -> &Arc<Volumes> {
+        &self.volumes
+    }
+
+    pub fn networks(&self) -> &Arc<Networks> {
+        &self.networks
+    }
+
+    pub fn containers(&self) -> &Arc<Containers> {
+        &self.containers
+    }
+}
+
+/// What opening does with the disk and the kernel.
+struct Opened {
+    lock: std::fs::File,
+    id: String,
+    exe: SealedExe,
+    db: Db,
+    snapshot: db::Snapshot,
+    images: Images,
+    networks: networks::Plumbing,
+}
+
+impl Opened {
+    fn open(config: &Config) -> Result<Self> {
+        make_dir(&config.data_root, 0o711)?;
+        make_dir(&config.exec_root, 0o711)?;
+        for dir in ["containers", "volumes"] {
+            make_dir(&config.data_root.join(dir), 0o711)?;
+        }
+        make_dir(&config.exec_root.join("c"), 0o700)?;
+        let lock = lock_root(&config.data_root)?;
+        let id = engine_id(&config.data_root.join("engine-id"))?;
+        let exe = SealedExe::from_path(&config.runtime_exe)
+            .doing(|| format!("take a copy of the runtime {}", config.runtime_exe.display()))?;
+        let path = config.data_root.join("brig.db");
+        let (db, snapshot) = Db::open(&path).doing(|| "open the engine's records".to_owned())?;
+        let images = Images::open(&config.data_root.join("image"))?;
+        let networks = networks::Plumbing::open(config);
+        Ok(Self { lock, id, exe, db, snapshot, images, networks })
+    }
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .doing(|| format!("create directory {}", path.display()))
+}
+
+fn lock_root(root: &Path) -> Result<std::fs::File> {
+    let path = root.join("lock");
+    let what = || format!("lock {}", path.display());
+    let file = std::fs::File::create(&path).doing(what)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::conflict(format!("another engine is using the data root {}", root.display())))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error).doing(what),
+    }
+}
+
+fn engine_id(path: &Path) -> Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error).doing(|| format!("read {}", path.display())),
+    }
+    let bytes: [u8; 16] = ids::random_bytes();
+    let hex = hex::encode(bytes);
+    let id = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-");
+    std::fs::write(path, &id).doing(|| format!("write {}", path.display()))?;
+    Ok(id)
+}
+
+/// Runs work that blocks off the asynchronous threads.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => Err(Error::internal("a task of the engine ended early").because(error)),
+    }
+}

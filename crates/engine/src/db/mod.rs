@@ -128,6 +128,14 @@ impl Db {
         Ok((Self { jobs }, snapshot))
     }
 
+    /// Applies `batch` some time soon, after everything asked for before; a failure is logged.
+    pub(crate) fn post(&self, batch: Batch) {
+        let (done, _nobody) = oneshot::channel();
+        if self.jobs.send(Job { changes: batch.changes, durability: Durability::Written, done }).is_err() {
+            tracing::error!("a change was made after the database had been closed");
+        }
+    }
+
     /// Applies `batch` in one transaction.
     pub(crate) async fn apply(&self, batch: Batch, durability: Durability) -> Result<(), DbError> {
         let (done, answer) = oneshot::channel();

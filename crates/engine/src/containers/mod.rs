@@ -1,0 +1,375 @@
+//! Containers: their index, their locks, and who waits for what of them.
+//!
+//! Invariants: an operation that changes a container's life (start, exit, removal, update …) holds that container's
+//! `lifecycle` lock and no other; `inner` is locked for moments only, never across an await. There is no lock over all
+//! containers but that of the index, which is held for look-ups only.
+
+mod attach;
+mod create;
+mod exec;
+mod exit;
+mod health;
+mod inspect;
+mod list;
+mod logs;
+mod network;
+mod prune;
+mod record;
+mod remove;
+mod restore;
+mod start;
+mod stats;
+mod stop;
+mod top;
+mod update;
+mod validate;
+mod wait;
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use brigantine_network::Attachment;
+use brigantine_shim::{AttachStream, Client};
+use brigantine_sys::SealedExe;
+use jiff::Timestamp;
+use tokio::sync::oneshot;
+
+pub use attach::{AttachRequest, Attached};
+pub use create::{CreateRequest, Created};
+pub use exec::{ExecStart, StartedExec};
+pub use list::ListOptions;
+pub use logs::{LogRequest, Logs};
+pub use record::Status;
+pub(crate) use record::{Record, State};
+pub use stats::StatsStream;
+pub use wait::{Condition, Waited, Waiting};
+
+use crate::config::Config;
+use crate::db::{Batch, Db, Durability, Table};
+use crate::error::Context;
+use crate::events::{Events, Kind};
+use crate::images::Images;
+use crate::networks::Networks;
+use crate::sync::lock;
+use crate::volumes::Volumes;
+use crate::{Error, Result};
+
+/// The containers service. All methods take a container by name, id or unambiguous id prefix.
+#[derive(Debug)]
+pub struct Containers {
+    pub(crate) config: Arc<Config>,
+    pub(crate) db: Db,
+    pub(crate) events: Arc<Events>,
+    pub(crate) images: Arc<Images>,
+    pub(crate) volumes: Arc<Volumes>,
+    pub(crate) networks: Arc<Networks>,
+    pub(crate) exe: Arc<SealedExe>,
+    index: Mutex<Index>,
+    execs: Mutex<HashMap<String, Arc<exec::Exec>>>,
+}
+
+#[derive(Debug, Default)]
+struct Index {
+    by_id: BTreeMap<String, Arc<Container>>,
+    /// Names, taken before the container exists and given back after it is gone.
+    names: HashMap<String, String>,
+}
+
+/// One container in memory.
+#[derive(Debug)]
+pub(crate) struct Container {
+    pub id: String,
+    pub lifecycle: tokio::sync::Mutex<()>,
+    inner: Mutex<Inner>,
+}
+
+/// What of a container changes.
+#[derive(Debug)]
+pub(crate) struct Inner {
+    pub record: Record,
+    /// There while a process of it exists.
+    pub live: Option<Arc<Live>>,
+    /// Clients that attached before the start.
+    pub attaching: Vec<AttachStream>,
+    pub waiters: Vec<(Condition, oneshot::Sender<Waited>)>,
+    /// Somebody asked for the present run to end: no restart.
+    pub stop_requested: bool,
+    /// Set while a restart goes through a stop: no removal of an auto-removed container.
+    pub restarting_by_request: bool,
+    pub restart: Restart,
+    pub health: Option<health::Health>,
+    pub removed: bool,
+}
+
+/// The restart policy's memory.
+#[derive(Debug, Default)]
+pub(crate) struct Restart {
+    /// How long the last wait was.
+    pub delay: std::time::Duration,
+    /// Failed runs in a row.
+    pub failures: i64,
+    /// Ends the wait for the next restart.
+    pub cancel: Option<oneshot::Sender<()>>,
+}
+
+/// A running container's process and plumbing.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub client: Client,
+    pub pid: i32,
+    pub started_at: Timestamp,
+    pub sandbox: Sandbox,
+}
+
+/// What the engine writes beside the shim's socket: which networks a running container is on.
+#[derive(Debug, Clone, Default, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Sandbox {
+    /// `None` for the host's network, another container's, or none at all.
+    #[serde(default)]
+    pub attachment: Option<Attachment>,
+    /// The attachment's interfaces by network name.
+    #[serde(default)]
+    pub networks: Vec<String>,
+    /// Endpoint ids by network name.
+    #[serde(default)]
+    pub endpoints: BTreeMap<String, String>,
+}
+
+impl Container {
+    fn new(record: Record) -> Arc<Self> {
+        Arc::new(Self {
+            id: record.id.clone(),
+            lifecycle: tokio::sync::Mutex::new(()),
+            inner: Mutex::new(Inner {
+                record,
+                live: None,
+                attaching: Vec::new(),
+                waiters: Vec::new(),
+                stop_requested: false,
+                restarting_by_request: false,
+                restart: Restart::default(),
+                health: None,
+                removed: false,
+            }),
+        })
+    }
+
+    /// Looks at or changes the container for a moment.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+        look(&mut lock(&self.inner))
+    }
+
+    pub(crate) fn record(&self) -> Record {
+        self.with(|inner| inner.record.clone())
+    }
+
+    pub(crate) fn name(&self) -> String {
+        self.with(|inner| inner.record.name.clone())
+    }
+
+    pub(crate) fn status(&self) -> Status {
+        self.with(|inner| inner.record.state.status)
+    }
+
+    pub(crate) fn live(&self) -> Option<Arc<Live>> {
+        self.with(|inner| inner.live.clone())
+    }
+
+    /// The running process, or docker's 409.
+    pub(crate) fn running(&self) -> Result<Arc<Live>> {
+        self.live().ok_or_else(|| Error::conflict(format!("container {} is not running", self.id)))
+    }
+}
+
+impl Live {
+    /// Asks the container's shim something, off the asynchronous threads.
+    pub(crate) async fn ask<T: Send + 'static>(
+        self: &Arc<Self>,
+        question: impl FnOnce(&Client) -> Result<T, brigantine_shim::ClientError> + Send + 'static,
+    ) -> Result<T, ShimError> {
+        let live = Arc::clone(self);
+        match tokio::task::spawn_blocking(move || question(&live.client)).await {
+            Ok(answer) => answer.map_err(ShimError::Client),
+            Err(error) => Err(ShimError::Task(error)),
+        }
+    }
+}
+
+/// A question to a shim failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ShimError {
+    #[error(transparent)]
+    Client(brigantine_shim::ClientError),
+    #[error("a task of the engine ended early")]
+    Task(#[source] tokio::task::JoinError),
+}
+
+impl ShimError {
+    /// The container or exec has ended.
+    pub(crate) fn is_gone(&self) -> bool {
+        use brigantine_shim::{ClientError, FailureKind};
+        match self {
+            Self::Client(ClientError::Unreachable { .. }) => true,
+            Self::Client(ClientError::Refused(failure)) => {
+                matches!(failure.kind, FailureKind::NotRunning | FailureKind::NoSuchExec)
+            }
+            Self::Client(_) | Self::Task(_) => false,
+        }
+    }
+}
+
+impl Containers {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        db: Db,
+        events: Arc<Events>,
+        images: Arc<Images>,
+        volumes: Arc<Volumes>,
+        networks: Arc<Networks>,
+        exe: Arc<SealedExe>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            config,
+            db,
+            events,
+            images,
+            volumes,
+            networks,
+            exe,
+            index: Mutex::new(Index::default()),
+            execs: Mutex::new(HashMap::new()),
+        })
+    }
+
+    /// Files of a container that survive a reboot.
+    pub(crate) fn dir(&self, id: &str) -> PathBuf {
+        self.config.data_root.join("containers").join(id)
+    }
+
+    /// The shim's directory of a running container.
+    pub(crate) fn run_dir(&self, id: &str) -> PathBuf {
+        self.config.exec_root.join("c").join(id)
+    }
+
+    pub(crate) fn exit_path(&self, id: &str) -> PathBuf {
+        self.dir(id).join("exit.json")
+    }
+
+    /// Finds a container: full id, then exact name, then unambiguous id prefix.
+    pub(crate) fn find(&self, reference: &str) -> Result<Arc<Container>> {
+        let index = lock(&self.index);
+        if let Some(container) = index.by_id.get(reference) {
+            return Ok(Arc::clone(container));
+        }
+        let name = reference.strip_prefix('/').unwrap_or(reference);
+        if let Some(container) = index.names.get(name).and_then(|id| index.by_id.get(id)) {
+            return Ok(Arc::clone(container));
+        }
+        let unknown = || Error::not_found(format!("No such container: {reference}"));
+        if reference.is_empty() || !reference.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(unknown());
+        }
+        let mut matching =
+            index.by_id.range(reference.to_owned()..).take_while(|(id, _)| id.starts_with(reference)).map(|(_, c)| c);
+        match (matching.next(), matching.next()) {
+            (Some(only), None) => Ok(Arc::clone(only)),
+            (Some(_), Some(_)) => {
+                Err(Error::invalid(format!("multiple IDs found with provided prefix: {reference}")))
+            }
+            (None, _) => Err(unknown()),
+        }
+    }
+
+    pub(crate) fn all(&self) -> Vec<Arc<Container>> {
+        lock(&self.index).by_id.values().cloned().collect()
+    }
+
+    /// The id behind a name, id or prefix.
+    pub fn resolve(&self, reference: &str) -> Result<String> {
+        Ok(self.find(reference)?.id.clone())
+    }
+
+    /// How many containers are running, paused and stopped.
+    pub fn counts(&self) -> (usize, usize, usize) {
+        self.all().iter().fold((0, 0, 0), |(running, paused, stopped), container| match container.status() {
+            Status::Running | Status::Restarting => (running + 1, paused, stopped),
+            Status::Paused => (running, paused + 1, stopped),
+            _ => (running, paused, stopped + 1),
+        })
+    }
+
+    /// Which containers were made from which image: `(container id, image id, is up)`.
+    pub fn image_uses(&self) -> Vec<(String, String, bool)> {
+        self.all()
+            .iter()
+            .map(|container| {
+                container.with(|inner| {
+                    (inner.record.id.clone(), inner.record.image_id.clone(), inner.record.state.status.is_up())
+                })
+            })
+            .collect()
+    }
+
+    /// Takes a name for `id`, or says who has it.
+    fn take_name(&self, name: &str, id: &str) -> Result<()> {
+        let mut index = lock(&self.index);
+        if let Some(owner) = index.names.get(name) {
+            return Err(Error::conflict(format!(
+                "Conflict. The container name \"/{name}\" is already in use by container \"{owner}\". You have to remove (or rename) that container to be able to reuse that name."
+            )));
+        }
+        index.names.insert(name.to_owned(), id.to_owned());
+        Ok(())
+    }
+
+    fn give_name_back(&self, name: &str, id: &str) {
+        let mut index = lock(&self.index);
+        if index.names.get(name).is_some_and(|owner| owner == id) {
+            index.names.remove(name);
+        }
+    }
+
+    fn insert(&self, container: Arc<Container>) {
+        lock(&self.index).by_id.insert(container.id.clone(), container);
+    }
+
+    /// Publishes an event with the container's own attributes and `more`.
+    pub(crate) fn publish(&self, container: &Container, action: impl Into<String>, more: &[(&str, String)]) {
+        let mut attributes = container.with(|inner| inner.record.event_attributes());
+        for (name, value) in more {
+            attributes.insert((*name).to_owned(), value.clone());
+        }
+        self.events.publish(Kind::Container, action, container.id.clone(), attributes);
+    }
+
+    /// Stores the container's record as it is now.
+    pub(crate) async fn persist(&self, container: &Container, durability: Durability) -> Result<()> {
+        let what = || format!("store container {}", container.id);
+        let batch = container.with(|inner| {
+            if inner.removed {
+                return Ok(None);
+            }
+            Batch::new().put(Table::Containers, &inner.record.id, &inner.record.name, &inner.record).map(Some)
+        });
+        match batch.doing(what)? {
+            Some(batch) => self.db.apply(batch, durability).await.doing(what),
+            None => Ok(()),
+        }
+    }
+
+    /// The same without waiting: for what the next start of the engine can find out by itself.
+    pub(crate) fn note(&self, container: &Container) {
+        let batch = container.with(|inner| {
+            if inner.removed {
+                return Ok(None);
+            }
+            Batch::new().put(Table::Containers, &inner.record.id, &inner.record.name, &inner.record).map(Some)
+        });
+        match batch {
+            Ok(Some(batch)) => self.db.post(batch),
+            Ok(None) => {}
+            Err(error) => tracing::error!(container = container.id, %error, "store the container's state"),
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! Starting a container: sandbox and specification side by side, then the shim. A failure at any step leaves nothing.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use brigantine_network::names::{DnsChoice, hostname_file, hosts_file, resolv_conf, resolv_conf_on_host};
+use brigantine_network::{InterfaceSpec, MacAddr, PortRequest, SandboxSpec};
+use brigantine_shim::{AttachStream, Client, ConsoleSize, Inherited, SpawnError, Spawned};
+use brigantine_sys::SealedExe;
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{Container, Containers, Live, Record, Sandbox, Status};
+use crate::config::Config;
+use crate::error::Context;
+use crate::ids::new_id;
+use crate::images::Images;
+use crate::networks::{Driver, Networks};
+use crate::rootfs::LayerRoot;
+use crate::spec::{self, Namespace};
+use crate::volumes::{MountKind, Volumes};
+use crate::{Class, Error, Result, users};
+
+/// The engine's own note beside the shim's socket.
+pub(super) const SANDBOX_FILE: &str = "engine.json";
+
+/// Everything a start needs, taken under the container's lock and used on a thread that may block.
+struct Plan {
+    record: Record,
+    dir: PathBuf,
+    run_dir: PathBuf,
+    names_dir: PathBuf,
+    network: Namespace,
+    pid: Namespace,
+    ipc: Namespace,
+    attaching: Vec<AttachStream>,
+    config: Arc<Config>,
+    images: Arc<Images>,
+    volumes: Arc<Volumes>,
+    networks: Arc<Networks>,
+    exe: Arc<SealedExe>,
+}
+
+/// A start that did not happen.
+pub(super) struct StartFailure {
+    pub error: Error,
+    /// What docker records as the exit status.
+    pub exit_code: i32,
+}
+
+impl From<Error> for StartFailure {
+    fn from(error: Error) -> Self {
+        Self { error, exit_code: 128 }
+    }
+}
+
+struct Launched {
+    live: Live,
+    events: UnixStream,
+}
+
+impl Containers {
+    /// Starts a container; 304 if it runs.
+    pub async fn start(self: &Arc<Self>, reference: &str) -> Result<()> {
+        let container = self.find(reference)?;
+        let _lifecycle = container.lifecycle.lock().await;
+        self.start_locked(&container).await
+    }
+
+    /// The same for a caller that holds the container's lock.
+    pub(super) async fn start_locked(self: &Arc<Self>, container: &Arc<Container>) -> Result<()> {
+        container.with(|inner| {
+            if inner.removed {
+                return Err(Error::not_found(format!("No such container: {}", container.id)));
+            }
+            match inner.record.state.status {
+                Status::Paused => Err(Error::conflict("cannot start a paused container, try unpause instead")),
+                Status::Removing | Status::Dead => {
+                    Err(Error::conflict("container is marked for removal and cannot be started"))
+                }
+                Status::Running => Err(Error::not_modified(format!("container {} is already running", container.id))),
+                Status::Created | Status::Exited | Status::Restarting => {
+                    if let Some(cancel) = inner.restart.cancel.take() {
+                        drop(cancel.send(()));
+                    }
+                    Ok(())
+                }
+            }
+        })?;
+        let plan = match self.plan(container) {
+            Ok(plan) => plan,
+            Err(error) => return Err(self.start_failed(container, error.into()).await),
+        };
+        let launched = match tokio::task::spawn_blocking(move || launch(plan)).await {
+            Ok(Ok(launched)) => launched,
+            Ok(Err(failure)) => return Err(self.start_failed(container, failure).await),
+            Err(error) => {
+                let error = Error::internal("the start ended early").because(error);
+                return Err(self.start_failed(container, error.into()).await);
+            }
+        };
+        let Launched { live, events } = launched;
+        let live = Arc::new(live);
+        let was_stopped = container.with(|inner| {
+            let state = &mut inner.record.state;
+            state.status = Status::Running;
+            state.pid = live.pid;
+            state.started_at = Some(live.started_at);
+            state.exit_code = 0;
+            state.error.clear();
+            state.oom_killed = false;
+            inner.live = Some(Arc::clone(&live));
+            inner.stop_requested = false;
+            std::mem::take(&mut inner.record.stopped_by_request)
+        });
+        if was_stopped {
+            self.persist(container, crate::db::Durability::Written).await?;
+        } else {
+            self.note(container);
+        }
+        for (network, endpoint) in &live.sandbox.endpoints {
+            self.network_event(container, "connect", network, endpoint);
+        }
+        self.publish(container, "start", &[]);
+        self.watch(Arc::clone(container), Arc::clone(&live), events);
+        self.begin_health_checks(container);
+        Ok(())
+    }
+
+    fn plan(&self, container: &Container) -> Result<Plan> {
+        let record = container.record();
+        let of = |mode: Option<&str>, what: &str| -> Result<Option<(Arc<Container>, i32)>> {
+            let Some(reference) = mode.and_then(|mode| mode.strip_prefix("container:")) else { return Ok(None) };
+            let other = self.find(reference)?;
+            let live = other.live().ok_or_else(|| {
+                Error::conflict(format!("cannot join {what} of a non running container: {}", other.id))
+            })?;
+            Ok(Some((other, live.pid)))
+        };
+        let host = &record.host_config;
+        let namespace = |mode: Option<&str>, what: &str| -> Result<Namespace> {
+            Ok(match (mode, of(mode, what)?) {
+                (_, Some((_, pid))) => Namespace::Of(pid),
+                (Some("host"), None) => Namespace::Host,
+                _ => Namespace::Private,
+            })
+        };
+        let shared = of(Some(record.network_mode()), "network")?;
+        let names_dir = shared.as_ref().map_or_else(|| self.dir(&record.id), |(other, _)| self.dir(&other.id));
+        Ok(Plan {
+            network: namespace(Some(record.network_mode()), "network")?,
+            pid: namespace(host.pid_mode.as_deref(), "PID")?,
+            ipc: namespace(host.ipc_mode.as_deref(), "IPC")?,
+            names_dir,
+            dir: self.dir(&record.id),
+            run_dir: self.run_dir(&record.id),
+            attaching: container.with(|inner| std::mem::take(&mut inner.attaching)),
+            record,
+            config: Arc::clone(&self.config),
+            images: Arc::clone(&self.images),
+            volumes: Arc::clone(&self.volumes),
+            networks: Arc::clone(&self.networks),
+            exe: Arc::clone(&self.exe),
+        })
+    }
+
+    /// Records a failed start; an auto-removed container goes.
+    async fn start_failed(self: &Arc<Self>, container: &Arc<Container>, failure: StartFailure) -> Error {
+        let auto_remove = container.with(|inner| {
+            let state = &mut inner.record.state;
+            if state.status == Status::Restarting {
+                state.status = Status::Exited;
+            }
+            state.exit_code = failure.exit_code;
+            state.error = failure.error.report();
+            inner.attaching.clear();
+            inner.record.auto_remove()
+        });
+        self.note(container);
+        if auto_remove && let Err(error) = self.remove_locked(container, true).await {
+            tracing::warn!(container = container.id, error = error.report(), "remove a container that did not start");
+        }
+        failure.error
+    }
+}
+
+/// The work of a start that blocks. Whatever was made is unmade when a later step fails.
+fn launch(plan: Plan) -> Result<Launched, StartFailure> {
+    let record = &plan.record;
+    let layers = plan.images.layers(&record.image_id)?;
+    let mount_sources = mount_sources(&plan)?;
+    let wires = Wires::lay(&plan)?;
+    let outcome = connect_and_spawn(&plan, &layers, mount_sources, &wires);
+    match outcome {
+        Ok((spawned, client, sandbox, events)) => {
+            let started_at = spawned.started_at.as_str().parse().unwrap_or_else(|_unreadable| jiff::Timestamp::now());
+            Ok(Launched { live: Live { client, pid: spawned.container_pid, started_at, sandbox }, events })
+        }
+        Err(failure) => {
+            if let Err(error) = plan.networks.plumbing().disconnect(&record.id) {
+                tracing::warn!(container = record.id, error = error.report(), "disconnect after a failed start");
+            }
+            wires.give_back(&plan.networks);
+            if let Err(error) = crate::volumes::remove_tree(&plan.run_dir) {
+                tracing::warn!(container = record.id, error = error.report(), "clean up after a failed start");
+            }
+            Err(failure)
+        }
+    }
+}
+
+type Outcome = (Spawned, Client, Sandbox, UnixStream);
+
+fn connect_and_spawn(
+    plan: &Plan,
+    layers: &Arc<[PathBuf]>,
+    mount_sources: Vec<PathBuf>,
+    wires: &Wires,
+) -> Result<Outcome, StartFailure> {
+    let record = &plan.record;
+    // The kernel's work for the sandbox and ours for the specification go side by side.
+    let (sandbox, prepared) = std::thread::scope(|scope| {
+        let sandbox = wires.spec.as_ref().map(|spec| {
+            let plumbing = plan.networks.plumbing();
+            scope.spawn(move || plumbing.connect(spec))
+        });
+        let prepared = prepare(plan, layers, mount_sources, wires);
+        let sandbox = sandbox.map(|thread| {
+            thread.join().unwrap_or_else(|_panic| Err(Error::internal("connecting the network ended early")))
+        });
+        (sandbox, prepared)
+    });
+    let mut sandbox = sandbox.transpose()?;
+    let config = prepared?;
+    let note = Sandbox {
+        attachment: sandbox.as_ref().map(|sandbox| sandbox.attachment.clone()),
+        networks: wires.networks.clone(),
+        endpoints: wires.endpoints.clone(),
+    };
+    let text = serde_json::to_vec(&note).doing(|| "describe the sandbox".to_owned())?;
+    let path = plan.run_dir.join(SANDBOX_FILE);
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&plan.run_dir)
+        .doing(|| format!("create directory {}", plan.run_dir.display()))?;
+    std::fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
+
+    let (events, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
+    let attach = plan
+        .attaching
+        .iter()
+        .map(|attach| Ok(AttachStream { stream: attach.stream.try_clone()?, options: attach.options.clone() }))
+        .collect::<std::io::Result<Vec<_>>>()
+        .doing(|| "hand over the attached streams".to_owned())?;
+    let (netns, held) = match sandbox.take() {
+        Some(sandbox) => (Some(sandbox.netns), sandbox.held),
+        None => (None, Vec::new()),
+    };
+    let inherited = Inherited { netns, held, attach, events: Some(theirs) };
+    let spawned = brigantine_shim::spawn(&plan.exe, &config, inherited).map_err(spawn_failure)?;
+    let client = match Client::connect(&plan.run_dir) {
+        Ok(client) => client,
+        // So short-lived that it has ended, or lost: the events, or `find`, will tell.
+        Err(error) => {
+            return Err(Error::internal(format!("reach the monitor of container {}", record.id)).because(error).into());
+        }
+    };
+    Ok((spawned, client, note, events))
+}
+
+/// Docker's text and exit status for the runtime's verdict.
+fn spawn_failure(error: SpawnError) -> StartFailure {
+    match error {
+        SpawnError::Launch(failure) => {
+            let exit_code = failure.exit_code();
+            let class = if matches!(exit_code, 126 | 127) { Class::InvalidParameter } else { Class::Internal };
+            let text = format!("failed to create task for container: {}: unknown", failure.message);
+            StartFailure { error: Error::of(class, text), exit_code }
+        }
+        other => StartFailure {
+            error: Error::internal("failed to create task for container").because(other),
+            exit_code: 128,
+        },
+    }
+}
+
+/// Everything the shim is told.
+fn prepare(
+    plan: &Plan,
+    layers: &Arc<[PathBuf]>,
+    mount_sources: Vec<PathBuf>,
+    wires: &Wires,
+) -> Result<brigantine_shim::Config> {
+    let record = &plan.record;
+    let host = &record.host_config;
+    let upper = plan.dir.join("upper");
+    let root = LayerRoot::open_under(&upper, layers)?;
+    let user = users::resolve(
+        record.config.user.as_deref().unwrap_or_default(),
+        host.group_add.as_deref().unwrap_or_default(),
+        &root,
+    )?;
+    drop(root);
+    let host_name = host_name();
+    write_names(plan, wires, &host_name)?;
+    let uts = if host.uts_mode.as_deref() == Some("host") { Namespace::Host } else { Namespace::Private };
+    let cgroup = match host.cgroupns_mode {
+        Some(bollard_stubs::models::HostConfigCgroupnsModeEnum::HOST) => Namespace::Host,
+        _ => Namespace::Private,
+    };
+    let spec = spec::build(&spec::Inputs {
+        record,
+        config: &plan.config,
+        names_dir: &plan.names_dir,
+        user,
+        network: plan.network.clone(),
+        pid: plan.pid.clone(),
+        ipc: plan.ipc.clone(),
+        uts,
+        cgroup,
+        mount_sources,
+        host_name: &host_name,
+    })?;
+    match std::fs::remove_file(plan.dir.join("exit.json")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(Error::internal(format!("forget how container {} ended before", record.id)).because(error));
+        }
+        _ => {}
+    }
+    let console = host.console_size.as_deref().and_then(|size| match *size {
+        [height, width] if height > 0 && width > 0 => Some(ConsoleSize {
+            height: u16::try_from(height).unwrap_or(u16::MAX),
+            width: u16::try_from(width).unwrap_or(u16::MAX),
+        }),
+        _ => None,
+    });
+    Ok(brigantine_shim::Config {
+        id: record.id.clone(),
+        spec,
+        rootfs: brigantine_shim::Rootfs::Overlay {
+            lower: layers.to_vec(),
+            upper,
+            work: plan.dir.join("work"),
+            options: Vec::new(),
+        },
+        terminal: record.tty(),
+        console_size: console,
+        open_stdin: record.config.open_stdin.unwrap_or_default(),
+        stdin_once: record.config.stdin_once.unwrap_or_default(),
+        log: super::logs::shim_config(record, &plan.dir),
+        exit_path: plan.dir.join("exit.json"),
+        dir: plan.run_dir.clone(),
+        systemd_cgroup: plan.config.systemd_cgroup,
+        durable_exit: !record.auto_remove(),
+    })
+}
+
+/// Host paths of the mounts; what `-v` names and is not there becomes a directory.
+fn mount_sources(plan: &Plan) -> Result<Vec<PathBuf>> {
+    plan.record
+        .mounts
+        .iter()
+        .map(|mount| match mount.kind {
+            MountKind::Tmpfs => Ok(PathBuf::new()),
+            MountKind::Volume => {
+                let source = plan.volumes.source(&mount.name);
+                if mount.subpath.is_empty() { Ok(source) } else { subpath(&source, &mount.subpath) }
+            }
+            MountKind::Bind => {
+                let source = PathBuf::from(&mount.source);
+                if mount.create_source && std::fs::symlink_metadata(&source).is_err() {
+                    std::fs::create_dir_all(&source).map_err(|error| {
+                        Error::internal(format!("error while creating mount source path '{}'", source.display()))
+                            .because(format!("mkdir {}: {}", source.display(), spec::plain(&error)))
+                    })?;
+                }
+                if let Err(error) = std::fs::metadata(&source) {
+                    return Err(Error::invalid(format!(
+                        "invalid mount config for type \"bind\": bind source path does not exist: {}",
+                        source.display()
+                    ))
+                    .because(error));
+                }
+                Ok(source)
+            }
+        })
+        .collect()
+}
+
+/// A path below a volume, resolved so that links in the volume cannot lead out of it.
+fn subpath(volume: &Path, subpath: &str) -> Result<PathBuf> {
+    use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+    let what = || format!("subpath {subpath} of volume directory {}", volume.display());
+    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing(what)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
+    openat2(root, subpath, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+        .map_err(|error| Error::invalid(what()).because(error))?;
+    Ok(volume.join(subpath))
+}
+
+/// The container's interfaces as wanted, with addresses taken.
+struct Wires {
+    /// `None` when no sandbox of its own is made.
+    spec: Option<SandboxSpec>,
+    networks: Vec<String>,
+    endpoints: BTreeMap<String, String>,
+    /// Taken addresses by network id.
+    taken: Vec<(String, Ipv4Addr)>,
+}
+
+impl Wires {
+    fn lay(plan: &Plan) -> Result<Self> {
+        let mut wires =
+            Self { spec: None, networks: Vec::new(), endpoints: BTreeMap::new(), taken: Vec::new() };
+        if plan.network != Namespace::Private {
+            return Ok(wires);
+        }
+        if let Err(error) = wires.connect(plan) {
+            wires.give_back(&plan.networks);
+            return Err(error);
+        }
+        Ok(wires)
+    }
+
+    fn connect(&mut self, plan: &Plan) -> Result<()> {
+        let record = &plan.record;
+        let mut spec = SandboxSpec { id: record.id.clone(), name: record.name.clone(), ..SandboxSpec::default() };
+        // The network of the mode comes first and carries the default route.
+        let mode = record.network_mode();
+        let mut names: Vec<&String> = record.endpoints.keys().collect();
+        names.sort_by_key(|name| name.as_str() != mode);
+        for name in names {
+            let network = plan.networks.find(name)?;
+            if network.driver != Driver::Bridge {
+                continue;
+            }
+            let Some(bridge) = &network.bridge else { continue };
+            let settings = &record.endpoints[name];
+            let wanted = settings
+                .ipam_config
+                .as_ref()
+                .and_then(|ipam| ipam.ipv4_address.as_deref())
+                .filter(|text| !text.is_empty())
+                .map(|text| text.parse().map_err(|_bad| Error::invalid(format!("invalid IPv4 address: {text}"))))
+                .transpose()?;
+            let address = plan.networks.take_address(&network.id, wanted)?;
+            self.taken.push((network.id.clone(), address));
+            let net = Ipv4Net::new(address, bridge.subnet.prefix_len()).doing(|| format!("address {address}"))?;
+            let mac = settings
+                .mac_address
+                .as_deref()
+                .filter(|mac| !mac.is_empty())
+                .map(|text| {
+                    text.parse::<MacAddr>()
+                        .map_err(|error| Error::invalid(format!("invalid MAC address {text}")).because(error))
+                })
+                .transpose()?;
+            let first_outside = !bridge.internal && spec.interfaces.iter().all(|interface| interface.gateway.is_none());
+            spec.interfaces.push(InterfaceSpec {
+                bridge: bridge.name.clone(),
+                name: format!("eth{}", spec.interfaces.len()),
+                mac,
+                addresses: vec![IpNet::V4(net)],
+                gateway: first_outside.then_some(bridge.gateway),
+                gateway6: None,
+            });
+            self.networks.push(name.clone());
+            self.endpoints.insert(name.clone(), new_id());
+        }
+        if !spec.interfaces.is_empty() {
+            spec.ports = port_requests(record, &plan.config)?;
+        }
+        self.spec = Some(spec);
+        Ok(())
+    }
+
+    fn addresses(&self) -> Vec<IpAddr> {
+        self.taken.iter().map(|(_, address)| IpAddr::V4(*address)).collect()
+    }
+
+    fn give_back(&self, networks: &Networks) {
+        for (network, address) in &self.taken {
+            networks.give_address_back(network, *address);
+        }
+    }
+}
+
+/// Ports to publish: what is bound, and with `-P` everything else that is exposed.
+pub(super) fn port_requests(record: &Record, config: &Config) -> Result<Vec<PortRequest>> {
+    let wrong = |port: &str| {
+        let port = port.to_owned();
+        move |error: brigantine_network::PortError| {
+            Error::invalid(format!("invalid port specification: \"{port}\"")).because(error)
+        }
+    };
+    let host = &record.host_config;
+    let mut requests = Vec::new();
+    let bindings: BTreeMap<_, _> = host.port_bindings.iter().flatten().collect();
+    for (port, bindings) in &bindings {
+        let bindings = bindings.as_deref().unwrap_or_default();
+        if bindings.is_empty() {
+            requests.push(PortRequest::from_binding(port, "", "").map_err(wrong(port))?);
+        }
+        for binding in bindings {
+            let ip = binding.host_ip.as_deref().unwrap_or_default();
+            let host_port = binding.host_port.as_deref().unwrap_or_default();
+            requests.push(PortRequest::from_binding(port, ip, host_port).map_err(wrong(port))?);
+        }
+    }
+    if host.publish_all_ports == Some(true) {
+        let mut exposed: Vec<_> = record.config.exposed_ports.iter().flatten().collect();
+        exposed.sort();
+        for port in exposed {
+            if !bindings.contains_key(port) {
+                requests.push(PortRequest::from_binding(port, "", "").map_err(wrong(port))?);
+            }
+        }
+    }
+    for request in &mut requests {
+        request.host_ip = request.host_ip.or(config.default_ip);
+    }
+    Ok(requests)
+}
+
+/// `name:address` or `name=address`; `host-gateway` stands for `gateway`.
+pub(super) fn extra_host(line: &str, gateway: Option<IpAddr>) -> Result<Option<(String, String)>> {
+    let wrong = || Error::invalid(format!("bad format for add-host: \"{line}\""));
+    let (name, address) = line.split_once('=').or_else(|| line.split_once(':')).ok_or_else(wrong)?;
+    if name.is_empty() || name.contains(|c: char| c.is_whitespace()) {
+        return Err(wrong());
+    }
+    if address == "host-gateway" {
+        return Ok(gateway.map(|gateway| (name.to_owned(), gateway.to_string())));
+    }
+    let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
+    bare.parse::<IpAddr>().map_err(|_bad| Error::invalid(format!("invalid IP address in add-host: \"{address}\"")))?;
+    Ok(Some((name.to_owned(), bare.to_owned())))
+}
+
+/// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container that has its own.
+fn write_names(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
+    if plan.names_dir != plan.dir {
+        return Ok(());
+    }
+    let record = &plan.record;
+    let host = &record.host_config;
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let gateway = plan.config.host_gateway.or_else(|| {
+        let bridge = plan.networks.find("bridge").ok()?.bridge?;
+        Some(IpAddr::V4(bridge.gateway))
+    });
+    let extra = host
+        .extra_hosts
+        .iter()
+        .flatten()
+        .filter_map(|line| extra_host(line, gateway).transpose())
+        .collect::<Result<Vec<_>>>()?;
+    let hostname = record.config.hostname.as_deref().filter(|name| !name.is_empty()).unwrap_or(host_name);
+    let or = |given: &Option<Vec<String>>, default: &[String]| match given.as_deref() {
+        None | Some([]) => default.to_vec(),
+        Some(given) => given.to_vec(),
+    };
+    let choice = DnsChoice {
+        servers: or(&host.dns, &plan.config.dns),
+        search: or(&host.dns_search, &plan.config.dns_search),
+        options: or(&host.dns_options, &plan.config.dns_options),
+    };
+    let resolv = read("/etc/resolv.conf");
+    let (hosts, resolv) = if plan.network == Namespace::Host {
+        let mut hosts = read("/etc/hosts");
+        for (name, address) in &extra {
+            hosts.push_str(&format!("{address}\t{name}\n"));
+        }
+        (hosts, resolv_conf_on_host(&resolv, &choice))
+    } else {
+        let domain = record.config.domainname.as_deref().unwrap_or_default();
+        let upstream = std::fs::read_to_string(brigantine_network::names::RESOLVED_UPSTREAM).ok();
+        (
+            hosts_file(&extra, &wires.addresses(), hostname, domain),
+            resolv_conf(&resolv, upstream.as_deref(), &choice, false),
+        )
+    };
+    for (name, text) in [("hosts", hosts), ("hostname", hostname_file(hostname)), ("resolv.conf", resolv)] {
+        let path = plan.dir.join(name);
+        // In place: a running exec or a former mount may hold the file.
+        std::fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The host's own name.
+pub(super) fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extra_hosts_in_both_spellings() {
+        let gateway = Some("172.30.0.1".parse().unwrap());
+        assert_eq!(extra_host("db:10.0.0.1", gateway).unwrap().unwrap(), ("db".into(), "10.0.0.1".into()));
+        assert_eq!(extra_host("db=[::1]", gateway).unwrap().unwrap(), ("db".into(), "::1".into()));
+        assert_eq!(extra_host("h:host-gateway", gateway).unwrap().unwrap().1, "172.30.0.1");
+        assert_eq!(extra_host("h:host-gateway", None).unwrap(), None);
+        assert!(extra_host("nothing", gateway).is_err());
+        assert!(extra_host("db:nowhere", gateway).is_err());
+    }
+}

@@ -1,0 +1,92 @@
+//! Images as the engine uses them: the image crate's store, off the asynchronous threads.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use brigantine_image::{Digest, ErrorClass, Image, Store};
+
+use crate::error::Context;
+use crate::sync::lock;
+use crate::{Class, Error, Result};
+
+/// Images whose layers are remembered.
+const REMEMBERED: usize = 256;
+
+/// The images service.
+#[derive(Debug)]
+pub struct Images {
+    store: Store,
+    /// Layer directories by image id, top first: what an id means never changes.
+    layers: Mutex<HashMap<String, Arc<[PathBuf]>>>,
+}
+
+impl Images {
+    pub(crate) fn open(root: &Path) -> Result<Self> {
+        let store = Store::open(root).doing(|| format!("open the image store {}", root.display()))?;
+        Ok(Self { store, layers: Mutex::new(HashMap::new()) })
+    }
+
+    /// The store itself, for blocking use.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Does something with the store on a thread that may block.
+    pub async fn with<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Store) -> brigantine_image::Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let store = self.store.clone();
+        crate::blocking(move || work(&store).map_err(Error::from)).await
+    }
+
+    /// The image of this name or id; docker's 404 names an image without a tag as `x:latest`.
+    pub async fn resolve(&self, name: &str) -> Result<Image> {
+        let name = name.to_owned();
+        self.with(move |store| store.resolve(&name)).await
+    }
+
+    /// The directories of an image's layers, top first, unpacked if they were not. Blocks.
+    pub(crate) fn layers(&self, id: &str) -> Result<Arc<[PathBuf]>> {
+        if let Some(known) = lock(&self.layers).get(id) {
+            return Ok(Arc::clone(known));
+        }
+        let digest: Digest = id.parse().doing(|| format!("read the image id {id}"))?;
+        let image = self.store.image(&digest)?;
+        self.store.ensure_unpacked(&image)?;
+        let dirs: Arc<[PathBuf]> = self.store.layer_dirs(&image)?.into();
+        let mut layers = lock(&self.layers);
+        if layers.len() >= REMEMBERED {
+            layers.clear();
+        }
+        layers.insert(id.to_owned(), Arc::clone(&dirs));
+        Ok(dirs)
+    }
+
+    /// The same if they are remembered.
+    pub(crate) fn known_layers(&self, id: &str) -> Option<Arc<[PathBuf]>> {
+        lock(&self.layers).get(id).cloned()
+    }
+
+    /// Forgets what was remembered of images, after some have been removed.
+    pub fn forget(&self) {
+        lock(&self.layers).clear();
+    }
+}
+
+impl From<brigantine_image::Error> for Error {
+    fn from(error: brigantine_image::Error) -> Self {
+        let class = match error.class() {
+            ErrorClass::NotFound => Class::NotFound,
+            ErrorClass::InvalidParameter => Class::InvalidParameter,
+            ErrorClass::Conflict => Class::Conflict,
+            ErrorClass::Internal => Class::Internal,
+        };
+        let message = error.to_string();
+        match std::error::Error::source(&error) {
+            None => Self::of(class, message),
+            Some(_) => Self::of(class, error.chain()),
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The mounts of a container: the system's, the three name files, and what was asked for.
+
+use brigantine_runtime::profile;
+use brigantine_runtime::spec::{Mount, MountBuilder};
+
+use super::{Inputs, Namespace};
+use crate::Result;
+use crate::containers::Record;
+use crate::error::Context;
+use crate::volumes::{MountKind, MountRecord};
+
+/// Where `--init` finds the reaper inside the container.
+pub(super) const INIT: &str = "/sbin/brig-init";
+
+pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
+    let record = inputs.record;
+    let host = &record.host_config;
+    let shm = host.shm_size.filter(|size| *size > 0).unwrap_or(inputs.config.default_shm_size);
+    let mut own: Vec<Mount> = Vec::new();
+    for (mount, source) in record.mounts.iter().zip(&inputs.mount_sources) {
+        own.push(one(mount, &source.to_string_lossy())?);
+    }
+    for (destination, options) in host.tmpfs.iter().flatten() {
+        let mut all = ["noexec", "nosuid", "nodev"].map(str::to_owned).to_vec();
+        for option in options.split(',').filter(|option| !option.is_empty()) {
+            // `exec` takes back `noexec`, and so on.
+            let opposite = option.strip_prefix("no").map_or_else(|| format!("no{option}"), str::to_owned);
+            all.retain(|earlier| *earlier != opposite && earlier != option);
+            all.push(option.to_owned());
+        }
+        own.push(mount(&crate::volumes::clean(destination), "tmpfs", "tmpfs", all)?);
+    }
+    own.sort_by_key(|mount| mount.destination().components().count());
+
+    let covered = |destination: &std::path::Path| own.iter().any(|mount| mount.destination() == destination);
+    let mut all: Vec<Mount> = Vec::new();
+    for mut default in profile::mounts(u64::try_from(shm).unwrap_or_default()) {
+        let destination = default.destination().clone();
+        let under_dev = covered(std::path::Path::new("/dev")) && destination.starts_with("/dev");
+        if covered(&destination) || under_dev {
+            continue;
+        }
+        if destination == std::path::Path::new("/dev/shm") {
+            match (&inputs.ipc, host.ipc_mode.as_deref()) {
+                (Namespace::Host, _) => {
+                    default = mount("/dev/shm", "bind", "/dev/shm", ["rbind", "rprivate"].map(str::to_owned).to_vec())?;
+                }
+                (_, Some("none")) => continue,
+                _ => {}
+            }
+        }
+        if record.privileged() && matches!(default.typ().as_deref(), Some("sysfs" | "cgroup")) {
+            let writable = default.options().iter().flatten().filter(|o| *o != "ro").cloned().collect();
+            default.set_options(Some(writable));
+        }
+        all.push(default);
+    }
+    for (file, destination) in
+        [("resolv.conf", "/etc/resolv.conf"), ("hostname", "/etc/hostname"), ("hosts", "/etc/hosts")]
+    {
+        if !covered(std::path::Path::new(destination)) {
+            let source = inputs.names_dir.join(file);
+            let options = ["rbind", "rprivate"].map(str::to_owned).to_vec();
+            all.push(mount(destination, "bind", &source.to_string_lossy(), options)?);
+        }
+    }
+    if host.init.unwrap_or(inputs.config.init) {
+        let options = ["bind", "ro", "rprivate"].map(str::to_owned).to_vec();
+        all.push(mount(INIT, "bind", &inputs.config.runtime_exe.to_string_lossy(), options)?);
+    }
+    all.append(&mut own);
+    Ok(all)
+}
+
+fn one(record: &MountRecord, source: &str) -> Result<Mount> {
+    let access = if record.rw { "rw" } else { "ro" };
+    match record.kind {
+        MountKind::Tmpfs => {
+            let mut options = ["noexec", "nosuid", "nodev", access].map(str::to_owned).to_vec();
+            for option in &record.options {
+                let opposite = option.strip_prefix("no").map_or_else(|| format!("no{option}"), str::to_owned);
+                options.retain(|earlier| *earlier != opposite);
+                options.push(option.clone());
+            }
+            mount(&record.destination, "tmpfs", "tmpfs", options)
+        }
+        MountKind::Bind | MountKind::Volume => {
+            let bind = if record.non_recursive { "bind" } else { "rbind" };
+            let access = if !record.rw && record.read_only_recursive && !record.non_recursive { "rro" } else { access };
+            let propagation = if record.propagation.is_empty() { "rprivate" } else { &record.propagation };
+            let options = [bind, access, propagation].map(str::to_owned).to_vec();
+            mount(&record.destination, "bind", source, options)
+        }
+    }
+}
+
+fn mount(destination: &str, typ: &str, source: &str, options: Vec<String>) -> Result<Mount> {
+    MountBuilder::default()
+        .destination(destination)
+        .typ(typ)
+        .source(source)
+        .options(options)
+        .build()
+        .doing(|| format!("describe the mount at {destination}"))
+}
+
+/// The propagation the root must have for a shared or slave bind below it to work.
+pub(super) fn root_propagation(record: &Record) -> Option<&'static str> {
+    let any = |words: [&str; 2]| record.mounts.iter().any(|mount| words.contains(&mount.propagation.as_str()));
+    if any(["shared", "rshared"]) {
+        Some("shared")
+    } else if any(["slave", "rslave"]) {
+        Some("slave")
+    } else {
+        None
+    }
+}

@@ -1,0 +1,406 @@
+//! Volumes: named directories under the data root that outlive containers, and what mounts mean.
+//!
+//! A volume's directory exists exactly as long as its record; who uses it is derived from the containers' records.
+
+mod copy_up;
+mod mounts;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+
+use bollard_stubs::models::VolumeCreateRequest;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+pub(crate) use copy_up::copy_up;
+pub(crate) use mounts::{MountKind, MountRecord, Requested, clean, requested};
+
+use crate::db::{Batch, Db, Durability, Table};
+use crate::error::Context;
+use crate::events::{Events, Kind};
+use crate::ids::new_id;
+use crate::sync::lock;
+use crate::{Class, Error, Filters, Result, names};
+
+const VERSION: u32 = 1;
+
+/// A volume as it is stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    version: u32,
+    pub name: String,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    pub created: Timestamp,
+    /// Made without a name: `volume prune` takes it, and so does `rm -v`.
+    #[serde(default)]
+    pub anonymous: bool,
+}
+
+/// The label that marks a volume nobody named, as Docker does.
+const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
+
+#[derive(Debug, Default)]
+struct Index {
+    records: BTreeMap<String, Record>,
+    /// Containers that have a mount of the volume.
+    users: HashMap<String, BTreeSet<String>>,
+}
+
+/// The volumes service.
+#[derive(Debug)]
+pub struct Volumes {
+    root: PathBuf,
+    db: Db,
+    events: Arc<Events>,
+    index: Mutex<Index>,
+    /// Makes creation and removal of one volume's directory and record one step.
+    changing: tokio::sync::Mutex<()>,
+}
+
+impl Volumes {
+    pub(crate) fn open(root: PathBuf, db: Db, events: Arc<Events>, records: Vec<Record>) -> Self {
+        let records = records.into_iter().map(|record| (record.name.clone(), record)).collect();
+        Self {
+            root,
+            db,
+            events,
+            index: Mutex::new(Index { records, users: HashMap::new() }),
+            changing: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// Where a volume's files are.
+    pub(crate) fn data_dir(&self, name: &str) -> PathBuf {
+        self.root.join(name).join("_data")
+    }
+
+    /// What a mount of the volume binds: its own directory, or the one its options name.
+    pub(crate) fn source(&self, name: &str) -> PathBuf {
+        let index = lock(&self.index);
+        match index.records.get(name).and_then(bound_device) {
+            Some(device) => PathBuf::from(device),
+            None => self.data_dir(name),
+        }
+    }
+
+    /// Creates a volume, or returns the one of that name.
+    pub async fn create(&self, request: VolumeCreateRequest) -> Result<Value> {
+        let driver = request.driver.as_deref().unwrap_or("local");
+        if !matches!(driver, "" | "local") {
+            return Err(Error::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")));
+        }
+        if request.cluster_volume_spec.is_some() {
+            return Err(Error::not_implemented("cluster volumes are not supported"));
+        }
+        let name = request.name.unwrap_or_default();
+        let labels = request.labels.unwrap_or_default().into_iter().collect();
+        let options: BTreeMap<_, _> = request.driver_opts.unwrap_or_default().into_iter().collect();
+        check_options(&options)?;
+        let record = self.ensure(&name, labels, options).await?;
+        Ok(self.document(&record))
+    }
+
+    /// Makes sure a volume exists; an empty `name` makes an anonymous one.
+    pub(crate) async fn ensure(
+        &self,
+        name: &str,
+        mut labels: BTreeMap<String, String>,
+        options: BTreeMap<String, String>,
+    ) -> Result<Record> {
+        let anonymous = name.is_empty();
+        let name = if anonymous { new_id() } else { name.to_owned() };
+        if !names::is_valid(&name) {
+            return Err(Error::invalid(format!(
+                "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
+            )));
+        }
+        let _changing = self.changing.lock().await;
+        if let Some(found) = lock(&self.index).records.get(&name) {
+            if !options.is_empty() && options != found.options {
+                return Err(Error::conflict(format!(
+                    "create {name}: a volume of that name exists with different options"
+                )));
+            }
+            return Ok(found.clone());
+        }
+        if anonymous {
+            labels.insert(ANONYMOUS_LABEL.to_owned(), String::new());
+        }
+        let record =
+            Record { version: VERSION, name: name.clone(), labels, options, created: Timestamp::now(), anonymous };
+        let dir = self.data_dir(&name);
+        crate::blocking(move || std::fs::create_dir_all(&dir).doing(|| format!("create {}", dir.display()))).await?;
+        let batch = Batch::new().put(Table::Volumes, &name, &name, &record).doing(|| format!("create volume {name}"))?;
+        self.db.apply(batch, Durability::Synced).await.doing(|| format!("create volume {name}"))?;
+        lock(&self.index).records.insert(name.clone(), record.clone());
+        self.events.publish(Kind::Volume, "create", name, driver_attribute());
+        Ok(record)
+    }
+
+    pub fn inspect(&self, name: &str) -> Result<Value> {
+        let record = self.get(name)?;
+        Ok(self.document(&record))
+    }
+
+    fn get(&self, name: &str) -> Result<Record> {
+        lock(&self.index)
+            .records
+            .get(name)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))
+    }
+
+    pub fn list(&self, filters: &Filters) -> Result<Value> {
+        filters.only(&["name", "driver", "label", "dangling"])?;
+        let dangling = filters.boolean("dangling")?;
+        let (records, used) = {
+            let index = lock(&self.index);
+            let used: BTreeSet<String> =
+                index.users.iter().filter(|(_, users)| !users.is_empty()).map(|(name, _)| name.clone()).collect();
+            (index.records.values().cloned().collect::<Vec<_>>(), used)
+        };
+        let volumes: Vec<Value> = records
+            .iter()
+            .filter(|record| {
+                dangling.is_none_or(|wanted| used.contains(&record.name) != wanted)
+                    && filters.exact("driver", "local")
+                    && filters.matches("name", &record.name)
+                    && filters.labels("label", |label| record.labels.get(label).map(String::as_str))
+            })
+            .map(|record| self.document(record))
+            .collect();
+        Ok(json!({ "Volumes": volumes, "Warnings": [] }))
+    }
+
+    pub async fn remove(&self, name: &str, force: bool) -> Result<()> {
+        let _changing = self.changing.lock().await;
+        match self.get(name) {
+            Err(error) if force && error.class() == Class::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+            Ok(_record) => {}
+        }
+        let users: Vec<String> = lock(&self.index).users.get(name).iter().flat_map(|u| u.iter().cloned()).collect();
+        if !users.is_empty() {
+            return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
+        }
+        self.delete(name).await
+    }
+
+    async fn delete(&self, name: &str) -> Result<()> {
+        let dir = self.root.join(name);
+        crate::blocking(move || remove_tree(&dir)).await?;
+        self.db
+            .apply(Batch::new().delete(Table::Volumes, name), Durability::Synced)
+            .await
+            .doing(|| format!("remove volume {name}"))?;
+        lock(&self.index).records.remove(name);
+        self.events.publish(Kind::Volume, "destroy", name, driver_attribute());
+        Ok(())
+    }
+
+    /// Removes unused volumes: anonymous ones, or with the filter `all` every one.
+    pub async fn prune(&self, filters: &Filters, named_too: bool) -> Result<Value> {
+        filters.only(&["label", "label!", "all"])?;
+        let all = filters.boolean("all")?.unwrap_or(named_too);
+        let candidates: Vec<Record> = {
+            let index = lock(&self.index);
+            index
+                .records
+                .values()
+                .filter(|record| {
+                    let label = |name: &str| record.labels.get(name).map(String::as_str);
+                    (all || record.anonymous)
+                        && index.users.get(&record.name).is_none_or(BTreeSet::is_empty)
+                        && filters.labels("label", label)
+                        && (!filters.contains("label!") || !filters.labels("label!", label))
+                })
+                .cloned()
+                .collect()
+        };
+        let mut deleted = Vec::new();
+        let mut reclaimed = 0_u64;
+        for record in candidates {
+            let dir = self.data_dir(&record.name);
+            let size = crate::blocking(move || Ok(crate::disk::usage(&dir))).await?;
+            match self.remove(&record.name, false).await {
+                Ok(()) => {
+                    reclaimed += size;
+                    deleted.push(record.name);
+                }
+                Err(error) if matches!(error.class(), Class::Conflict | Class::NotFound) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.events.publish(
+            Kind::Volume,
+            "prune",
+            "",
+            BTreeMap::from([("reclaimed".to_owned(), reclaimed.to_string())]),
+        );
+        Ok(json!({ "VolumesDeleted": deleted, "SpaceReclaimed": reclaimed }))
+    }
+
+    /// Volumes with size and number of users, for `system df`.
+    pub async fn usage(self: &Arc<Self>) -> Result<Vec<Value>> {
+        let this = Arc::clone(self);
+        crate::blocking(move || {
+            let records: Vec<Record> = lock(&this.index).records.values().cloned().collect();
+            Ok(records
+                .iter()
+                .map(|record| {
+                    let users = lock(&this.index).users.get(&record.name).map_or(0, BTreeSet::len);
+                    let mut document = this.document(record);
+                    document["UsageData"] =
+                        json!({ "Size": crate::disk::usage(&this.data_dir(&record.name)), "RefCount": users });
+                    document
+                })
+                .collect())
+        })
+        .await
+    }
+
+    /// Notes that a container has these mounts.
+    pub(crate) fn acquire(&self, container: &str, mounts: &[MountRecord]) {
+        let mut index = lock(&self.index);
+        for name in mounts.iter().filter_map(MountRecord::volume) {
+            index.users.entry(name.to_owned()).or_default().insert(container.to_owned());
+        }
+    }
+
+    /// Notes that a container is gone; with `remove_anonymous` its unnamed volumes go with it unless others use them.
+    pub(crate) async fn release(&self, container: &str, mounts: &[MountRecord], remove_anonymous: bool) {
+        for name in mounts.iter().filter_map(MountRecord::volume) {
+            let unused = {
+                let mut index = lock(&self.index);
+                match index.users.get_mut(name) {
+                    Some(users) => {
+                        users.remove(container);
+                        let unused = users.is_empty();
+                        if unused {
+                            index.users.remove(name);
+                        }
+                        unused
+                    }
+                    None => true,
+                }
+            };
+            let anonymous = || lock(&self.index).records.get(name).is_some_and(|record| record.anonymous);
+            if remove_anonymous && unused && anonymous() {
+                match self.remove(name, true).await {
+                    Ok(()) => {}
+                    Err(error) if error.class() == Class::Conflict => {}
+                    Err(error) => tracing::warn!(volume = name, error = error.report(), "remove an anonymous volume"),
+                }
+            }
+        }
+    }
+
+    fn document(&self, record: &Record) -> Value {
+        json!({
+            "Name": record.name,
+            "Driver": "local",
+            "Mountpoint": self.data_dir(&record.name),
+            "CreatedAt": crate::clock::rfc3339_seconds(record.created),
+            "Labels": if record.labels.is_empty() { Value::Null } else { json!(record.labels) },
+            "Options": if record.options.is_empty() { Value::Null } else { json!(record.options) },
+            "Scope": "local",
+        })
+    }
+}
+
+fn driver_attribute() -> BTreeMap<String, String> {
+    BTreeMap::from([("driver".to_owned(), "local".to_owned())])
+}
+
+/// The directory that `type=none,o=bind,device=DIR` names.
+fn bound_device(record: &Record) -> Option<&str> {
+    let bind = record.options.get("o")?.split(',').any(|option| matches!(option, "bind" | "rbind"));
+    if bind { record.options.get("device").map(String::as_str) } else { None }
+}
+
+fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
+    if options.is_empty() {
+        return Ok(());
+    }
+    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size")) {
+        return Err(Error::invalid(format!("invalid option: \"{unknown}\"")));
+    }
+    let bind = options.get("o").is_some_and(|o| o.split(',').any(|option| matches!(option, "bind" | "rbind")));
+    if !bind {
+        return Err(Error::not_implemented(
+            "volume options other than a bind of a directory (type=none, o=bind, device=DIR) are not supported",
+        ));
+    }
+    match options.get("device") {
+        Some(device) if Path::new(device).is_absolute() => Ok(()),
+        Some(device) => Err(Error::invalid(format!("invalid device: {device}: must be an absolute path"))),
+        None => Err(Error::invalid("missing required option: \"device\"")),
+    }
+}
+
+/// Removes a directory and all in it; one that is not there is fine.
+pub(crate) fn remove_tree(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Error::internal(format!("remove {}", dir.display())).because(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn volumes(dir: &Path) -> Arc<Volumes> {
+        let (db, _) = Db::open(&dir.join("db")).unwrap();
+        Arc::new(Volumes::open(dir.join("volumes"), db, Arc::new(Events::default()), Vec::new()))
+    }
+
+    fn request(name: &str) -> VolumeCreateRequest {
+        VolumeCreateRequest { name: Some(name.to_owned()), ..Default::default() }
+    }
+
+    #[tokio::test]
+    async fn create_is_idempotent_and_remove_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = volumes(dir.path());
+        let first = volumes.create(request("data")).await.unwrap();
+        assert_eq!(volumes.create(request("data")).await.unwrap(), first);
+        assert!(dir.path().join("volumes/data/_data").is_dir());
+        volumes.remove("data", false).await.unwrap();
+        assert!(!dir.path().join("volumes/data").exists());
+        let error = volumes.inspect("data").unwrap_err();
+        assert_eq!((error.class(), error.to_string().as_str()), (Class::NotFound, "get data: no such volume"));
+        volumes.remove("data", true).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_volume_in_use_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = volumes(dir.path());
+        let anonymous = volumes.create(VolumeCreateRequest::default()).await.unwrap();
+        let name = anonymous["Name"].as_str().unwrap().to_owned();
+        let mount = [MountRecord::volume_at(&name, "/data")];
+        volumes.acquire("c1", &mount);
+        let error = volumes.remove(&name, false).await.unwrap_err();
+        assert_eq!(error.to_string(), format!("remove {name}: volume is in use - [c1]"));
+        assert_eq!(volumes.prune(&Filters::none(), false).await.unwrap()["VolumesDeleted"], json!([]));
+        volumes.release("c1", &mount, true).await;
+        assert!(volumes.inspect(&name).is_err());
+    }
+
+    #[tokio::test]
+    async fn names_and_options_are_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = volumes(dir.path());
+        assert_eq!(volumes.create(request("../up")).await.unwrap_err().class(), Class::InvalidParameter);
+        let mut odd = request("odd");
+        odd.driver_opts = Some([("colour".to_owned(), "red".to_owned())].into());
+        assert_eq!(volumes.create(odd).await.unwrap_err().to_string(), "invalid option: \"colour\"");
+    }
+}
