@@ -3,6 +3,8 @@
 //! [`Engine`] only joins the services together; each of them owns one kind of record. Everything a running container
 //! needs lives in its shim, so an `Engine` may be dropped or killed at any moment and opened again.
 
+#![recursion_limit = "512"]
+
 mod clock;
 mod db;
 mod disk;
@@ -72,13 +74,20 @@ impl Engine {
         for record in snapshot.take(Table::Volumes) {
             match record {
                 Ok(record) => records.push(record),
-                Err(error) => tracing::error!(error = Error::internal("a volume is lost").because(error).report()),
+                Err(error) => {
+                    tracing::error!(error = Error::internal("a volume is lost").because(error).report())
+                }
             }
         }
-        let volumes =
-            Arc::new(Volumes::open(config.data_root.join("volumes"), db.clone(), Arc::clone(&events), records));
+        let volumes = Arc::new(Volumes::open(
+            config.data_root.join("volumes"),
+            db.clone(),
+            Arc::clone(&events),
+            records,
+        ));
         let networks = Arc::new(
-            Networks::open(Arc::clone(&config), db.clone(), Arc::clone(&events), networks, &mut snapshot).await?,
+            Networks::open(Arc::clone(&config), db.clone(), Arc::clone(&events), networks, &mut snapshot)
+                .await?,
         );
         let images = Arc::new(images);
         let containers = Containers::new(
@@ -91,7 +100,16 @@ impl Engine {
             Arc::new(exe),
         );
         containers.restore(&mut snapshot).await?;
-        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers, _lock: Arc::new(lock) })
+        Ok(Self {
+            config,
+            id: id.into(),
+            events,
+            images,
+            volumes,
+            networks,
+            containers,
+            _lock: Arc::new(lock),
+        })
     }
 
     pub fn config(&self) -> &Config {
@@ -191,7 +209,9 @@ fn engine_id(path: &Path) -> Result<String> {
 }
 
 /// Runs work that blocks off the asynchronous threads.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(outcome) => outcome,
         Err(error) => Err(Error::internal("a task of the engine ended early").because(error)),

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
+};
 
 use crate::Result;
 use crate::error::Context;
@@ -39,10 +41,12 @@ impl LayerRoot {
             _ => {
                 let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
                 for layer in layers {
-                    fsconfig_set_string(fs.as_fd(), "lowerdir+", layer).doing(|| format!("use layer {}", layer.display()))?;
+                    fsconfig_set_string(fs.as_fd(), "lowerdir+", layer)
+                        .doing(|| format!("use layer {}", layer.display()))?;
                 }
                 fsconfig_create(fs.as_fd()).doing(what)?;
-                fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(what)?
+                fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+                    .doing(what)?
             }
         };
         Ok(Self { root })
@@ -51,7 +55,8 @@ impl LayerRoot {
     /// The union of a container's own changes and its image's layers. The kernel does not care that the same `upper`
     /// may be in use as somebody's upper directory: this view only reads.
     pub(crate) fn open_under(upper: &Path, layers: &[PathBuf]) -> Result<Self> {
-        let unchanged = std::fs::read_dir(upper).doing(|| format!("read {}", upper.display()))?.next().is_none();
+        let unchanged =
+            std::fs::read_dir(upper).doing(|| format!("read {}", upper.display()))?.next().is_none();
         if unchanged {
             return Self::open(layers);
         }

@@ -69,9 +69,13 @@ fn resolve_in(spec: &str, extra: &[String], passwd_file: &str, group_file: &str)
     let (uid, mut gid) = match (&entry, number) {
         (Some(entry), _) => (entry.uid, entry.gid),
         (None, Some(uid)) if i32::try_from(uid).is_ok() => (uid, 0),
-        (None, Some(_)) => return Err(Error::invalid(format!("uids and gids must be in range 0-{}", i32::MAX))),
+        (None, Some(_)) => {
+            return Err(Error::invalid(format!("uids and gids must be in range 0-{}", i32::MAX)));
+        }
         (None, None) => {
-            return Err(Error::invalid(format!("unable to find user {user}: no matching entries in passwd file")));
+            return Err(Error::invalid(format!(
+                "unable to find user {user}: no matching entries in passwd file"
+            )));
         }
     };
     let mut also = BTreeSet::new();
@@ -80,7 +84,9 @@ fn resolve_in(spec: &str, extra: &[String], passwd_file: &str, group_file: &str)
         None => {
             if let Some(entry) = &entry {
                 also.extend(
-                    groups(group_file).filter(|g| g.members.split(',').any(|m| m == entry.name)).map(|g| g.gid),
+                    groups(group_file)
+                        .filter(|g| g.members.split(',').any(|m| m == entry.name))
+                        .map(|g| g.gid),
                 );
             }
         }
@@ -109,7 +115,8 @@ fn group_id(group: &str, group_file: &str) -> Result<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:44:web:/var/www:/usr/sbin/nologin\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nbroken\nweb:x:33:44:web:/var/www:/usr/sbin/nologin\n";
     const GROUP: &str = "root:x:0:\nweb:x:44:\naudio:x:29:web,root\nvideo:x:55:web\n";
 
     fn user(spec: &str, extra: &[&str]) -> Result<User> {
@@ -118,17 +125,35 @@ mod tests {
 
     #[test]
     fn names_numbers_and_groups() {
-        assert_eq!(user("", &[]).unwrap(), User { uid: 0, gid: 0, groups: vec![0, 29], home: "/root".into() });
-        assert_eq!(user("web", &[]).unwrap(), User { uid: 33, gid: 44, groups: vec![29, 44, 55], home: "/var/www".into() });
+        assert_eq!(
+            user("", &[]).unwrap(),
+            User { uid: 0, gid: 0, groups: vec![0, 29], home: "/root".into() }
+        );
+        assert_eq!(
+            user("web", &[]).unwrap(),
+            User { uid: 33, gid: 44, groups: vec![29, 44, 55], home: "/var/www".into() }
+        );
         assert_eq!(user("33", &[]).unwrap().gid, 44);
-        assert_eq!(user("web:audio", &["7"]).unwrap(), User { uid: 33, gid: 29, groups: vec![7, 29], home: "/var/www".into() });
-        assert_eq!(user("1000:1000", &[]).unwrap(), User { uid: 1000, gid: 1000, groups: vec![1000], home: "/".into() });
+        assert_eq!(
+            user("web:audio", &["7"]).unwrap(),
+            User { uid: 33, gid: 29, groups: vec![7, 29], home: "/var/www".into() }
+        );
+        assert_eq!(
+            user("1000:1000", &[]).unwrap(),
+            User { uid: 1000, gid: 1000, groups: vec![1000], home: "/".into() }
+        );
     }
 
     #[test]
     fn unknown_names_are_named() {
-        assert_eq!(user("who", &[]).unwrap_err().to_string(), "unable to find user who: no matching entries in passwd file");
-        assert_eq!(user("web:what", &[]).unwrap_err().to_string(), "unable to find group what: no matching entries in group file");
+        assert_eq!(
+            user("who", &[]).unwrap_err().to_string(),
+            "unable to find user who: no matching entries in passwd file"
+        );
+        assert_eq!(
+            user("web:what", &[]).unwrap_err().to_string(),
+            "unable to find group what: no matching entries in group file"
+        );
         assert!(user("4294967295", &[]).is_err());
     }
 }

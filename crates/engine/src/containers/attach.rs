@@ -71,7 +71,8 @@ impl Containers {
         let (tty, stdin_open) =
             container.with(|inner| (inner.record.tty(), inner.record.config.open_stdin.unwrap_or_default()));
         let logs = if request.logs {
-            let wanted = LogRequest { stdout: request.stdout, stderr: request.stderr, ..LogRequest::default() };
+            let wanted =
+                LogRequest { stdout: request.stdout, stderr: request.stderr, ..LogRequest::default() };
             Some(self.logs_of(&container, wanted)?)
         } else {
             None
@@ -103,7 +104,16 @@ impl Containers {
         };
         self.publish(&container, "attach", &[]);
         drop(_lifecycle);
-        Ok(Attached { containers: Arc::clone(self), container, tty, stdin, key, detach_keys: keys, stream, logs })
+        Ok(Attached {
+            containers: Arc::clone(self),
+            container,
+            tty,
+            stdin,
+            key,
+            detach_keys: keys,
+            stream,
+            logs,
+        })
     }
 }
 
@@ -300,7 +310,8 @@ pub(super) fn detach_keys(text: &str) -> Result<Vec<u8>> {
     let text = if text.is_empty() { "ctrl-p,ctrl-q" } else { text };
     text.split(',')
         .map(|key| {
-            let wrong = || Error::invalid(format!("invalid detach keys ({text}): unknown character: '{key}'"));
+            let wrong =
+                || Error::invalid(format!("invalid detach keys ({text}): unknown character: '{key}'"));
             match key.strip_prefix("ctrl-").map(str::as_bytes) {
                 None => match key.as_bytes() {
                     [byte] => Ok(*byte),
@@ -324,7 +335,9 @@ mod tests {
     use super::*;
 
     fn frames(list: &[(frame::Kind, &[u8])]) -> Vec<u8> {
-        list.iter().flat_map(|(kind, payload)| [&frame::header(*kind, payload.len())[..], payload].concat()).collect()
+        list.iter()
+            .flat_map(|(kind, payload)| [&frame::header(*kind, payload.len())[..], payload].concat())
+            .collect()
     }
 
     #[test]
@@ -345,7 +358,10 @@ mod tests {
         let mut question = String::new();
         container.read_to_string(&mut question).await.unwrap();
         assert_eq!(question, "question");
-        container.write_all(&frames(&[(frame::Kind::Stdout, b"ans"), (frame::Kind::Stdout, b"wer")])).await.unwrap();
+        container
+            .write_all(&frames(&[(frame::Kind::Stdout, b"ans"), (frame::Kind::Stdout, b"wer")]))
+            .await
+            .unwrap();
         drop(container);
         let mut answer = String::new();
         far.read_to_string(&mut answer).await.unwrap();
@@ -355,7 +371,8 @@ mod tests {
 
     #[tokio::test]
     async fn frames_pass_through_unless_raw_and_control_frames_stop_here() {
-        let sent = frames(&[(frame::Kind::Stdout, b"a"), (frame::Kind::Lagged, b""), (frame::Kind::Stderr, b"b")]);
+        let sent =
+            frames(&[(frame::Kind::Stdout, b"a"), (frame::Kind::Lagged, b""), (frame::Kind::Stderr, b"b")]);
         let mut out = Vec::new();
         copy_out(&mut &sent[..], &mut out, false, |_| {}).await;
         assert_eq!(out, frames(&[(frame::Kind::Stdout, b"a"), (frame::Kind::Stderr, b"b")]));

@@ -5,8 +5,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::sync::Arc;
 
 use bollard_stubs::models::{
-    ContainerConfig, ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum,
-    HostConfigLogConfig, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
+    ContainerConfig, ContainerCreateBody, EndpointSettings, HealthConfig, HostConfig,
+    HostConfigCgroupnsModeEnum, HostConfigLogConfig, NetworkingConfig, RestartPolicy, RestartPolicyNameEnum,
 };
 use brigantine_image::ContainerConfig as Hints;
 use brigantine_network::PortRequest;
@@ -56,7 +56,16 @@ impl Containers {
         let id = new_id();
         let name = self.choose_name(request.name.as_deref(), &id)?;
         let built = self
-            .build(&id, &name, image.id.to_string(), (path, args), config, host, networking.as_ref(), &mut warnings)
+            .build(
+                &id,
+                &name,
+                image.id.to_string(),
+                (path, args),
+                config,
+                host,
+                networking.as_ref(),
+                &mut warnings,
+            )
             .await;
         match built {
             Ok(container) => {
@@ -70,7 +79,10 @@ impl Containers {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one record, put together here and nowhere else")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the parts of one record, put together here and nowhere else"
+    )]
     async fn build(
         self: &Arc<Self>,
         id: &str,
@@ -120,8 +132,11 @@ impl Containers {
             return Err(error);
         }
         let container = Container::new(record);
-        let durability =
-            if container.with(|inner| inner.record.auto_remove()) { Durability::Written } else { Durability::Synced };
+        let durability = if container.with(|inner| inner.record.auto_remove()) {
+            Durability::Written
+        } else {
+            Durability::Synced
+        };
         if let Err(error) = self.persist(&container, durability).await {
             let mounts = container.with(|inner| inner.record.mounts.clone());
             self.volumes.release(id, &mounts, true).await;
@@ -155,12 +170,13 @@ impl Containers {
                 self.volumes.acquire(&record.id, &record.mounts[record.mounts.len() - 1..]);
                 let mount = record.mounts[record.mounts.len() - 1].clone();
                 if !mount.no_copy && mount.subpath.is_empty() && volume.options.is_empty() {
-                    let (images, image, target) =
-                        (Arc::clone(&self.images), record.image_id.clone(), self.volumes.data_dir(&volume.name));
-                    crate::blocking(move || {
-                        copy_up(&images.layers(&image)?, &mount.destination, &target)
-                    })
-                    .await?;
+                    let (images, image, target) = (
+                        Arc::clone(&self.images),
+                        record.image_id.clone(),
+                        self.volumes.data_dir(&volume.name),
+                    );
+                    crate::blocking(move || copy_up(&images.layers(&image)?, &mount.destination, &target))
+                        .await?;
                 }
             } else {
                 record.mounts.push(request.mount);
@@ -212,7 +228,9 @@ impl Containers {
             return if wanted.is_empty() {
                 Ok(wanted)
             } else {
-                Err(Error::invalid("conflicting options: a container's network cannot be shared and configured"))
+                Err(Error::invalid(
+                    "conflicting options: a container's network cannot be shared and configured",
+                ))
             };
         }
         let mut endpoints = BTreeMap::new();
@@ -227,7 +245,9 @@ impl Containers {
             endpoints.insert(network.name, settings);
         }
         if endpoints.len() > 1 && (endpoints.contains_key("host") || endpoints.contains_key("none")) {
-            return Err(Error::invalid("container cannot be connected to a network and to the host's or none"));
+            return Err(Error::invalid(
+                "container cannot be connected to a network and to the host's or none",
+            ));
         }
         for (name, settings) in &endpoints {
             super::network::check_endpoint(name, settings)?;
@@ -278,7 +298,8 @@ impl Containers {
         let log = host.log_config.get_or_insert_with(HostConfigLogConfig::default);
         let driver = log.typ.clone().filter(|driver| !driver.is_empty());
         if driver.is_none() {
-            let mut options: std::collections::HashMap<_, _> = self.config.log_opts.clone().into_iter().collect();
+            let mut options: std::collections::HashMap<_, _> =
+                self.config.log_opts.clone().into_iter().collect();
             options.extend(log.config.take().unwrap_or_default());
             log.config = Some(options);
         }
@@ -336,7 +357,9 @@ fn parts(body: ContainerCreateBody) -> (ContainerConfig, HostConfig, Option<Netw
         shell: body.shell,
     };
     let mut host = body.host_config.unwrap_or_default();
-    if config.network_disabled == Some(true) && matches!(host.network_mode.as_deref(), None | Some("" | "default")) {
+    if config.network_disabled == Some(true)
+        && matches!(host.network_mode.as_deref(), None | Some("" | "default"))
+    {
         host.network_mode = Some("none".to_owned());
     }
     (config, host, body.networking_config)
@@ -419,8 +442,7 @@ fn with_protocol(port: &str) -> String {
 
 /// The program and its arguments.
 fn command(config: &ContainerConfig) -> Result<(String, Vec<String>)> {
-    let mut words =
-        config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned();
+    let mut words = config.entrypoint.iter().flatten().chain(config.cmd.iter().flatten()).cloned();
     let path = words.next().ok_or_else(|| Error::invalid("no command specified"))?;
     Ok((path, words.collect()))
 }
@@ -429,9 +451,13 @@ fn check_config(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
     if let Some(dir) = config.working_dir.as_deref().filter(|dir| !dir.is_empty())
         && !dir.starts_with('/')
     {
-        return Err(Error::invalid(format!("the working directory '{dir}' is invalid, it needs to be an absolute path")));
+        return Err(Error::invalid(format!(
+            "the working directory '{dir}' is invalid, it needs to be an absolute path"
+        )));
     }
-    if let Some(bad) = config.env.iter().flatten().find(|variable| variable.is_empty() || variable.starts_with('=')) {
+    if let Some(bad) =
+        config.env.iter().flatten().find(|variable| variable.is_empty() || variable.starts_with('='))
+    {
         return Err(Error::invalid(format!("invalid environment variable: {bad}")));
     }
     let words = config.entrypoint.iter().chain(config.cmd.iter()).chain(config.env.iter()).flatten();
@@ -447,8 +473,9 @@ fn check_config(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
         return Err(Error::invalid(format!("invalid hostname: {name:?}")));
     }
     for port in config.exposed_ports.iter().flatten() {
-        PortRequest::from_binding(port, "", "")
-            .map_err(|error| Error::invalid(format!("invalid port specification: \"{port}\"")).because(error))?;
+        PortRequest::from_binding(port, "", "").map_err(|error| {
+            Error::invalid(format!("invalid port specification: \"{port}\"")).because(error)
+        })?;
     }
     if let Some(check) = &config.healthcheck {
         super::health::validate(check)?;
@@ -463,9 +490,8 @@ fn check_config(config: &ContainerConfig, host: &HostConfig) -> Result<()> {
 }
 
 fn check_platform(name: &str, platform: &str, image: &brigantine_image::ImageConfig) -> Result<()> {
-    let wanted: brigantine_image::Platform = platform
-        .parse()
-        .map_err(|error: brigantine_image::PlatformError| {
+    let wanted: brigantine_image::Platform =
+        platform.parse().map_err(|error: brigantine_image::PlatformError| {
             Error::invalid(format!("invalid platform {platform}")).because(error)
         })?;
     let have = image.platform();
@@ -519,7 +545,8 @@ mod tests {
         let mut config = ContainerConfig { entrypoint: words(&["/mine"]), ..Default::default() };
         merge(&mut config, &hints());
         assert_eq!(command(&config).unwrap(), ("/mine".into(), vec![]));
-        let mut config = ContainerConfig { entrypoint: words(&[""]), cmd: words(&["sh"]), ..Default::default() };
+        let mut config =
+            ContainerConfig { entrypoint: words(&[""]), cmd: words(&["sh"]), ..Default::default() };
         merge(&mut config, &hints());
         assert_eq!(command(&config).unwrap(), ("sh".into(), vec![]));
         assert_eq!(command(&ContainerConfig::default()).unwrap_err().to_string(), "no command specified");
@@ -527,12 +554,19 @@ mod tests {
 
     #[test]
     fn configurations_are_checked() {
-        let check = |config: ContainerConfig| check_config(&config, &HostConfig::default()).unwrap_err().to_string();
+        let check =
+            |config: ContainerConfig| check_config(&config, &HostConfig::default()).unwrap_err().to_string();
         assert_eq!(
             check(ContainerConfig { working_dir: Some("rel".into()), ..Default::default() }),
             "the working directory 'rel' is invalid, it needs to be an absolute path"
         );
-        assert_eq!(check(ContainerConfig { env: words(&["=x"]), ..Default::default() }), "invalid environment variable: =x");
-        assert_eq!(check(ContainerConfig { stop_signal: Some("SIGFOO".into()), ..Default::default() }), "invalid signal: SIGFOO");
+        assert_eq!(
+            check(ContainerConfig { env: words(&["=x"]), ..Default::default() }),
+            "invalid environment variable: =x"
+        );
+        assert_eq!(
+            check(ContainerConfig { stop_signal: Some("SIGFOO".into()), ..Default::default() }),
+            "invalid signal: SIGFOO"
+        );
     }
 }

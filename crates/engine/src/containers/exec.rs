@@ -102,8 +102,12 @@ impl Containers {
         if let Some(bad) = request.env.iter().flatten().find(|v| v.is_empty() || v.starts_with('=')) {
             return Err(Error::invalid(format!("invalid environment variable: {bad}")));
         }
-        if let Some(dir) = request.working_dir.as_deref().filter(|dir| !dir.is_empty() && !dir.starts_with('/')) {
-            return Err(Error::invalid(format!("the working directory '{dir}' is invalid, it needs to be an absolute path")));
+        if let Some(dir) =
+            request.working_dir.as_deref().filter(|dir| !dir.is_empty() && !dir.starts_with('/'))
+        {
+            return Err(Error::invalid(format!(
+                "the working directory '{dir}' is invalid, it needs to be an absolute path"
+            )));
         }
         // An unknown user is an error now, not inside the stream.
         let user = self.exec_user(&container, &request);
@@ -131,7 +135,10 @@ impl Containers {
     }
 
     fn exec(&self, id: &str) -> Result<Arc<Exec>> {
-        lock(&self.execs).get(id).cloned().ok_or_else(|| Error::not_found(format!("No such exec instance: {id}")))
+        lock(&self.execs)
+            .get(id)
+            .cloned()
+            .ok_or_else(|| Error::not_found(format!("No such exec instance: {id}")))
     }
 
     /// Claims an exec for its one start. Detached ones run when this returns; the others when they are joined.
@@ -201,15 +208,22 @@ impl Containers {
 
     /// Ids of a container's execs, for inspect; `None` when there are none.
     pub(super) fn exec_ids(&self, container: &str) -> Option<Vec<String>> {
-        let ids: Vec<String> =
-            lock(&self.execs).values().filter(|exec| exec.container.id == container).map(|e| e.id.clone()).collect();
+        let ids: Vec<String> = lock(&self.execs)
+            .values()
+            .filter(|exec| exec.container.id == container)
+            .map(|e| e.id.clone())
+            .collect();
         Some(ids).filter(|ids| !ids.is_empty())
     }
 
     /// A shim's word that an exec has ended.
     pub(super) fn exec_ended(&self, container: &Container, record: &ExecRecord) {
         let Ok(exec) = self.exec(&record.id) else {
-            tracing::debug!(container = container.id, exec = record.id, "an exec of a former engine has ended");
+            tracing::debug!(
+                container = container.id,
+                exec = record.id,
+                "an exec of a former engine has ended"
+            );
             return;
         };
         self.set_ended(&exec, record.exit_code);
@@ -233,7 +247,8 @@ impl Containers {
     pub(super) fn forget_execs(&self, container: &str) {
         const KEPT: usize = 64;
         let mut execs = lock(&self.execs);
-        let of: Vec<Arc<Exec>> = execs.values().filter(|exec| exec.container.id == container).cloned().collect();
+        let of: Vec<Arc<Exec>> =
+            execs.values().filter(|exec| exec.container.id == container).cloned().collect();
         let removed = of.first().is_some_and(|exec| exec.container.with(|inner| inner.removed));
         for exec in &of {
             let mut state = lock(&exec.state);
@@ -269,7 +284,8 @@ impl Containers {
             host.cap_add.as_deref().unwrap_or_default(),
             host.cap_drop.as_deref().unwrap_or_default(),
         )?;
-        let security = SecurityOptions::parse(host.security_opt.as_deref().unwrap_or_default(), &self.config)?;
+        let security =
+            SecurityOptions::parse(host.security_opt.as_deref().unwrap_or_default(), &self.config)?;
         let mut env = Vec::new();
         let hostname = record.config.hostname.clone().unwrap_or_default();
         for variable in spec::default_environment(&hostname, exec.tty()) {
@@ -365,7 +381,9 @@ impl StartedExec {
         let outcome = self.try_run(attached).await;
         if let Err(error) = &outcome {
             let exit_code = if error.class() == Class::InvalidParameter {
-                if error.to_string().contains("permission denied") || error.to_string().contains("is a directory") {
+                if error.to_string().contains("permission denied")
+                    || error.to_string().contains("is a directory")
+                {
                     126
                 } else {
                     127
@@ -417,7 +435,9 @@ impl StartedExec {
                 });
             }
             Err(error) => {
-                return Err(Error::internal(format!("exec in container {}", exec.container.id)).because(error));
+                return Err(
+                    Error::internal(format!("exec in container {}", exec.container.id)).because(error)
+                );
             }
         };
         {
@@ -443,14 +463,21 @@ impl StartedExec {
         self.join_as(client, raw).await
     }
 
-    async fn join_as<C: AsyncRead + AsyncWrite + Unpin>(self, mut client: C, raw: bool) -> std::io::Result<()> {
+    async fn join_as<C: AsyncRead + AsyncWrite + Unpin>(
+        self,
+        mut client: C,
+        raw: bool,
+    ) -> std::io::Result<()> {
         let stream = match self.run(true).await {
             Ok(stream) => stream,
             Err(error) => {
                 let text = format!("{}\r\n", error.report());
                 if !raw {
                     client
-                        .write_all(&brigantine_shim::frame::header(brigantine_shim::frame::Kind::Stdout, text.len()))
+                        .write_all(&brigantine_shim::frame::header(
+                            brigantine_shim::frame::Kind::Stdout,
+                            text.len(),
+                        ))
                         .await?;
                 }
                 client.write_all(text.as_bytes()).await?;
@@ -462,7 +489,8 @@ impl StartedExec {
         let stdin = exec.wants(|r| r.attach_stdin);
         let containers = Arc::clone(&self.containers);
         let joined =
-            join(client, stream, raw, stdin, keys, |record| containers.set_ended(exec, record.exit_code)).await;
+            join(client, stream, raw, stdin, keys, |record| containers.set_ended(exec, record.exit_code))
+                .await;
         if joined == Joined::Detached {
             self.containers.publish(&exec.container, "exec_detach", &[("execID", exec.id.clone())]);
         }

@@ -76,7 +76,9 @@ impl Containers {
             Ok(Ok(Found::Monitored(_) | Found::Nothing)) => {
                 tracing::error!(container = container.id, "the container's monitor broke off its events");
             }
-            Ok(Err(error)) => tracing::error!(container = container.id, %error, "clean up after a lost monitor"),
+            Ok(Err(error)) => {
+                tracing::error!(container = container.id, %error, "clean up after a lost monitor")
+            }
             Err(error) => tracing::error!(container = container.id, %error, "clean up after a lost monitor"),
         }
         let now = brigantine_shim::Timestamp::now();
@@ -123,7 +125,11 @@ impl Containers {
         }
         let remove = container.with(|inner| inner.record.auto_remove() && !inner.restarting_by_request);
         if remove && let Err(error) = self.remove_locked(container, true).await {
-            tracing::warn!(container = container.id, error = error.report(), "remove a container that has ended");
+            tracing::warn!(
+                container = container.id,
+                error = error.report(),
+                "remove a container that has ended"
+            );
         }
     }
 

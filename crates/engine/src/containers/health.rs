@@ -91,7 +91,10 @@ pub(super) fn validate(check: &HealthConfig) -> Result<()> {
 }
 
 fn time(nanos: Option<i64>, default: Duration) -> Duration {
-    nanos.and_then(|nanos| u64::try_from(nanos).ok()).filter(|nanos| *nanos > 0).map_or(default, Duration::from_nanos)
+    nanos
+        .and_then(|nanos| u64::try_from(nanos).ok())
+        .filter(|nanos| *nanos > 0)
+        .map_or(default, Duration::from_nanos)
 }
 
 impl Inner {
@@ -109,8 +112,8 @@ impl Inner {
 
 impl Containers {
     pub(super) fn begin_health_checks(self: &Arc<Self>, container: &Arc<Container>) {
-        let (check, shell) =
-            container.with(|inner| (inner.record.config.healthcheck.clone(), inner.record.config.shell.clone()));
+        let (check, shell) = container
+            .with(|inner| (inner.record.config.healthcheck.clone(), inner.record.config.shell.clone()));
         let Some(check) = check else { return };
         let Some(command) = command(&check, shell.as_deref()) else { return };
         let (containers, checked) = (Arc::clone(self), Arc::clone(container));
@@ -136,7 +139,12 @@ impl Containers {
         });
     }
 
-    async fn check_health(self: Arc<Self>, container: Arc<Container>, check: HealthConfig, command: Vec<String>) {
+    async fn check_health(
+        self: Arc<Self>,
+        container: Arc<Container>,
+        check: HealthConfig,
+        command: Vec<String>,
+    ) {
         let interval = time(check.interval, INTERVAL);
         let patience = time(check.timeout, TIMEOUT);
         let start_period = time(check.start_period, Duration::ZERO);
@@ -208,6 +216,9 @@ mod tests {
     #[test]
     fn times_below_a_millisecond_are_refused() {
         let odd = HealthConfig { interval: Some(5), ..Default::default() };
-        assert_eq!(validate(&odd).unwrap_err().to_string(), "Interval in Healthcheck cannot be less than 1ms");
+        assert_eq!(
+            validate(&odd).unwrap_err().to_string(),
+            "Interval in Healthcheck cannot be less than 1ms"
+        );
     }
 }

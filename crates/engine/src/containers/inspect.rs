@@ -41,7 +41,9 @@ fn config_defaults() -> Value {
 /// `given` over `defaults`.
 fn over(defaults: Value, given: &impl Serialize) -> Value {
     let mut document = defaults;
-    if let (Some(document), Ok(Value::Object(given))) = (document.as_object_mut(), serde_json::to_value(given)) {
+    if let (Some(document), Ok(Value::Object(given))) =
+        (document.as_object_mut(), serde_json::to_value(given))
+    {
         for (name, value) in given {
             if !value.is_null() {
                 document.insert(name, value);
@@ -124,7 +126,8 @@ impl Containers {
         if let Some(health) = health {
             state_document["Health"] = health;
         }
-        let has_log = record.host_config.log_config.as_ref().is_none_or(|log| log.typ.as_deref() != Some("none"));
+        let has_log =
+            record.host_config.log_config.as_ref().is_none_or(|log| log.typ.as_deref() != Some("none"));
         json!({
             "Id": record.id,
             "Created": rfc3339_nano(record.created),
@@ -226,7 +229,11 @@ mod tests {
         assert_eq!(host["Memory"], 5);
         assert_eq!(host["Binds"], Value::Null);
         assert_eq!(host["RestartPolicy"]["Name"], "no");
-        let config = config(&ContainerConfig { volumes: Some(vec![]), exposed_ports: Some(vec![]), ..Default::default() });
+        let config = config(&ContainerConfig {
+            volumes: Some(vec![]),
+            exposed_ports: Some(vec![]),
+            ..Default::default()
+        });
         assert_eq!(config["Volumes"], Value::Null);
         assert!(config.get("ExposedPorts").is_none());
         assert_eq!(config["Labels"], json!({}));

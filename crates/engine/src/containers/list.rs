@@ -21,8 +21,21 @@ pub struct ListOptions {
 }
 
 const KNOWN: &[&str] = &[
-    "ancestor", "before", "expose", "exited", "health", "id", "isolation", "label", "name", "status", "since", "volume",
-    "network", "is-task", "publish",
+    "ancestor",
+    "before",
+    "expose",
+    "exited",
+    "health",
+    "id",
+    "isolation",
+    "label",
+    "name",
+    "status",
+    "since",
+    "volume",
+    "network",
+    "is-task",
+    "publish",
 ];
 
 impl Containers {
@@ -31,7 +44,8 @@ impl Containers {
         let filters = &options.filters;
         filters.only(KNOWN)?;
         for status in filters.values("status") {
-            const STATES: [&str; 7] = ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
+            const STATES: [&str; 7] =
+                ["created", "running", "paused", "restarting", "removing", "exited", "dead"];
             if !STATES.contains(&status.as_str()) {
                 return Err(Error::invalid(format!("invalid filter 'status={status}'")));
             }
@@ -44,23 +58,32 @@ impl Containers {
         let exited = filters
             .values("exited")
             .iter()
-            .map(|code| code.parse::<i32>().map_err(|_nan| Error::invalid(format!("invalid filter 'exited={code}'"))))
+            .map(|code| {
+                code.parse::<i32>().map_err(|_nan| Error::invalid(format!("invalid filter 'exited={code}'")))
+            })
             .collect::<Result<Vec<_>>>()?;
         let is_task = filters.boolean("is-task")?;
         let mark = |key: &str| -> Result<Option<Timestamp>> {
-            filters.single(key)?.map(|name| Ok(self.find(name)?.with(|inner| inner.record.created))).transpose()
+            filters
+                .single(key)?
+                .map(|name| Ok(self.find(name)?.with(|inner| inner.record.created)))
+                .transpose()
         };
         let (before, since) = (mark("before")?, mark("since")?);
         let mut ancestors = Vec::new();
         for name in filters.values("ancestor") {
-            ancestors.push((name.clone(), self.images.resolve(name).await.ok().map(|image| image.id.to_string())));
+            ancestors
+                .push((name.clone(), self.images.resolve(name).await.ok().map(|image| image.id.to_string())));
         }
         let networks: Vec<String> = filters
             .values("network")
             .iter()
-            .map(|wanted| self.networks.find(wanted).map_or_else(|_unknown| wanted.clone(), |network| network.name))
+            .map(|wanted| {
+                self.networks.find(wanted).map_or_else(|_unknown| wanted.clone(), |network| network.name)
+            })
             .collect();
-        let everything = options.all || options.limit > 0 || filters.contains("status") || filters.contains("exited");
+        let everything =
+            options.all || options.limit > 0 || filters.contains("status") || filters.contains("exited");
 
         let mut containers = self.all();
         containers.sort_by_cached_key(|container| {
@@ -75,8 +98,10 @@ impl Containers {
                 let record = &inner.record;
                 let status = record.state.status;
                 let wanted = (everything || status.is_up() || status == Status::Restarting)
-                    && (!filters.contains("id") || filters.values("id").iter().any(|id| record.id.starts_with(id.as_str())))
-                    && (filters.matches("name", &record.name) || filters.matches("name", &format!("/{}", record.name)))
+                    && (!filters.contains("id")
+                        || filters.values("id").iter().any(|id| record.id.starts_with(id.as_str())))
+                    && (filters.matches("name", &record.name)
+                        || filters.matches("name", &format!("/{}", record.name)))
                     && filters.labels("label", |name| record.label(name))
                     && filters.exact("status", status.as_str())
                     && (exited.is_empty()
@@ -87,16 +112,23 @@ impl Containers {
                         || ancestors.iter().any(|(name, id)| {
                             id.as_deref() == Some(record.image_id.as_str()) || record.image() == name
                         }))
-                    && (networks.is_empty() || networks.iter().any(|network| record.endpoints.contains_key(network)))
+                    && (networks.is_empty()
+                        || networks.iter().any(|network| record.endpoints.contains_key(network)))
                     && filters.exact("health", inner.health_status())
                     && is_task != Some(true)
                     && (!filters.contains("volume")
                         || filters.values("volume").iter().any(|wanted| {
-                            record.mounts.iter().any(|mount| mount.name == *wanted || mount.destination == *wanted)
+                            record
+                                .mounts
+                                .iter()
+                                .any(|mount| mount.name == *wanted || mount.destination == *wanted)
                         }))
-                    && ports_match(filters, "expose", record.config.exposed_ports.as_deref().unwrap_or_default())
-                    && (!filters.contains("publish")
-                        || ports_match(filters, "publish", &published(inner)));
+                    && ports_match(
+                        filters,
+                        "expose",
+                        record.config.exposed_ports.as_deref().unwrap_or_default(),
+                    )
+                    && (!filters.contains("publish") || ports_match(filters, "publish", &published(inner)));
                 wanted.then(|| self.summary(inner))
             });
             if let Some(summary) = summary {
@@ -151,7 +183,11 @@ fn published(inner: &Inner) -> Vec<String> {
 }
 
 fn live_ports(inner: &Inner) -> impl Iterator<Item = &PublishedPort> {
-    inner.live.iter().filter_map(|live| live.sandbox.attachment.as_ref()).flat_map(|attachment| &attachment.ports)
+    inner
+        .live
+        .iter()
+        .filter_map(|live| live.sandbox.attachment.as_ref())
+        .flat_map(|attachment| &attachment.ports)
 }
 
 /// Whether any of `ports` (`80/tcp`) is within what `key` names (`80`, `80-90/tcp`).
@@ -211,7 +247,9 @@ fn status_text(inner: &Inner, now: Timestamp) -> String {
             }
         }
         Status::Paused => format!("Up {} (Paused)", human(since(state.started_at))),
-        Status::Restarting => format!("Restarting ({}) {} ago", state.exit_code, human(since(state.finished_at))),
+        Status::Restarting => {
+            format!("Restarting ({}) {} ago", state.exit_code, human(since(state.finished_at)))
+        }
         Status::Removing => "Removal In Progress".to_owned(),
         Status::Dead => "Dead".to_owned(),
         Status::Exited => match state.finished_at {

@@ -52,11 +52,21 @@ impl Logs {
 /// Drivers and options that are known.
 pub(super) fn check_driver(driver: &str, options: Option<&HashMap<String, String>>) -> Result<()> {
     let known: &[&str] = match driver {
-        "json-file" => {
-            &["max-size", "max-file", "compress", "labels", "labels-regex", "env", "env-regex", "tag", "mode", "max-buffer-size"]
-        }
+        "json-file" => &[
+            "max-size",
+            "max-file",
+            "compress",
+            "labels",
+            "labels-regex",
+            "env",
+            "env-regex",
+            "tag",
+            "mode",
+            "max-buffer-size",
+        ],
         "none" => &[],
-        "local" | "journald" | "syslog" | "fluentd" | "gelf" | "awslogs" | "splunk" | "etwlogs" | "gcplogs" => {
+        "local" | "journald" | "syslog" | "fluentd" | "gelf" | "awslogs" | "splunk" | "etwlogs"
+        | "gcplogs" => {
             return Err(Error::not_implemented(format!(
                 "the log driver {driver} is not supported: use json-file or none"
             )));
@@ -201,7 +211,8 @@ impl Stop {
 
     fn is_set(&self) -> bool {
         let mut fds = [rustix::event::PollFd::new(&*self.0, rustix::event::PollFlags::IN)];
-        rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 })).is_ok_and(|n| n > 0)
+        rustix::event::poll(&mut fds, Some(&rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 }))
+            .is_ok_and(|n| n > 0)
     }
 }
 
@@ -463,7 +474,11 @@ impl Watch {
         use rustix::fs::inotify::{CreateFlags, WatchFlags, add_watch, init};
         let fd = init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let dir = path.parent().unwrap_or(Path::new("/"));
-        add_watch(&fd, dir, WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF)?;
+        add_watch(
+            &fd,
+            dir,
+            WatchFlags::MODIFY | WatchFlags::CREATE | WatchFlags::MOVED_TO | WatchFlags::DELETE_SELF,
+        )?;
         Ok(Self(fd))
     }
 
@@ -488,7 +503,9 @@ mod tests {
     use super::*;
 
     fn line(text: &str, second: u32) -> String {
-        format!("{{\"log\":\"{text}\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-01T00:00:{second:02}.5Z\"}}\n")
+        format!(
+            "{{\"log\":\"{text}\\n\",\"stream\":\"stdout\",\"time\":\"2026-01-01T00:00:{second:02}.5Z\"}}\n"
+        )
     }
 
     fn read(path: &Path, request: LogRequest) -> String {
@@ -496,7 +513,9 @@ mod tests {
         let stop = Stop::new().unwrap();
         let path = path.to_owned();
         let reader = std::thread::spawn(move || {
-            Reader { request: LogRequest { stdout: true, ..request }, tty: true, sender, stop }.run(&path).unwrap();
+            Reader { request: LogRequest { stdout: true, ..request }, tty: true, sender, stop }
+                .run(&path)
+                .unwrap();
         });
         let mut out = Vec::new();
         while let Some(chunk) = chunks.blocking_recv() {
@@ -561,14 +580,18 @@ mod tests {
 
     #[test]
     fn drivers_and_options_are_checked() {
-        let options = |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        let options =
+            |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
         assert!(check_driver("json-file", Some(&options(&[("max-size", "10m"), ("max-file", "3")]))).is_ok());
         assert!(check_driver("json-file", Some(&options(&[("max-size", "big")]))).is_err());
         assert_eq!(
             check_driver("json-file", Some(&options(&[("x", "y")]))).unwrap_err().to_string(),
             "unknown log opt 'x' for json-file log driver"
         );
-        assert_eq!(check_driver("x", None).unwrap_err().to_string(), "logger: no log driver named 'x' is registered");
+        assert_eq!(
+            check_driver("x", None).unwrap_err().to_string(),
+            "logger: no log driver named 'x' is registered"
+        );
         assert_eq!(size("10m"), Some(10 << 20));
     }
 }

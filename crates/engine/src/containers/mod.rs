@@ -40,8 +40,8 @@ pub use create::{CreateRequest, Created};
 pub use exec::{ExecStart, StartedExec};
 pub use list::ListOptions;
 pub use logs::{LogRequest, Logs};
+pub(crate) use record::Record;
 pub use record::Status;
-pub(crate) use record::{Record, State};
 pub use stats::StatsStream;
 pub use wait::{Condition, Waited, Waiting};
 
@@ -270,8 +270,11 @@ impl Containers {
         if reference.is_empty() || !reference.bytes().all(|b| b.is_ascii_hexdigit()) {
             return Err(unknown());
         }
-        let mut matching =
-            index.by_id.range(reference.to_owned()..).take_while(|(id, _)| id.starts_with(reference)).map(|(_, c)| c);
+        let mut matching = index
+            .by_id
+            .range(reference.to_owned()..)
+            .take_while(|(id, _)| id.starts_with(reference))
+            .map(|(_, c)| c);
         match (matching.next(), matching.next()) {
             (Some(only), None) => Ok(Arc::clone(only)),
             (Some(_), Some(_)) => {
@@ -305,7 +308,11 @@ impl Containers {
             .iter()
             .map(|container| {
                 container.with(|inner| {
-                    (inner.record.id.clone(), inner.record.image_id.clone(), inner.record.state.status.is_up())
+                    (
+                        inner.record.id.clone(),
+                        inner.record.image_id.clone(),
+                        inner.record.state.status.is_up(),
+                    )
                 })
             })
             .collect()

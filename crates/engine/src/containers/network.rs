@@ -66,7 +66,8 @@ impl Containers {
             } else {
                 Value::Null
             };
-            let endpoint = sandbox.and_then(|sandbox| sandbox.endpoints.get(name)).cloned().unwrap_or_default();
+            let endpoint =
+                sandbox.and_then(|sandbox| sandbox.endpoints.get(name)).cloned().unwrap_or_default();
             let up = live.is_some();
             let address = interface.and_then(brigantine_network::Interface::ipv4);
             all.insert(
@@ -143,7 +144,11 @@ impl Containers {
 
     /// Ids of the running containers of a network.
     fn network_users(&self, name: &str) -> Vec<String> {
-        self.on_network(name).iter().filter(|container| container.live().is_some()).map(|c| c.id.clone()).collect()
+        self.on_network(name)
+            .iter()
+            .filter(|container| container.live().is_some())
+            .map(|c| c.id.clone())
+            .collect()
     }
 
     pub async fn remove_network(&self, reference: &str) -> Result<()> {
@@ -189,7 +194,9 @@ impl Containers {
         check_endpoint(&network.name, &settings)?;
         let _lifecycle = container.lifecycle.lock().await;
         if network.driver == Driver::Host {
-            return Err(Error::forbidden("cannot connect container to host network - container must be created with it"));
+            return Err(Error::forbidden(
+                "cannot connect container to host network - container must be created with it",
+            ));
         }
         if container.live().is_some() {
             return Err(Error::not_implemented(format!(
@@ -238,7 +245,9 @@ impl Containers {
         container.with(|inner| {
             let record = &mut inner.record;
             if record.network_mode() == "host" {
-                return Err(Error::forbidden("container cannot be disconnected from host network or connected to host network"));
+                return Err(Error::forbidden(
+                    "container cannot be disconnected from host network or connected to host network",
+                ));
             }
             if record.endpoints.remove(&network.name).is_none() {
                 return Err(Error::internal(format!(
@@ -258,4 +267,3 @@ impl Containers {
         self.persist(&container, Durability::Synced).await
     }
 }
-

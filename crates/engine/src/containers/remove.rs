@@ -37,7 +37,11 @@ impl Containers {
             let _lifecycle = container.lifecycle.lock().await;
             // An auto-removed container may be gone by now, and a policy may have started it again.
             if container.with(|inner| inner.removed) {
-                return if force { Ok(()) } else { Err(Error::not_found(format!("No such container: {reference}"))) };
+                return if force {
+                    Ok(())
+                } else {
+                    Err(Error::not_found(format!("No such container: {reference}")))
+                };
             }
             if container.live().is_some() {
                 continue;
@@ -54,13 +58,15 @@ impl Containers {
     }
 
     /// The same for a caller that holds the lock of a container that does not run.
-    pub(super) async fn remove_locked(self: &Arc<Self>, container: &Arc<Container>, volumes: bool) -> Result<()> {
+    pub(super) async fn remove_locked(
+        self: &Arc<Self>,
+        container: &Arc<Container>,
+        volumes: bool,
+    ) -> Result<()> {
         let id = container.id.clone();
         let (before, auto_remove, mounts) = container.with(|inner| {
             let before = std::mem::replace(&mut inner.record.state.status, Status::Removing);
-            if let Some(cancel) = inner.restart.cancel.take() {
-                drop(cancel.send(()));
-            }
+            drop(inner.restart.cancel.take());
             (before, inner.record.auto_remove(), inner.record.mounts.clone())
         });
         let durability = if auto_remove { Durability::Written } else { Durability::Synced };
@@ -92,8 +98,10 @@ impl Containers {
         match files {
             Ok(()) => Ok(()),
             // The record is gone; what is left of the files goes at the next start of the engine.
-            Err(error) => Err(Error::of(Class::Internal, format!("unable to remove filesystem of container {name}"))
-                .because(error)),
+            Err(error) => {
+                Err(Error::of(Class::Internal, format!("unable to remove filesystem of container {name}"))
+                    .because(error))
+            }
         }
     }
 }

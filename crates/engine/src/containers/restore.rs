@@ -18,7 +18,11 @@ use crate::{Error, Result};
 
 /// What has become of a container that may have been running.
 enum Fate {
-    Alive { live: Live, events: std::os::unix::net::UnixStream, paused: bool },
+    Alive {
+        live: Live,
+        events: std::os::unix::net::UnixStream,
+        paused: bool,
+    },
     Ended(ExitRecord),
     /// No trace of a run.
     Unknown,
@@ -107,7 +111,8 @@ impl Containers {
                     let state = &mut inner.record.state;
                     let started: Option<Timestamp> = exit.started_at.as_str().parse().ok();
                     // The record of an earlier run says nothing about a run that a reboot has ended.
-                    let of_this_run = state.started_at.is_none_or(|of| started.is_some_and(|started| started >= of));
+                    let of_this_run =
+                        state.started_at.is_none_or(|of| started.is_some_and(|started| started >= of));
                     if state.finished_at.is_some() && state.finished_at == finished {
                         return false;
                     }
@@ -141,7 +146,11 @@ impl Containers {
                 }
             }
             Err(error) => {
-                tracing::error!(container = container.id, error = error.report(), "take a container up again");
+                tracing::error!(
+                    container = container.id,
+                    error = error.report(),
+                    "take a container up again"
+                );
             }
         }
     }
@@ -171,17 +180,27 @@ impl Containers {
                         }
                     }
                     Ok(Found::Exited(_) | Found::Nothing) => {}
-                    Err(error) => tracing::warn!(container = id, %error, "clean up a container that has no record"),
+                    Err(error) => {
+                        tracing::warn!(container = id, %error, "clean up a container that has no record")
+                    }
                 }
                 if let Err(error) = remove_tree(&dir) {
-                    tracing::warn!(container = id, error = error.report(), "clean up a container that has no record");
+                    tracing::warn!(
+                        container = id,
+                        error = error.report(),
+                        "clean up a container that has no record"
+                    );
                 }
             }
             for id in list_dir(&containers) {
                 if !known.contains(&id)
                     && let Err(error) = remove_tree(&containers.join(&id))
                 {
-                    tracing::warn!(container = id, error = error.report(), "remove what a container has left");
+                    tracing::warn!(
+                        container = id,
+                        error = error.report(),
+                        "remove what a container has left"
+                    );
                 }
             }
             Ok(())
@@ -227,7 +246,11 @@ impl Containers {
                     containers.start(&container.id).await
                 };
                 if let Err(error) = outcome {
-                    tracing::warn!(container = container.id, error = error.report(), "carry on after a restart");
+                    tracing::warn!(
+                        container = container.id,
+                        error = error.report(),
+                        "carry on after a restart"
+                    );
                 }
             });
         }
@@ -235,7 +258,8 @@ impl Containers {
 }
 
 fn fate(run_dir: &Path, exit_path: &Path) -> Result<Fate> {
-    let unreadable = |error| Error::internal(format!("find the container of {}", run_dir.display())).because(error);
+    let unreadable =
+        |error| Error::internal(format!("find the container of {}", run_dir.display())).because(error);
     match brigantine_shim::find(run_dir, exit_path).map_err(unreadable)? {
         Found::Monitored(client) => alive(client, run_dir),
         Found::Exited(exit) => {

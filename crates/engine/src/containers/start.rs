@@ -77,15 +77,17 @@ impl Containers {
                 return Err(Error::not_found(format!("No such container: {}", container.id)));
             }
             match inner.record.state.status {
-                Status::Paused => Err(Error::conflict("cannot start a paused container, try unpause instead")),
+                Status::Paused => {
+                    Err(Error::conflict("cannot start a paused container, try unpause instead"))
+                }
                 Status::Removing | Status::Dead => {
                     Err(Error::conflict("container is marked for removal and cannot be started"))
                 }
-                Status::Running => Err(Error::not_modified(format!("container {} is already running", container.id))),
+                Status::Running => {
+                    Err(Error::not_modified(format!("container {} is already running", container.id)))
+                }
                 Status::Created | Status::Exited | Status::Restarting => {
-                    if let Some(cancel) = inner.restart.cancel.take() {
-                        drop(cancel.send(()));
-                    }
+                    drop(inner.restart.cancel.take());
                     Ok(())
                 }
             }
@@ -133,7 +135,9 @@ impl Containers {
     fn plan(&self, container: &Container) -> Result<Plan> {
         let record = container.record();
         let of = |mode: Option<&str>, what: &str| -> Result<Option<(Arc<Container>, i32)>> {
-            let Some(reference) = mode.and_then(|mode| mode.strip_prefix("container:")) else { return Ok(None) };
+            let Some(reference) = mode.and_then(|mode| mode.strip_prefix("container:")) else {
+                return Ok(None);
+            };
             let other = self.find(reference)?;
             let live = other.live().ok_or_else(|| {
                 Error::conflict(format!("cannot join {what} of a non running container: {}", other.id))
@@ -149,7 +153,8 @@ impl Containers {
             })
         };
         let shared = of(Some(record.network_mode()), "network")?;
-        let names_dir = shared.as_ref().map_or_else(|| self.dir(&record.id), |(other, _)| self.dir(&other.id));
+        let names_dir =
+            shared.as_ref().map_or_else(|| self.dir(&record.id), |(other, _)| self.dir(&other.id));
         Ok(Plan {
             network: namespace(Some(record.network_mode()), "network")?,
             pid: namespace(host.pid_mode.as_deref(), "PID")?,
@@ -181,7 +186,11 @@ impl Containers {
         });
         self.note(container);
         if auto_remove && let Err(error) = self.remove_locked(container, true).await {
-            tracing::warn!(container = container.id, error = error.report(), "remove a container that did not start");
+            tracing::warn!(
+                container = container.id,
+                error = error.report(),
+                "remove a container that did not start"
+            );
         }
         failure.error
     }
@@ -196,16 +205,25 @@ fn launch(plan: Plan) -> Result<Launched, StartFailure> {
     let outcome = connect_and_spawn(&plan, &layers, mount_sources, &wires);
     match outcome {
         Ok((spawned, client, sandbox, events)) => {
-            let started_at = spawned.started_at.as_str().parse().unwrap_or_else(|_unreadable| jiff::Timestamp::now());
+            let started_at =
+                spawned.started_at.as_str().parse().unwrap_or_else(|_unreadable| jiff::Timestamp::now());
             Ok(Launched { live: Live { client, pid: spawned.container_pid, started_at, sandbox }, events })
         }
         Err(failure) => {
             if let Err(error) = plan.networks.plumbing().disconnect(&record.id) {
-                tracing::warn!(container = record.id, error = error.report(), "disconnect after a failed start");
+                tracing::warn!(
+                    container = record.id,
+                    error = error.report(),
+                    "disconnect after a failed start"
+                );
             }
             wires.give_back(&plan.networks);
             if let Err(error) = crate::volumes::remove_tree(&plan.run_dir) {
-                tracing::warn!(container = record.id, error = error.report(), "clean up after a failed start");
+                tracing::warn!(
+                    container = record.id,
+                    error = error.report(),
+                    "clean up after a failed start"
+                );
             }
             Err(failure)
         }
@@ -253,7 +271,9 @@ fn connect_and_spawn(
     let attach = plan
         .attaching
         .iter()
-        .map(|attach| Ok(AttachStream { stream: attach.stream.try_clone()?, options: attach.options.clone() }))
+        .map(|attach| {
+            Ok(AttachStream { stream: attach.stream.try_clone()?, options: attach.options.clone() })
+        })
         .collect::<std::io::Result<Vec<_>>>()
         .doing(|| "hand over the attached streams".to_owned())?;
     let (netns, held) = match sandbox.take() {
@@ -266,7 +286,9 @@ fn connect_and_spawn(
         Ok(client) => client,
         // So short-lived that it has ended, or lost: the events, or `find`, will tell.
         Err(error) => {
-            return Err(Error::internal(format!("reach the monitor of container {}", record.id)).because(error).into());
+            return Err(Error::internal(format!("reach the monitor of container {}", record.id))
+                .because(error)
+                .into());
         }
     };
     Ok((spawned, client, note, events))
@@ -277,7 +299,8 @@ fn spawn_failure(error: SpawnError) -> StartFailure {
     match error {
         SpawnError::Launch(failure) => {
             let exit_code = failure.exit_code();
-            let class = if matches!(exit_code, 126 | 127) { Class::InvalidParameter } else { Class::Internal };
+            let class =
+                if matches!(exit_code, 126 | 127) { Class::InvalidParameter } else { Class::Internal };
             let text = format!("failed to create task for container: {}: unknown", failure.message);
             StartFailure { error: Error::of(class, text), exit_code }
         }
@@ -327,7 +350,9 @@ fn prepare(
     })?;
     match std::fs::remove_file(plan.dir.join("exit.json")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::internal(format!("forget how container {} ended before", record.id)).because(error));
+            return Err(
+                Error::internal(format!("forget how container {} ended before", record.id)).because(error)
+            );
         }
         _ => {}
     }
@@ -345,7 +370,7 @@ fn prepare(
             lower: layers.to_vec(),
             upper,
             work: plan.dir.join("work"),
-            options: Vec::new(),
+            options: brigantine_shim::OverlayOptions::default(),
         },
         terminal: record.tty(),
         console_size: console,
@@ -374,8 +399,15 @@ fn mount_sources(plan: &Plan) -> Result<Vec<PathBuf>> {
                 let source = PathBuf::from(&mount.source);
                 if mount.create_source && std::fs::symlink_metadata(&source).is_err() {
                     std::fs::create_dir_all(&source).map_err(|error| {
-                        Error::internal(format!("error while creating mount source path '{}'", source.display()))
-                            .because(format!("mkdir {}: {}", source.display(), spec::plain(&error)))
+                        Error::internal(format!(
+                            "error while creating mount source path '{}'",
+                            source.display()
+                        ))
+                        .because(format!(
+                            "mkdir {}: {}",
+                            source.display(),
+                            spec::plain(&error)
+                        ))
                     })?;
                 }
                 if let Err(error) = std::fs::metadata(&source) {
@@ -395,7 +427,8 @@ fn mount_sources(plan: &Plan) -> Result<Vec<PathBuf>> {
 fn subpath(volume: &Path, subpath: &str) -> Result<PathBuf> {
     use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
     let what = || format!("subpath {subpath} of volume directory {}", volume.display());
-    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).doing(what)?;
+    let root = rustix::fs::open(volume, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .doing(what)?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_SYMLINKS;
     openat2(root, subpath, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
         .map_err(|error| Error::invalid(what()).because(error))?;
@@ -428,7 +461,8 @@ impl Wires {
 
     fn connect(&mut self, plan: &Plan) -> Result<()> {
         let record = &plan.record;
-        let mut spec = SandboxSpec { id: record.id.clone(), name: record.name.clone(), ..SandboxSpec::default() };
+        let mut spec =
+            SandboxSpec { id: record.id.clone(), name: record.name.clone(), ..SandboxSpec::default() };
         // The network of the mode comes first and carries the default route.
         let mode = record.network_mode();
         let mut names: Vec<&String> = record.endpoints.keys().collect();
@@ -445,11 +479,14 @@ impl Wires {
                 .as_ref()
                 .and_then(|ipam| ipam.ipv4_address.as_deref())
                 .filter(|text| !text.is_empty())
-                .map(|text| text.parse().map_err(|_bad| Error::invalid(format!("invalid IPv4 address: {text}"))))
+                .map(|text| {
+                    text.parse().map_err(|_bad| Error::invalid(format!("invalid IPv4 address: {text}")))
+                })
                 .transpose()?;
             let address = plan.networks.take_address(&network.id, wanted)?;
             self.taken.push((network.id.clone(), address));
-            let net = Ipv4Net::new(address, bridge.subnet.prefix_len()).doing(|| format!("address {address}"))?;
+            let net =
+                Ipv4Net::new(address, bridge.subnet.prefix_len()).doing(|| format!("address {address}"))?;
             let mac = settings
                 .mac_address
                 .as_deref()
@@ -459,7 +496,8 @@ impl Wires {
                         .map_err(|error| Error::invalid(format!("invalid MAC address {text}")).because(error))
                 })
                 .transpose()?;
-            let first_outside = !bridge.internal && spec.interfaces.iter().all(|interface| interface.gateway.is_none());
+            let first_outside =
+                !bridge.internal && spec.interfaces.iter().all(|interface| interface.gateway.is_none());
             spec.interfaces.push(InterfaceSpec {
                 bridge: bridge.name.clone(),
                 name: format!("eth{}", spec.interfaces.len()),
@@ -537,7 +575,8 @@ pub(super) fn extra_host(line: &str, gateway: Option<IpAddr>) -> Result<Option<(
         return Ok(gateway.map(|gateway| (name.to_owned(), gateway.to_string())));
     }
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
-    bare.parse::<IpAddr>().map_err(|_bad| Error::invalid(format!("invalid IP address in add-host: \"{address}\"")))?;
+    bare.parse::<IpAddr>()
+        .map_err(|_bad| Error::invalid(format!("invalid IP address in add-host: \"{address}\"")))?;
     Ok(Some((name.to_owned(), bare.to_owned())))
 }
 

@@ -146,7 +146,9 @@ fn document(stats: &Stats, limit: i64, host: &Host) -> Value {
         if list.is_empty() {
             return Value::Null;
         }
-        list.iter().map(|e| json!({ "major": e.major, "minor": e.minor, "op": e.op, "value": e.value })).collect()
+        list.iter()
+            .map(|e| json!({ "major": e.major, "minor": e.minor, "op": e.op, "value": e.value }))
+            .collect()
     };
     let mut pids = json!({ "current": stats.pids.current });
     pids["limit"] = stats.pids.limit.unwrap_or(u64::MAX).into();

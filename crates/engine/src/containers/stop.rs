@@ -17,11 +17,41 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(30);
 const SIGKILL: i32 = 9;
 
 const NAMES: &[(&str, i32)] = &[
-    ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("IOT", 6), ("BUS", 7), ("FPE", 8),
-    ("KILL", 9), ("USR1", 10), ("SEGV", 11), ("USR2", 12), ("PIPE", 13), ("ALRM", 14), ("TERM", 15), ("STKFLT", 16),
-    ("CHLD", 17), ("CLD", 17), ("CONT", 18), ("STOP", 19), ("TSTP", 20), ("TTIN", 21), ("TTOU", 22), ("URG", 23),
-    ("XCPU", 24), ("XFSZ", 25), ("VTALRM", 26), ("PROF", 27), ("WINCH", 28), ("IO", 29), ("POLL", 29), ("PWR", 30),
-    ("SYS", 31), ("UNUSED", 31),
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("IOT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("POLL", 29),
+    ("PWR", 30),
+    ("SYS", 31),
+    ("UNUSED", 31),
 ];
 
 /// A signal by name (`TERM`, `SIGTERM`, `RTMIN+3`) or number.
@@ -81,9 +111,7 @@ impl Containers {
             if inner.record.state.status != Status::Restarting || inner.live.is_some() {
                 return false;
             }
-            if let Some(cancel) = inner.restart.cancel.take() {
-                drop(cancel.send(()));
-            }
+            drop(inner.restart.cancel.take());
             inner.record.state.status = Status::Exited;
             inner.wake(&[Condition::NotRunning]);
             true
@@ -101,9 +129,13 @@ impl Containers {
             !std::mem::replace(&mut inner.record.stopped_by_request, true)
         });
         let matters = container.with(|inner| {
-            inner.record.host_config.restart_policy.as_ref().and_then(|policy| policy.name).is_some_and(|name| {
-                name == bollard_stubs::models::RestartPolicyNameEnum::UNLESS_STOPPED
-            })
+            inner
+                .record
+                .host_config
+                .restart_policy
+                .as_ref()
+                .and_then(|policy| policy.name)
+                .is_some_and(|name| name == bollard_stubs::models::RestartPolicyNameEnum::UNLESS_STOPPED)
         });
         if changed && matters { self.persist(container, Durability::Synced).await } else { Ok(()) }
     }
@@ -151,7 +183,8 @@ impl Containers {
             Ok(()) => {}
             Err(error) if error.is_gone() => return Ok(()),
             Err(error) => {
-                return Err(Error::internal(format!("send signal {signal} to container {}", container.id)).because(error));
+                return Err(Error::internal(format!("send signal {signal} to container {}", container.id))
+                    .because(error));
             }
         }
         self.publish(container, "kill", &[("signal", signal.to_string())]);
@@ -191,7 +224,12 @@ impl Containers {
     }
 
     /// Stops the container if it runs, and starts it.
-    pub async fn restart(self: &Arc<Self>, reference: &str, timeout: Option<i64>, signal: Option<&str>) -> Result<()> {
+    pub async fn restart(
+        self: &Arc<Self>,
+        reference: &str,
+        timeout: Option<i64>,
+        signal: Option<&str>,
+    ) -> Result<()> {
         let container = self.find(reference)?;
         let signal = signal.filter(|signal| !signal.is_empty()).map(parse_signal).transpose()?;
         container.with(|inner| inner.restarting_by_request = true);
@@ -226,7 +264,9 @@ impl Containers {
         let _lifecycle = container.lifecycle.lock().await;
         let live = container.running()?;
         match container.status() {
-            Status::Paused => return Err(Error::conflict(format!("container {} is already paused", container.id))),
+            Status::Paused => {
+                return Err(Error::conflict(format!("container {} is already paused", container.id)));
+            }
             Status::Restarting => {
                 return Err(Error::conflict(format!(
                     "container {} is restarting, wait until the container is running",
@@ -247,7 +287,8 @@ impl Containers {
         let _lifecycle = container.lifecycle.lock().await;
         let live = container.live().filter(|_| container.status() == Status::Paused);
         // docker answers 500 here.
-        let live = live.ok_or_else(|| Error::internal(format!("container {} is not paused", container.id)))?;
+        let live =
+            live.ok_or_else(|| Error::internal(format!("container {} is not paused", container.id)))?;
         self.thaw(&container, &live).await
     }
 
@@ -293,9 +334,15 @@ mod tests {
 
     #[test]
     fn signals_by_any_name() {
-        for (text, number) in
-            [("TERM", 15), ("sigterm", 15), ("SIGKILL", 9), ("9", 9), ("RTMIN", 34), ("SIGRTMIN+3", 37), ("RTMAX-1", 63)]
-        {
+        for (text, number) in [
+            ("TERM", 15),
+            ("sigterm", 15),
+            ("SIGKILL", 9),
+            ("9", 9),
+            ("RTMIN", 34),
+            ("SIGRTMIN+3", 37),
+            ("RTMAX-1", 63),
+        ] {
             assert_eq!(parse_signal(text).unwrap(), number, "{text}");
         }
         for text in ["", "0", "65", "SIGNOPE", "RTMIN-1", "RTMIN+x", "-9"] {

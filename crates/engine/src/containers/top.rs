@@ -21,7 +21,9 @@ impl Containers {
             .env("LC_ALL", "C")
             .output()
             .await
-            .map_err(|error| Error::internal("error running ps: is it installed on the host?").because(error))?;
+            .map_err(|error| {
+                Error::internal("error running ps: is it installed on the host?").because(error)
+            })?;
         if !output.status.success() {
             return Err(Error::invalid(format!(
                 "error running ps: {}",
@@ -37,7 +39,8 @@ impl Containers {
 /// The titles, and the lines whose PID is one of `pids`.
 fn select(output: &str, pids: &[i32]) -> Result<(Vec<String>, Vec<Vec<String>>)> {
     let mut lines = output.lines();
-    let titles: Vec<String> = lines.next().unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    let titles: Vec<String> =
+        lines.next().unwrap_or_default().split_whitespace().map(str::to_owned).collect();
     let at = titles
         .iter()
         .position(|title| title == "PID")

@@ -51,9 +51,7 @@ impl Containers {
         let _lifecycle = container.lifecycle.lock().await;
         let old = container.name();
         if old == new {
-            return Err(Error::invalid(
-                "Renaming a container with the same name as its current name",
-            ));
+            return Err(Error::invalid("Renaming a container with the same name as its current name"));
         }
         self.take_name(new, &container.id)?;
         container.with(|inner| new.clone_into(&mut inner.record.name));
@@ -109,7 +107,10 @@ mod tests {
     #[test]
     fn zero_leaves_things_as_they_are() {
         let mut host = HostConfig { memory: Some(1 << 30), nano_cpus: Some(5), ..Default::default() };
-        apply(&mut host, ContainerUpdateBody { memory: Some(0), cpu_quota: Some(50_000), ..Default::default() });
+        apply(
+            &mut host,
+            ContainerUpdateBody { memory: Some(0), cpu_quota: Some(50_000), ..Default::default() },
+        );
         assert_eq!((host.memory, host.cpu_quota, host.nano_cpus), (Some(1 << 30), Some(50_000), None));
     }
 }

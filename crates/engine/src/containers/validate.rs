@@ -8,7 +8,10 @@ use crate::{Error, Result};
 const LEAST_MEMORY: i64 = 6 << 20;
 
 /// Checks the policy part of a request; the warnings are for its answer.
-pub(super) fn host_config(host: &HostConfig, config: &bollard_stubs::models::ContainerConfig) -> Result<Vec<String>> {
+pub(super) fn host_config(
+    host: &HostConfig,
+    config: &bollard_stubs::models::ContainerConfig,
+) -> Result<Vec<String>> {
     memory(host)?;
     cpu(host)?;
     restart_policy(host)?;
@@ -33,7 +36,10 @@ pub(super) fn host_config(host: &HostConfig, config: &bollard_stubs::models::Con
         return Err(Error::not_implemented("--storage-opt is not supported"));
     }
     if host.userns_mode.as_deref().is_some_and(|mode| !matches!(mode, "" | "host")) {
-        return Err(Error::invalid(format!("invalid USER mode: {}", host.userns_mode.as_deref().unwrap_or_default())));
+        return Err(Error::invalid(format!(
+            "invalid USER mode: {}",
+            host.userns_mode.as_deref().unwrap_or_default()
+        )));
     }
     match host.runtime.as_deref() {
         None | Some("" | "brig") => {}
@@ -41,7 +47,9 @@ pub(super) fn host_config(host: &HostConfig, config: &bollard_stubs::models::Con
     }
     if host.volume_driver.as_deref().is_some_and(|driver| !matches!(driver, "" | "local")) {
         let driver = host.volume_driver.as_deref().unwrap_or_default();
-        return Err(Error::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")));
+        return Err(Error::not_found(format!(
+            "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+        )));
     }
     if host.links.as_ref().is_some_and(|links| !links.is_empty()) {
         return Err(Error::not_implemented("legacy links are not supported: use a network of your own"));
@@ -60,18 +68,24 @@ fn memory(host: &HostConfig) -> Result<()> {
         return Err(Error::invalid("Minimum memoryswap limit should be larger than memory limit, see usage"));
     }
     if limit == 0 && swap > 0 {
-        return Err(Error::invalid("You should always set the Memory limit when using Memoryswap limit, see usage"));
+        return Err(Error::invalid(
+            "You should always set the Memory limit when using Memoryswap limit, see usage",
+        ));
     }
     if let Some(swappiness) = host.memory_swappiness
         && !(-1..=100).contains(&swappiness)
     {
-        return Err(Error::invalid(format!("Invalid value: {swappiness}, valid memory swappiness range is 0-100")));
+        return Err(Error::invalid(format!(
+            "Invalid value: {swappiness}, valid memory swappiness range is 0-100"
+        )));
     }
     if reservation > 0 && reservation < LEAST_MEMORY {
         return Err(Error::invalid("Minimum memory reservation allowed is 6MB"));
     }
     if limit > 0 && reservation > 0 && limit < reservation {
-        return Err(Error::invalid("Minimum memory limit can not be less than memory reservation limit, see usage"));
+        return Err(Error::invalid(
+            "Minimum memory limit can not be less than memory reservation limit, see usage",
+        ));
     }
     Ok(())
 }
@@ -109,8 +123,8 @@ fn cpu(host: &HostConfig) -> Result<()> {
         (&host.cpuset_mems, "mems", "/sys/devices/system/node/online"),
     ] {
         let Some(list) = list.as_deref().filter(|list| !list.is_empty()) else { continue };
-        let wanted = numbers(list)
-            .ok_or_else(|| Error::invalid(format!("Invalid value {list} for cpuset {what}")))?;
+        let wanted =
+            numbers(list).ok_or_else(|| Error::invalid(format!("Invalid value {list} for cpuset {what}")))?;
         let Ok(online) = std::fs::read_to_string(file) else { continue };
         let online = online.trim();
         if let Some(available) = numbers(online)
@@ -151,14 +165,16 @@ pub(super) fn restart_policy(host: &HostConfig) -> Result<()> {
         }
         name => {
             if retries != 0 {
-                let text = if name == RestartPolicyNameEnum::EMPTY { "no".to_owned() } else { name.to_string() };
+                let text =
+                    if name == RestartPolicyNameEnum::EMPTY { "no".to_owned() } else { name.to_string() };
                 return Err(Error::invalid(format!(
                     "invalid restart policy: maximum retry count can only be used with 'on-failure' (not '{text}')"
                 )));
             }
         }
     }
-    let restarts = !matches!(policy.name, None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO));
+    let restarts =
+        !matches!(policy.name, None | Some(RestartPolicyNameEnum::EMPTY | RestartPolicyNameEnum::NO));
     if restarts && host.auto_remove.unwrap_or_default() {
         return Err(Error::invalid("can't create 'AutoRemove' container with restart policy"));
     }
@@ -194,9 +210,13 @@ fn modes(host: &HostConfig, config: &bollard_stubs::models::ContainerConfig) -> 
             return Err(Error::invalid("conflicting options: dns and the network mode"));
         }
         if host.extra_hosts.as_ref().is_some_and(|hosts| !hosts.is_empty()) {
-            return Err(Error::invalid("conflicting options: custom host-to-IP mapping and the network mode"));
+            return Err(Error::invalid(
+                "conflicting options: custom host-to-IP mapping and the network mode",
+            ));
         }
-        if host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty()) || host.publish_all_ports == Some(true) {
+        if host.port_bindings.as_ref().is_some_and(|ports| !ports.is_empty())
+            || host.publish_all_ports == Some(true)
+        {
             return Err(Error::invalid(
                 "conflicting options: port publishing and the container type network mode",
             ));
@@ -241,12 +261,30 @@ mod tests {
 
     #[test]
     fn limits_are_checked_in_dockers_words() {
-        assert_eq!(text(HostConfig { memory: Some(1024), ..Default::default() }), "Minimum memory limit allowed is 6MB");
-        assert!(text(HostConfig { memory_swap: Some(1 << 30), ..Default::default() }).starts_with("You should always set the Memory"));
-        assert!(text(HostConfig { nano_cpus: Some(1 << 50), ..Default::default() }).starts_with("range of CPUs is from 0.01 to"));
-        assert_eq!(text(HostConfig { cpuset_cpus: Some("x".into()), ..Default::default() }), "Invalid value x for cpuset cpus");
-        assert!(text(HostConfig { cpuset_cpus: Some("0-4000".into()), ..Default::default() }).starts_with("Requested CPUs are not available"));
-        assert_eq!(text(HostConfig { ipc_mode: Some("odd".into()), ..Default::default() }), "invalid IPC mode: odd");
+        assert_eq!(
+            text(HostConfig { memory: Some(1024), ..Default::default() }),
+            "Minimum memory limit allowed is 6MB"
+        );
+        assert!(
+            text(HostConfig { memory_swap: Some(1 << 30), ..Default::default() })
+                .starts_with("You should always set the Memory")
+        );
+        assert!(
+            text(HostConfig { nano_cpus: Some(1 << 50), ..Default::default() })
+                .starts_with("range of CPUs is from 0.01 to")
+        );
+        assert_eq!(
+            text(HostConfig { cpuset_cpus: Some("x".into()), ..Default::default() }),
+            "Invalid value x for cpuset cpus"
+        );
+        assert!(
+            text(HostConfig { cpuset_cpus: Some("0-4000".into()), ..Default::default() })
+                .starts_with("Requested CPUs are not available")
+        );
+        assert_eq!(
+            text(HostConfig { ipc_mode: Some("odd".into()), ..Default::default() }),
+            "invalid IPC mode: odd"
+        );
         let policy = RestartPolicy { name: Some(RestartPolicyNameEnum::ALWAYS), maximum_retry_count: None };
         assert_eq!(
             text(HostConfig { auto_remove: Some(true), restart_policy: Some(policy), ..Default::default() }),

@@ -14,8 +14,6 @@ use rusqlite::{Connection, OptionalExtension, params};
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::oneshot;
 
-pub use migrations::CURRENT as SCHEMA_VERSION;
-
 /// Which table a record lives in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Table {

@@ -117,7 +117,9 @@ impl Networks {
         for record in snapshot.take::<Record>(Table::Networks) {
             match record {
                 Ok(record) => networks.enter(record)?,
-                Err(error) => tracing::error!(error = Error::internal("a network is lost").because(error).report()),
+                Err(error) => {
+                    tracing::error!(error = Error::internal("a network is lost").because(error).report())
+                }
             }
         }
         networks.predefined().await?;
@@ -145,9 +147,8 @@ impl Networks {
 
     /// Makes `bridge`, `host` and `none` if they are not there, and gives `bridge` what the flags say now.
     async fn predefined(&self) -> Result<()> {
-        let existing = |name: &str| {
-            lock(&self.index).records.values().find(|record| record.name == name).cloned()
-        };
+        let existing =
+            |name: &str| lock(&self.index).records.values().find(|record| record.name == name).cloned();
         let mut batch = Batch::new();
         for (name, driver) in [("bridge", Driver::Bridge), ("host", Driver::Host), ("none", Driver::Null)] {
             let found = existing(name);
@@ -176,7 +177,9 @@ impl Networks {
                 reserved: BTreeMap::new(),
                 bridge,
             };
-            batch = batch.put(Table::Networks, &record.id, name, &record).doing(|| format!("store network {name}"))?;
+            batch = batch
+                .put(Table::Networks, &record.id, name, &record)
+                .doing(|| format!("store network {name}"))?;
             self.enter(record)?;
         }
         self.db.apply(batch, Durability::Written).await.doing(|| "store the predefined networks".to_owned())
@@ -192,7 +195,10 @@ impl Networks {
             ("com.docker.network.bridge.enable_ip_masquerade", self.config.ip_masq.to_string()),
             ("com.docker.network.bridge.host_binding_ipv4", "0.0.0.0".to_owned()),
             ("com.docker.network.bridge.name", self.config.bridge.clone()),
-            ("com.docker.network.driver.mtu", if self.config.mtu == 0 { 1500 } else { self.config.mtu }.to_string()),
+            (
+                "com.docker.network.driver.mtu",
+                if self.config.mtu == 0 { 1500 } else { self.config.mtu }.to_string(),
+            ),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into()
@@ -223,8 +229,12 @@ impl Networks {
             .filter_map(|record| record.bridge.as_ref().map(|bridge| IpNet::V4(bridge.subnet)))
             .collect();
         taken.extend(self.plumbing.host_routes());
-        let configured: Vec<Pool> =
-            self.config.default_address_pools.iter().map(|(base, size)| Pool { base: *base, size: *size }).collect();
+        let configured: Vec<Pool> = self
+            .config
+            .default_address_pools
+            .iter()
+            .map(|(base, size)| Pool { base: *base, size: *size })
+            .collect();
         let pools = if configured.is_empty() { DEFAULT_POOLS.to_vec() } else { configured };
         match choose(&pools, &taken) {
             Some(IpNet::V4(net)) => Ok(net),
@@ -271,20 +281,26 @@ impl Networks {
             return Err(Error::invalid(format!("invalid network name: {name:?}")));
         }
         if matches!(name.as_str(), "bridge" | "host" | "none" | "default") {
-            return Err(Error::forbidden(format!("operation is not permitted on predefined {name} network ")));
+            return Err(Error::forbidden(format!(
+                "operation is not permitted on predefined {name} network "
+            )));
         }
         match request.driver.as_deref() {
             None | Some("" | "bridge") => {}
             Some("host" | "null") => {
                 let driver = request.driver.unwrap_or_default();
-                return Err(Error::forbidden(format!("only one instance of \"{driver}\" network is allowed")));
+                return Err(Error::forbidden(format!(
+                    "only one instance of \"{driver}\" network is allowed"
+                )));
             }
             Some(other) => return Err(Error::not_found(format!("plugin \"{other}\" not found"))),
         }
         if request.enable_ipv6 == Some(true) {
             return Err(Error::not_implemented("IPv6 networks are not supported yet"));
         }
-        if request.config_only == Some(true) || request.config_from.is_some_and(|from| from.network.is_some_and(|n| !n.is_empty())) {
+        if request.config_only == Some(true)
+            || request.config_from.is_some_and(|from| from.network.is_some_and(|n| !n.is_empty()))
+        {
             return Err(Error::not_implemented("configuration-only networks are not supported"));
         }
         let _changing = self.changing.lock().await;
@@ -342,7 +358,10 @@ impl Networks {
     }
 
     /// Subnet, gateway, range and reserved addresses of a new network.
-    #[expect(clippy::type_complexity, reason = "four parts of one decision, taken apart at once by the only caller")]
+    #[expect(
+        clippy::type_complexity,
+        reason = "four parts of one decision, taken apart at once by the only caller"
+    )]
     fn addressing(
         &self,
         ipam: &IpamRequest,
@@ -350,8 +369,12 @@ impl Networks {
         if let Some(driver) = ipam.driver.as_deref().filter(|driver| !matches!(*driver, "" | "default")) {
             return Err(Error::not_found(format!("could not find plugin {driver} in v1 plugin registry")));
         }
-        let configs: Vec<&IpamConfig> =
-            ipam.config.iter().flatten().filter(|c| c.subnet.as_deref().is_some_and(|s| !s.is_empty())).collect();
+        let configs: Vec<&IpamConfig> = ipam
+            .config
+            .iter()
+            .flatten()
+            .filter(|c| c.subnet.as_deref().is_some_and(|s| !s.is_empty()))
+            .collect();
         let config = match configs[..] {
             [] => {
                 if ipam.config.iter().flatten().any(|c| c.gateway.as_deref().is_some_and(|g| !g.is_empty())) {
@@ -364,8 +387,9 @@ impl Networks {
             _ => return Err(Error::not_implemented("networks with several subnets are not supported yet")),
         };
         let text = config.subnet.as_deref().unwrap_or_default();
-        let subnet: IpNet =
-            text.parse().map_err(|_bad| Error::invalid(format!("invalid subnet {text}: it should be a CIDR")))?;
+        let subnet: IpNet = text
+            .parse()
+            .map_err(|_bad| Error::invalid(format!("invalid subnet {text}: it should be a CIDR")))?;
         let IpNet::V4(subnet) = subnet else {
             return Err(Error::not_implemented("IPv6 networks are not supported yet"));
         };
@@ -390,16 +414,15 @@ impl Networks {
             Some(gateway) => address(gateway)?,
             None => first_host(subnet),
         };
-        let ip_range = match config.ip_range.as_deref().filter(|range| !range.is_empty()) {
-            Some(range) => Some(
-                range
-                    .parse::<Ipv4Net>()
-                    .ok()
-                    .filter(|range| subnet.contains(range))
-                    .ok_or_else(|| Error::invalid(format!("invalid ip-range {range} for subnet {subnet}")))?,
-            ),
-            None => None,
-        };
+        let ip_range =
+            match config.ip_range.as_deref().filter(|range| !range.is_empty()) {
+                Some(range) => {
+                    Some(range.parse::<Ipv4Net>().ok().filter(|range| subnet.contains(range)).ok_or_else(
+                        || Error::invalid(format!("invalid ip-range {range} for subnet {subnet}")),
+                    )?)
+                }
+                None => None,
+            };
         let reserved = config
             .auxiliary_addresses
             .iter()
@@ -412,7 +435,10 @@ impl Networks {
     /// Removes a network that `users` says nobody is on.
     pub(crate) async fn remove(&self, record: &Record, users: &[String]) -> Result<()> {
         if record.is_predefined() {
-            return Err(Error::forbidden(format!("{} is a pre-defined network and cannot be removed", record.name)));
+            return Err(Error::forbidden(format!(
+                "{} is a pre-defined network and cannot be removed",
+                record.name
+            )));
         }
         if !users.is_empty() {
             return Err(Error::forbidden(format!(
@@ -454,7 +480,8 @@ impl Networks {
                 let kind = if record.is_predefined() { "builtin" } else { "custom" };
                 filters.exact("driver", record.driver.as_str())
                     && filters.matches("name", &record.name)
-                    && (!filters.contains("id") || filters.values("id").iter().any(|id| record.id.starts_with(id.as_str())))
+                    && (!filters.contains("id")
+                        || filters.values("id").iter().any(|id| record.id.starts_with(id.as_str())))
                     && filters.labels("label", |label| record.labels.get(label).map(String::as_str))
                     && filters.exact("scope", "local")
                     && filters.exact("type", kind)
@@ -480,7 +507,10 @@ impl Networks {
                 Ok(IpAddr::V6(address)) => {
                     Err(Error::internal(format!("network {id} gave the address {address} for IPv4")))
                 }
-                Err(error) => Err(Error::internal("no available IPv4 addresses on this network's address pools").because(error)),
+                Err(error) => {
+                    Err(Error::internal("no available IPv4 addresses on this network's address pools")
+                        .because(error))
+                }
             },
         }
     }
@@ -507,7 +537,8 @@ pub(crate) fn document(record: &Record, containers: Value) -> Value {
         .bridge
         .iter()
         .map(|bridge| {
-            let mut config = json!({ "Subnet": bridge.subnet.to_string(), "Gateway": bridge.gateway.to_string() });
+            let mut config =
+                json!({ "Subnet": bridge.subnet.to_string(), "Gateway": bridge.gateway.to_string() });
             if let Some(range) = record.ip_range {
                 config["IPRange"] = range.to_string().into();
             }
@@ -517,8 +548,11 @@ pub(crate) fn document(record: &Record, containers: Value) -> Value {
             config
         })
         .collect();
-    let ipam_options =
-        if record.ipam_options.is_empty() && record.is_predefined() { Value::Null } else { json!(record.ipam_options) };
+    let ipam_options = if record.ipam_options.is_empty() && record.is_predefined() {
+        Value::Null
+    } else {
+        json!(record.ipam_options)
+    };
     json!({
         "Name": record.name,
         "Id": record.id,

@@ -21,7 +21,9 @@ pub(crate) fn bounding(privileged: bool, add: &[String], drop: &[String]) -> Res
         (Some(add), None) => add,
         (Some(add), Some(drop)) => {
             let mut set = without(profile::capabilities(), &drop);
-            set.extend(add.into_iter().filter(|capability| !profile::capabilities().contains(capability) || drop.contains(capability)));
+            set.extend(add.into_iter().filter(|capability| {
+                !profile::capabilities().contains(capability) || drop.contains(capability)
+            }));
             set
         }
     })

@@ -113,7 +113,6 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
 
 pub(crate) use security::Options as SecurityOptions;
 
-
 /// Where the container's control group is.
 fn cgroups_path(record: &Record, config: &Config) -> PathBuf {
     let parent = record.host_config.cgroup_parent.as_deref().filter(|parent| !parent.is_empty());
@@ -228,15 +227,24 @@ mod tests {
         let process = spec.process().as_ref().unwrap();
         assert_eq!(process.args().as_ref().unwrap(), &["sh", "-c", "true"]);
         let env = process.env().as_ref().unwrap();
-        assert!(env.iter().any(|e| e == "HOSTNAME=web") && env.iter().any(|e| e == "A=b") && env.iter().any(|e| e == "HOME=/root"));
-        assert_eq!(spec.linux().as_ref().unwrap().cgroups_path().as_deref(), Some(Path::new("/brigantine/c0ffee")));
+        assert!(
+            env.iter().any(|e| e == "HOSTNAME=web")
+                && env.iter().any(|e| e == "A=b")
+                && env.iter().any(|e| e == "HOME=/root")
+        );
+        assert_eq!(
+            spec.linux().as_ref().unwrap().cgroups_path().as_deref(),
+            Some(Path::new("/brigantine/c0ffee"))
+        );
         assert_eq!(spec.linux().as_ref().unwrap().namespaces().as_ref().unwrap().len(), 6);
         assert_eq!(spec.hostname().as_deref(), Some("web"));
     }
 
     #[test]
     fn bad_options_are_refused() {
-        let error = build_with(HostConfig { security_opt: Some(vec!["colour=red".into()]), ..Default::default() }).unwrap_err();
+        let error =
+            build_with(HostConfig { security_opt: Some(vec!["colour=red".into()]), ..Default::default() })
+                .unwrap_err();
         assert_eq!(error.to_string(), "invalid --security-opt 2: \"colour=red\"");
     }
 }

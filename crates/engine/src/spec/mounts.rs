@@ -43,7 +43,12 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
         if destination == std::path::Path::new("/dev/shm") {
             match (&inputs.ipc, host.ipc_mode.as_deref()) {
                 (Namespace::Host, _) => {
-                    default = mount("/dev/shm", "bind", "/dev/shm", ["rbind", "rprivate"].map(str::to_owned).to_vec())?;
+                    default = mount(
+                        "/dev/shm",
+                        "bind",
+                        "/dev/shm",
+                        ["rbind", "rprivate"].map(str::to_owned).to_vec(),
+                    )?;
                 }
                 (_, Some("none")) => continue,
                 _ => {}
@@ -86,7 +91,11 @@ fn one(record: &MountRecord, source: &str) -> Result<Mount> {
         }
         MountKind::Bind | MountKind::Volume => {
             let bind = if record.non_recursive { "bind" } else { "rbind" };
-            let access = if !record.rw && record.read_only_recursive && !record.non_recursive { "rro" } else { access };
+            let access = if !record.rw && record.read_only_recursive && !record.non_recursive {
+                "rro"
+            } else {
+                access
+            };
             let propagation = if record.propagation.is_empty() { "rprivate" } else { &record.propagation };
             let options = [bind, access, propagation].map(str::to_owned).to_vec();
             mount(&record.destination, "bind", source, options)
@@ -106,7 +115,8 @@ fn mount(destination: &str, typ: &str, source: &str, options: Vec<String>) -> Re
 
 /// The propagation the root must have for a shared or slave bind below it to work.
 pub(super) fn root_propagation(record: &Record) -> Option<&'static str> {
-    let any = |words: [&str; 2]| record.mounts.iter().any(|mount| words.contains(&mount.propagation.as_str()));
+    let any =
+        |words: [&str; 2]| record.mounts.iter().any(|mount| words.contains(&mount.propagation.as_str()));
     if any(["shared", "rshared"]) {
         Some("shared")
     } else if any(["slave", "rslave"]) {

@@ -10,7 +10,11 @@ use crate::users::User;
 /// The search path of containers whose image sets none.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-pub(crate) fn process(inputs: &Inputs<'_>, bounding: &[Capability], security: &SecurityOptions) -> Result<Process> {
+pub(crate) fn process(
+    inputs: &Inputs<'_>,
+    bounding: &[Capability],
+    security: &SecurityOptions,
+) -> Result<Process> {
     let record = inputs.record;
     let (config, host) = (&record.config, &record.host_config);
     let tty = record.tty();

@@ -5,9 +5,10 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use bollard_stubs::models::{HostConfig, ThrottleDevice};
 use brigantine_runtime::profile;
 use brigantine_runtime::spec::{
-    LinuxBlockIo, LinuxBlockIoBuilder, LinuxCpu, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup, LinuxDeviceCgroupBuilder,
-    LinuxDeviceType, LinuxMemory, LinuxPids, LinuxResources, LinuxThrottleDevice, LinuxThrottleDeviceBuilder,
-    LinuxWeightDevice, LinuxWeightDeviceBuilder, PosixRlimit, PosixRlimitBuilder, PosixRlimitType,
+    LinuxBlockIo, LinuxBlockIoBuilder, LinuxCpu, LinuxDevice, LinuxDeviceBuilder, LinuxDeviceCgroup,
+    LinuxDeviceCgroupBuilder, LinuxDeviceType, LinuxMemory, LinuxPids, LinuxResources, LinuxThrottleDevice,
+    LinuxThrottleDeviceBuilder, LinuxWeightDevice, LinuxWeightDeviceBuilder, PosixRlimit, PosixRlimitBuilder,
+    PosixRlimitType,
 };
 
 use crate::config::Config;
@@ -60,7 +61,8 @@ fn memory(host: &HostConfig) -> Option<LinuxMemory> {
     let swappiness = host.memory_swappiness.and_then(|value| u64::try_from(value).ok());
     let reservation = host.memory_reservation.filter(|bytes| *bytes != 0);
     let no_oom = host.oom_kill_disable.filter(|disable| *disable);
-    if limit.is_none() && swap.is_none() && swappiness.is_none() && reservation.is_none() && no_oom.is_none() {
+    if limit.is_none() && swap.is_none() && swappiness.is_none() && reservation.is_none() && no_oom.is_none()
+    {
         return None;
     }
     let mut memory = LinuxMemory::default();
@@ -182,8 +184,10 @@ fn rule(
     minor: Option<i64>,
     access: &str,
 ) -> Result<LinuxDeviceCgroup> {
-    let mut builder =
-        LinuxDeviceCgroupBuilder::default().allow(allow).typ(typ.unwrap_or(LinuxDeviceType::A)).access(access);
+    let mut builder = LinuxDeviceCgroupBuilder::default()
+        .allow(allow)
+        .typ(typ.unwrap_or(LinuxDeviceType::A))
+        .access(access);
     if let Some(major) = major {
         builder = builder.major(major);
     }
@@ -231,8 +235,7 @@ pub(crate) fn devices(host: &HostConfig) -> Result<Vec<LinuxDevice>> {
 }
 
 fn device(source: &str, target: &str) -> Result<LinuxDevice> {
-    let gathering =
-        || format!("error gathering device information while adding custom device \"{source}\"");
+    let gathering = || format!("error gathering device information while adding custom device \"{source}\"");
     let metadata = std::fs::metadata(source)
         .map_err(|error| Error::invalid(gathering()).because(crate::spec::plain(&error)))?;
     let typ = if metadata.file_type().is_char_device() {
@@ -256,7 +259,8 @@ fn device(source: &str, target: &str) -> Result<LinuxDevice> {
 
 /// All device nodes of the host, for a privileged container, but for those that every container has of its own.
 pub(crate) fn host_devices() -> Vec<LinuxDevice> {
-    const OWN: &[&str] = &["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev"];
+    const OWN: &[&str] =
+        &["/dev/pts", "/dev/shm", "/dev/fd", "/dev/mqueue", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev"];
     let mut found = Vec::new();
     let mut waiting = vec![std::path::PathBuf::from("/dev")];
     while let Some(dir) = waiting.pop() {
@@ -291,8 +295,9 @@ pub(crate) fn rlimits(host: &HostConfig, config: &Config) -> Result<Vec<PosixRli
     wanted
         .into_iter()
         .map(|(name, (soft, hard))| {
-            let typ: PosixRlimitType = serde_json::from_value(format!("RLIMIT_{}", name.to_ascii_uppercase()).into())
-                .map_err(|_unknown| Error::invalid(format!("invalid ulimit type: {name}")))?;
+            let typ: PosixRlimitType =
+                serde_json::from_value(format!("RLIMIT_{}", name.to_ascii_uppercase()).into())
+                    .map_err(|_unknown| Error::invalid(format!("invalid ulimit type: {name}")))?;
             if hard >= 0 && (soft > hard || soft < 0) {
                 return Err(Error::invalid(format!(
                     "ulimit soft limit must be less than or equal to hard limit: {soft} > {hard}"
@@ -316,7 +321,12 @@ mod tests {
     #[test]
     fn nothing_asked_is_nothing_set() {
         let limits = limits(&HostConfig::default()).unwrap();
-        assert!(limits.memory().is_none() && limits.cpu().is_none() && limits.pids().is_none() && limits.block_io().is_none());
+        assert!(
+            limits.memory().is_none()
+                && limits.cpu().is_none()
+                && limits.pids().is_none()
+                && limits.block_io().is_none()
+        );
     }
 
     #[test]

@@ -47,9 +47,10 @@ impl Options {
                 "disable" => continue,
                 _ => {}
             }
-            let (name, value) = option.split_once('=').or_else(|| option.split_once(':')).ok_or_else(|| {
-                Error::invalid(format!("invalid --security-opt 1: \"{option}\""))
-            })?;
+            let (name, value) = option
+                .split_once('=')
+                .or_else(|| option.split_once(':'))
+                .ok_or_else(|| Error::invalid(format!("invalid --security-opt 1: \"{option}\"")))?;
             match name {
                 "label" => labels.push(value.to_owned()),
                 "apparmor" => parsed.apparmor = (value != "unconfined").then(|| value.to_owned()),
@@ -105,7 +106,9 @@ mod tests {
 
     #[test]
     fn options_in_both_spellings() {
-        let options = parse(&["no-new-privileges", "seccomp:unconfined", "apparmor=mine", "systempaths=unconfined"]).unwrap();
+        let options =
+            parse(&["no-new-privileges", "seccomp:unconfined", "apparmor=mine", "systempaths=unconfined"])
+                .unwrap();
         assert!(options.no_new_privileges && options.open_paths);
         assert_eq!(options.apparmor.as_deref(), Some("mine"));
         assert_eq!(options.seccomp(&[]).unwrap(), None);

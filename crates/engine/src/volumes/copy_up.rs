@@ -11,26 +11,35 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat, fchmod,
-    fgetxattr, flistxattr, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, openat2, readlinkat, statat, symlinkat, utimensat,
+    AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
+    fchmod, fgetxattr, flistxattr, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, openat2,
+    readlinkat, statat, symlinkat, utimensat,
 };
 
+use crate::Result;
 use crate::error::Context;
 use crate::rootfs::LayerRoot;
-use crate::Result;
 
 /// Copies what `layers` (top first) have at `destination` into `volume`, if the volume is empty and that is a directory.
 pub(crate) fn copy_up(layers: &[PathBuf], destination: &str, volume: &Path) -> Result<()> {
-    let what = || format!("copy the image's files at {destination} into volume directory {}", volume.display());
+    let what =
+        || format!("copy the image's files at {destination} into volume directory {}", volume.display());
     let target = File::open(volume).doing(what)?;
-    if Dir::read_from(&target).doing(what)?.any(|entry| {
-        entry.is_ok_and(|entry| entry.file_name() != c"." && entry.file_name() != c"..")
-    }) {
+    if Dir::read_from(&target)
+        .doing(what)?
+        .any(|entry| entry.is_ok_and(|entry| entry.file_name() != c"." && entry.file_name() != c".."))
+    {
         return Ok(());
     }
     let root = LayerRoot::open(layers)?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let source = match openat2(root.as_fd(), destination.trim_start_matches('/'), flags, Mode::empty(), ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS) {
+    let source = match openat2(
+        root.as_fd(),
+        destination.trim_start_matches('/'),
+        flags,
+        Mode::empty(),
+        ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS,
+    ) {
         Ok(source) => source,
         Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(()),
         Err(error) => return Err(error).doing(what),
@@ -57,7 +66,13 @@ impl Copy {
         attributes(from, to)
     }
 
-    fn entry(&mut self, from: BorrowedFd<'_>, to: BorrowedFd<'_>, name: &CStr, path: &Path) -> io::Result<()> {
+    fn entry(
+        &mut self,
+        from: BorrowedFd<'_>,
+        to: BorrowedFd<'_>,
+        name: &CStr,
+        path: &Path,
+    ) -> io::Result<()> {
         let stat = statat(from, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let kind = FileType::from_raw_mode(stat.st_mode);
         if kind == FileType::Directory {
@@ -78,7 +93,8 @@ impl Copy {
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mut source = File::from(openat(from, name, flags, Mode::empty())?);
-                let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags =
+                    OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let mut target = File::from(openat(to, name, flags, Mode::RUSR | Mode::WUSR)?);
                 io::copy(&mut source, &mut target)?;
                 attributes(source.as_fd(), target.as_fd())?;
@@ -127,13 +143,22 @@ fn attributes(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
 }
 
 fn owner_and_times(dir: BorrowedFd<'_>, name: &CStr, stat: &rustix::fs::Stat) -> io::Result<()> {
-    chownat(dir, name, Some(Uid::from_raw(stat.st_uid)), Some(Gid::from_raw(stat.st_gid)), AtFlags::SYMLINK_NOFOLLOW)?;
+    chownat(
+        dir,
+        name,
+        Some(Uid::from_raw(stat.st_uid)),
+        Some(Gid::from_raw(stat.st_gid)),
+        AtFlags::SYMLINK_NOFOLLOW,
+    )?;
     utimensat(dir, name, &times(stat), AtFlags::SYMLINK_NOFOLLOW)?;
     Ok(())
 }
 
 fn times(stat: &rustix::fs::Stat) -> Timestamps {
-    let at = |seconds: i64, nanos: u64| Timespec { tv_sec: seconds, tv_nsec: i64::try_from(nanos).unwrap_or_default() };
+    let at = |seconds: i64, nanos: u64| Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::try_from(nanos).unwrap_or_default(),
+    };
     Timestamps {
         last_access: at(stat.st_atime, stat.st_atime_nsec),
         last_modification: at(stat.st_mtime, stat.st_mtime_nsec),

@@ -92,7 +92,9 @@ impl Volumes {
     pub async fn create(&self, request: VolumeCreateRequest) -> Result<Value> {
         let driver = request.driver.as_deref().unwrap_or("local");
         if !matches!(driver, "" | "local") {
-            return Err(Error::not_found(format!("error looking up volume plugin {driver}: plugin \"{driver}\" not found")));
+            return Err(Error::not_found(format!(
+                "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+            )));
         }
         if request.cluster_volume_spec.is_some() {
             return Err(Error::not_implemented("cluster volumes are not supported"));
@@ -131,11 +133,20 @@ impl Volumes {
         if anonymous {
             labels.insert(ANONYMOUS_LABEL.to_owned(), String::new());
         }
-        let record =
-            Record { version: VERSION, name: name.clone(), labels, options, created: Timestamp::now(), anonymous };
+        let record = Record {
+            version: VERSION,
+            name: name.clone(),
+            labels,
+            options,
+            created: Timestamp::now(),
+            anonymous,
+        };
         let dir = self.data_dir(&name);
-        crate::blocking(move || std::fs::create_dir_all(&dir).doing(|| format!("create {}", dir.display()))).await?;
-        let batch = Batch::new().put(Table::Volumes, &name, &name, &record).doing(|| format!("create volume {name}"))?;
+        crate::blocking(move || std::fs::create_dir_all(&dir).doing(|| format!("create {}", dir.display())))
+            .await?;
+        let batch = Batch::new()
+            .put(Table::Volumes, &name, &name, &record)
+            .doing(|| format!("create volume {name}"))?;
         self.db.apply(batch, Durability::Synced).await.doing(|| format!("create volume {name}"))?;
         lock(&self.index).records.insert(name.clone(), record.clone());
         self.events.publish(Kind::Volume, "create", name, driver_attribute());
@@ -160,8 +171,12 @@ impl Volumes {
         let dangling = filters.boolean("dangling")?;
         let (records, used) = {
             let index = lock(&self.index);
-            let used: BTreeSet<String> =
-                index.users.iter().filter(|(_, users)| !users.is_empty()).map(|(name, _)| name.clone()).collect();
+            let used: BTreeSet<String> = index
+                .users
+                .iter()
+                .filter(|(_, users)| !users.is_empty())
+                .map(|(name, _)| name.clone())
+                .collect();
             (index.records.values().cloned().collect::<Vec<_>>(), used)
         };
         let volumes: Vec<Value> = records
@@ -184,7 +199,8 @@ impl Volumes {
             Err(error) => return Err(error),
             Ok(_record) => {}
         }
-        let users: Vec<String> = lock(&self.index).users.get(name).iter().flat_map(|u| u.iter().cloned()).collect();
+        let users: Vec<String> =
+            lock(&self.index).users.get(name).iter().flat_map(|u| u.iter().cloned()).collect();
         if !users.is_empty() {
             return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
         }
@@ -294,7 +310,9 @@ impl Volumes {
                 match self.remove(name, true).await {
                     Ok(()) => {}
                     Err(error) if error.class() == Class::Conflict => {}
-                    Err(error) => tracing::warn!(volume = name, error = error.report(), "remove an anonymous volume"),
+                    Err(error) => {
+                        tracing::warn!(volume = name, error = error.report(), "remove an anonymous volume")
+                    }
                 }
             }
         }
@@ -327,10 +345,13 @@ fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
     if options.is_empty() {
         return Ok(());
     }
-    if let Some(unknown) = options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size")) {
+    if let Some(unknown) =
+        options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size"))
+    {
         return Err(Error::invalid(format!("invalid option: \"{unknown}\"")));
     }
-    let bind = options.get("o").is_some_and(|o| o.split(',').any(|option| matches!(option, "bind" | "rbind")));
+    let bind =
+        options.get("o").is_some_and(|o| o.split(',').any(|option| matches!(option, "bind" | "rbind")));
     if !bind {
         return Err(Error::not_implemented(
             "volume options other than a bind of a directory (type=none, o=bind, device=DIR) are not supported",
@@ -375,7 +396,10 @@ mod tests {
         volumes.remove("data", false).await.unwrap();
         assert!(!dir.path().join("volumes/data").exists());
         let error = volumes.inspect("data").unwrap_err();
-        assert_eq!((error.class(), error.to_string().as_str()), (Class::NotFound, "get data: no such volume"));
+        assert_eq!(
+            (error.class(), error.to_string().as_str()),
+            (Class::NotFound, "get data: no such volume")
+        );
         volumes.remove("data", true).await.unwrap();
     }
 

@@ -117,7 +117,11 @@ impl From<MountRecord> for Requested {
 
 /// All mounts a request names: `Binds` and `Mounts` may not share a destination; the image's and the request's
 /// `Volumes`, and `inherited` (volumes-from), fill in where nothing else is mounted.
-pub(crate) fn requested(host: &HostConfig, volumes: &[String], inherited: Vec<MountRecord>) -> Result<Vec<Requested>> {
+pub(crate) fn requested(
+    host: &HostConfig,
+    volumes: &[String],
+    inherited: Vec<MountRecord>,
+) -> Result<Vec<Requested>> {
     let mut all: BTreeMap<String, Requested> = BTreeMap::new();
     for mount in inherited {
         all.insert(mount.destination.clone(), mount.into());
@@ -140,10 +144,14 @@ pub(crate) fn requested(host: &HostConfig, volumes: &[String], inherited: Vec<Mo
     for destination in host.tmpfs.iter().flatten().map(|(path, _)| path) {
         let path = clean(destination);
         if !path.starts_with('/') {
-            return Err(Error::invalid(format!("invalid mount path: '{destination}' mount path must be absolute")));
+            return Err(Error::invalid(format!(
+                "invalid mount path: '{destination}' mount path must be absolute"
+            )));
         }
         if path == "/" {
-            return Err(Error::invalid(format!("invalid tmpfs mount '{destination}': destination can't be '/'")));
+            return Err(Error::invalid(format!(
+                "invalid tmpfs mount '{destination}': destination can't be '/'"
+            )));
         }
         if named.contains_key(&path) {
             return Err(Error::invalid(format!("Duplicate mount point: {path}")));
@@ -154,7 +162,9 @@ pub(crate) fn requested(host: &HostConfig, volumes: &[String], inherited: Vec<Mo
     for volume in volumes {
         let destination = clean(volume);
         if !destination.starts_with('/') {
-            return Err(Error::invalid(format!("invalid volume specification: '{volume}': invalid mount path: '{volume}' mount path must be absolute")));
+            return Err(Error::invalid(format!(
+                "invalid volume specification: '{volume}': invalid mount path: '{volume}' mount path must be absolute"
+            )));
         }
         if destination == "/" {
             return Err(Error::invalid("invalid specification: destination can't be '/'"));
@@ -191,10 +201,16 @@ fn parse_bind(text: &str) -> Result<MountRecord> {
     }
     let destination = clean(destination);
     if destination == "/" {
-        return Err(Error::invalid(format!("invalid volume specification: '{text}': invalid specification: destination can't be '/'")));
+        return Err(Error::invalid(format!(
+            "invalid volume specification: '{text}': invalid specification: destination can't be '/'"
+        )));
     }
     let mut mount = if source.starts_with('/') {
-        MountRecord { source: clean(source), create_source: true, ..MountRecord::at(MountKind::Bind, &destination) }
+        MountRecord {
+            source: clean(source),
+            create_source: true,
+            ..MountRecord::at(MountKind::Bind, &destination)
+        }
     } else {
         if !source.is_empty() && !crate::names::is_valid(source) {
             return Err(Error::invalid(format!(
@@ -209,7 +225,9 @@ fn parse_bind(text: &str) -> Result<MountRecord> {
             "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
             "ro" => mount.rw = false,
             "nocopy" if mount.kind == MountKind::Volume => mount.no_copy = true,
-            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave" if mount.kind == MountKind::Bind => {
+            "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"
+                if mount.kind == MountKind::Bind =>
+            {
                 flag.clone_into(&mut mount.propagation);
             }
             _ => return Err(Error::invalid(format!("invalid mode: {mode}"))),
@@ -227,8 +245,14 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
         Some(MountType::BIND) => MountKind::Bind,
         Some(MountType::VOLUME) => MountKind::Volume,
         Some(MountType::TMPFS) => MountKind::Tmpfs,
-        Some(MountType::IMAGE) => return Err(Error::not_implemented("mounts of type \"image\" are not supported")),
-        Some(other) => return Err(Error::invalid(format!("invalid mount config for type \"{other}\": mount type unknown"))),
+        Some(MountType::IMAGE) => {
+            return Err(Error::not_implemented("mounts of type \"image\" are not supported"));
+        }
+        Some(other) => {
+            return Err(Error::invalid(format!(
+                "invalid mount config for type \"{other}\": mount type unknown"
+            )));
+        }
         None => return Err(Error::invalid("invalid mount config for type \"\": mount type unknown")),
     };
     let word = match kind {
@@ -249,7 +273,8 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
         return Err(wrong("invalid specification: destination can't be '/'".to_owned()));
     }
     let source = request.source.clone().unwrap_or_default();
-    let mut mount = MountRecord { rw: !request.read_only.unwrap_or_default(), ..MountRecord::at(kind, &destination) };
+    let mut mount =
+        MountRecord { rw: !request.read_only.unwrap_or_default(), ..MountRecord::at(kind, &destination) };
     for (given, of) in [
         (request.bind_options.is_some(), MountKind::Bind),
         (request.volume_options.is_some(), MountKind::Volume),
@@ -277,7 +302,9 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
             "rprivate".clone_into(&mut mount.propagation);
             mount.read_only_recursive = !mount.rw;
             if let Some(options) = &request.bind_options {
-                if let Some(propagation) = options.propagation.filter(|p| *p != MountBindOptionsPropagationEnum::EMPTY) {
+                if let Some(propagation) =
+                    options.propagation.filter(|p| *p != MountBindOptionsPropagationEnum::EMPTY)
+                {
                     mount.propagation = propagation.to_string();
                 }
                 mount.non_recursive = options.non_recursive.unwrap_or_default();
@@ -301,14 +328,20 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
                 mount.no_copy = options.no_copy.unwrap_or_default();
                 mount.subpath = options.subpath.clone().unwrap_or_default();
                 if !stays_inside(&mount.subpath) {
-                    return Err(wrong(format!("subpath must be a relative path within the volume: {}", mount.subpath)));
+                    return Err(wrong(format!(
+                        "subpath must be a relative path within the volume: {}",
+                        mount.subpath
+                    )));
                 }
                 if let Some(driver) = &options.driver_config {
                     let name = driver.name.as_deref().unwrap_or_default();
                     if !matches!(name, "" | "local") {
-                        return Err(Error::not_found(format!("error looking up volume plugin {name}: plugin \"{name}\" not found")));
+                        return Err(Error::not_found(format!(
+                            "error looking up volume plugin {name}: plugin \"{name}\" not found"
+                        )));
                     }
-                    requested.volume_options = driver.options.clone().unwrap_or_default().into_iter().collect();
+                    requested.volume_options =
+                        driver.options.clone().unwrap_or_default().into_iter().collect();
                     super::check_options(&requested.volume_options)?;
                 }
                 requested.volume_labels = options.labels.clone().unwrap_or_default().into_iter().collect();
@@ -363,9 +396,14 @@ mod tests {
 
     #[test]
     fn binds_are_host_paths_or_volumes() {
-        let all = requested(&host(&["/a/../src:/dst/:ro", "data:/var/lib/x", "/only"]), &[], Vec::new()).unwrap();
-        let by = |destination: &str| all.iter().map(|r| &r.mount).find(|m| m.destination == destination).unwrap();
-        assert_eq!((by("/dst").kind, by("/dst").source.as_str(), by("/dst").rw), (MountKind::Bind, "/src", false));
+        let all =
+            requested(&host(&["/a/../src:/dst/:ro", "data:/var/lib/x", "/only"]), &[], Vec::new()).unwrap();
+        let by =
+            |destination: &str| all.iter().map(|r| &r.mount).find(|m| m.destination == destination).unwrap();
+        assert_eq!(
+            (by("/dst").kind, by("/dst").source.as_str(), by("/dst").rw),
+            (MountKind::Bind, "/src", false)
+        );
         assert!(by("/dst").create_source);
         assert_eq!(by("/var/lib/x").volume(), Some("data"));
         assert_eq!(by("/only").volume(), Some(""));
@@ -382,7 +420,12 @@ mod tests {
         ] {
             assert_eq!(requested(&host(&[bind]), &[], Vec::new()).unwrap_err().to_string(), text);
         }
-        assert!(requested(&host(&["/x:y"]), &[], Vec::new()).unwrap_err().to_string().contains("mount path must be absolute"));
+        assert!(
+            requested(&host(&["/x:y"]), &[], Vec::new())
+                .unwrap_err()
+                .to_string()
+                .contains("mount path must be absolute")
+        );
         assert_eq!(
             requested(&host(&["/x:/y", "z1:/y"]), &[], Vec::new()).unwrap_err().to_string(),
             "Duplicate mount point: /y"
@@ -391,10 +434,12 @@ mod tests {
 
     #[test]
     fn image_volumes_give_way_to_what_is_asked_for() {
-        let all = requested(&host(&["/src:/data"]), &["/data".to_owned(), "/cache/".to_owned()], Vec::new()).unwrap();
+        let all = requested(&host(&["/src:/data"]), &["/data".to_owned(), "/cache/".to_owned()], Vec::new())
+            .unwrap();
         assert_eq!(all.len(), 2);
         assert!(all.iter().any(|r| r.mount.volume() == Some("") && r.mount.destination == "/cache"));
-        let tmpfs = HostConfig { tmpfs: Some([("/data".to_owned(), String::new())].into()), ..Default::default() };
+        let tmpfs =
+            HostConfig { tmpfs: Some([("/data".to_owned(), String::new())].into()), ..Default::default() };
         assert!(requested(&tmpfs, &["/data".to_owned()], Vec::new()).unwrap().is_empty());
     }
 
@@ -412,6 +457,11 @@ mod tests {
             "invalid mount config for type \"bind\": bind source path does not exist: /does/not/exist"
         );
         let odd = Mount { tmpfs_options: Some(Default::default()), ..bind };
-        assert!(requested(&config(odd), &[], Vec::new()).unwrap_err().to_string().contains("field TmpfsOptions must not be specified"));
+        assert!(
+            requested(&config(odd), &[], Vec::new())
+                .unwrap_err()
+                .to_string()
+                .contains("field TmpfsOptions must not be specified")
+        );
     }
 }
