@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::content::Content;
-use crate::digest::{Algorithm, Digest, DigestError};
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result, json};
 use crate::layers::{LayerInfo, Layers};
 use crate::lease::Lease;
@@ -149,14 +149,14 @@ impl Store {
     /// The image of this name, `repository@digest`, id or unambiguous id prefix.
     pub fn resolve(&self, name: &str) -> Result<Image> {
         let names = self.inner.names.load()?;
-        let id = find(&names, name)?;
-        self.describe(&names, &id)
+        let found = find(&names, name)?;
+        self.describe_as(&names, &found.image, Some(&found.manifest))
     }
 
     /// Just the id of what [`Self::resolve`] would find.
     pub fn resolve_id(&self, name: &str) -> Result<Digest> {
         let names = self.inner.names.load()?;
-        find(&names, name)
+        Ok(find(&names, name)?.image.clone())
     }
 
     /// The image with exactly this id.
@@ -190,10 +190,8 @@ impl Store {
         }
         let target = target.clone().or_latest();
         self.inner.names.update(|names| {
-            let id = find(names, image)?;
-            let Some(entry) = names.of_image(&id).next().cloned() else {
-                return Err(Error::NoSuchImage(image.to_owned()));
-            };
+            let entry = find(names, image)?.clone();
+            let id = entry.image.clone();
             if names.find(&target).is_some_and(|there| there.image == id) {
                 return Ok((id, None));
             }
@@ -244,7 +242,7 @@ impl Store {
                     return Err(Error::NoSuchContent(layer.digest.clone()));
                 }
             }
-            self.records().insert(id.clone(), Arc::new(record));
+            self.records().insert(image.manifest.digest.clone(), Arc::new(record));
             ids.push(id.clone());
             let mut names: Vec<Option<Reference>> = image.names.into_iter().map(Some).collect();
             if names.is_empty() {
@@ -398,12 +396,16 @@ impl Store {
     }
 
     pub(crate) fn find_in(names: &Names, text: &str) -> Result<Digest> {
-        find(names, text)
+        find(names, text).map(|entry| entry.image.clone())
     }
 
     /// The configuration of an image that may have been removed a moment ago.
     pub(crate) fn known_config(&self, id: &Digest) -> Option<Arc<ImageConfig>> {
-        self.records().get(id).map(|record| Arc::clone(&record.config))
+        let records = self.records();
+        records
+            .values()
+            .find(|record| record.manifest.config.digest == *id)
+            .map(|record| Arc::clone(&record.config))
     }
 
     /// The documents behind one entry of the index.
@@ -413,15 +415,15 @@ impl Store {
     }
 
     pub(crate) fn forget(&self, id: &Digest) {
-        self.records().remove(id);
+        self.records().retain(|_, record| record.manifest.config.digest != *id);
     }
 
-    fn record(&self, id: &Digest, manifest: &Descriptor) -> Result<Arc<Record>> {
-        if let Some(record) = self.records().get(id) {
+    fn record(&self, manifest: &Descriptor) -> Result<Arc<Record>> {
+        if let Some(record) = self.records().get(&manifest.digest) {
             return Ok(Arc::clone(record));
         }
         let record = Arc::new(self.read_record(manifest)?);
-        self.records().insert(id.clone(), Arc::clone(&record));
+        self.records().insert(manifest.digest.clone(), Arc::clone(&record));
         Ok(record)
     }
 
@@ -457,12 +459,18 @@ impl Store {
     }
 
     pub(crate) fn describe(&self, names: &Names, id: &Digest) -> Result<Image> {
+        self.describe_as(names, id, None)
+    }
+
+    /// One image may be there by several manifests (its layers compressed differently); each name has its own.
+    fn describe_as(&self, names: &Names, id: &Digest, manifest: Option<&Descriptor>) -> Result<Image> {
         let mut entries = names.of_image(id);
         let Some(first) = entries.next() else { return Err(Error::NoSuchImage(id.to_string())) };
-        let record = self.record(id, &first.manifest)?;
+        let manifest = manifest.unwrap_or(&first.manifest);
+        let record = self.record(manifest)?;
         let mut image = Image {
             id: id.clone(),
-            manifest: first.manifest.clone(),
+            manifest: manifest.clone(),
             layers: record.manifest.layers.clone(),
             config: Arc::clone(&record.config),
             tags: Vec::new(),
@@ -492,41 +500,38 @@ pub(crate) fn now() -> String {
 }
 
 /// Docker's order: a full id, then a name, then a prefix of an id.
-fn find(names: &Names, text: &str) -> Result<Digest> {
+fn find<'a>(names: &'a Names, text: &str) -> Result<&'a Entry> {
     let hex = text.strip_prefix("sha256:").unwrap_or(text);
-    match Digest::from_hex(Algorithm::Sha256, hex) {
-        Ok(id) if names.has_image(&id) => return Ok(id),
-        Ok(id) => {
-            return Err(Error::NoSuchImage(if text == hex { hex.to_owned() } else { id.to_string() }));
-        }
-        Err(DigestError::Length(_) | DigestError::Format(_) | DigestError::Algorithm(_)) => {}
+    if let Ok(id) = Digest::from_hex(Algorithm::Sha256, hex) {
+        let found = names.entries.iter().find(|entry| entry.image == id);
+        return found.ok_or_else(|| Error::NoSuchImage(text.to_owned()));
     }
-    let prefix_of = |hex: &str| -> Result<Option<Digest>> {
-        if hex.is_empty() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Ok(None);
-        }
-        let hex = hex.to_ascii_lowercase();
-        let mut matches: Vec<Digest> =
-            names.images().into_iter().filter(|id| id.hex().starts_with(&hex)).collect();
-        if matches.len() > 1 {
-            return Err(Error::Ambiguous { prefix: hex, matches });
-        }
-        Ok(matches.pop())
-    };
     let reference = match Reference::parse(text) {
         Ok(reference) => reference.or_latest(),
-        Err(error) => {
-            // `sha256:<prefix>` reads as a name with a tag too; anything else malformed is no name.
-            return prefix_of(hex)?.ok_or(Error::Reference(error));
-        }
+        // `sha256:<prefix>` reads as a name with a tag too; anything else malformed is no name.
+        Err(error) => return by_prefix(names, hex)?.ok_or(Error::Reference(error)),
     };
-    let exact = match (reference.tag(), reference.digest()) {
-        // With both, the digest decides.
-        (_, Some(digest)) => names.find(&reference.with_digest(digest.clone())),
-        _ => names.find(&reference),
+    let exact = match reference.digest() {
+        // With a tag too, the digest decides.
+        Some(digest) => names.find(&reference.with_digest(digest.clone())),
+        None => names.find(&reference),
     };
-    if let Some(entry) = exact {
-        return Ok(entry.image.clone());
+    match exact {
+        Some(entry) => Ok(entry),
+        None => by_prefix(names, hex)?.ok_or_else(|| Error::NoSuchImage(reference.familiar())),
     }
-    prefix_of(hex)?.ok_or_else(|| Error::NoSuchImage(reference.familiar()))
+}
+
+/// The only image whose id starts with these digits.
+fn by_prefix<'a>(names: &'a Names, hex: &str) -> Result<Option<&'a Entry>> {
+    if hex.is_empty() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Ok(None);
+    }
+    let hex = hex.to_ascii_lowercase();
+    let matches: Vec<Digest> = names.images().into_iter().filter(|id| id.hex().starts_with(&hex)).collect();
+    match &matches[..] {
+        [] => Ok(None),
+        [one] => Ok(names.entries.iter().find(|entry| entry.image == *one)),
+        _ => Err(Error::Ambiguous { prefix: hex, matches }),
+    }
 }

@@ -291,13 +291,18 @@ impl<R: BufRead> Reader<R> {
                 (self.id(&block[329..337], "device number")?, self.id(&block[337..345], "device number")?);
         }
         entry.xattrs.extend(extended.xattrs);
-        // Only files have data; some writers state the size of a link's target.
-        let stored = if entry.kind == Kind::File { extended.size.unwrap_or(size) } else { 0 };
+        // Only files have data; some writers state the size of a link's target. A directory written as a file with
+        // a slash at the end may have data nobody wants.
+        let as_file = matches!(block[156], 0 | b'0' | b'7' | b'S');
+        let stored = if as_file { extended.size.unwrap_or(size) } else { 0 };
         if stored > i64::MAX as u64 {
             return Err(self.malformed("size out of range"));
         }
         self.remaining = stored;
         self.padding = padding(stored);
+        if entry.kind != Kind::File {
+            return Ok(());
+        }
         entry.stored = stored;
         entry.size = stored;
         if block[156] == b'S' {

@@ -2,8 +2,11 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![expect(clippy::unwrap_used, reason = "only tests use it")]
 
+use std::fs;
 use std::io::Write as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::process::Command;
 
 use brigantine_image::{Digest, Store};
 use tempfile::TempDir;
@@ -135,4 +138,52 @@ pub fn compressed(data: &[u8]) -> Vec<Vec<u8>> {
         xz.finish().unwrap(),
         zstd::encode_all(data, 1).unwrap(),
     ]
+}
+
+/// Runs a program that has to succeed; returns what it wrote.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().expect("it runs");
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// One line for each entry: all that can be known of it but inode and change time.
+pub fn listing(root: &Path) -> Vec<String> {
+    fn walk(root: &Path, dir: &Path, lines: &mut Vec<String>) {
+        for entry in fs::read_dir(dir).expect("a directory") {
+            let path = entry.expect("an entry").path();
+            let m = fs::symlink_metadata(&path).expect("metadata");
+            let content = match m.file_type() {
+                t if t.is_symlink() => fs::read_link(&path).expect("a link").display().to_string(),
+                t if t.is_file() => Digest::sha256(&fs::read(&path).expect("a file")).to_string(),
+                _ => format!("{:x}", m.rdev()),
+            };
+            let mut list = [0u8; 4096];
+            let n = rustix::fs::llistxattr(&path, &mut list).expect("attributes");
+            let mut xattrs = Vec::new();
+            for name in list[..n].split(|&b| b == 0).filter(|name| !name.is_empty()) {
+                let mut value = [0u8; 4096];
+                let n = rustix::fs::lgetxattr(&path, name, &mut value).expect("an attribute");
+                xattrs.push((String::from_utf8_lossy(name).into_owned(), value[..n].to_vec()));
+            }
+            xattrs.sort();
+            let links = if m.is_dir() { 0 } else { m.nlink() };
+            lines.push(format!(
+                "{} {:o} {}:{} {}.{:09} x{links} {content} {xattrs:?}",
+                path.strip_prefix(root).expect("below the root").display(),
+                m.mode(),
+                m.uid(),
+                m.gid(),
+                m.mtime(),
+                m.mtime_nsec(),
+            ));
+            if m.is_dir() {
+                walk(root, &path, lines);
+            }
+        }
+    }
+    let mut lines = Vec::new();
+    walk(root, root, &mut lines);
+    lines.sort();
+    lines
 }

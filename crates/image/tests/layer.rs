@@ -1,0 +1,302 @@
+//! Layers: what an archive says becomes the tree it describes; what it must not do it cannot.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::Path;
+use std::process::Command;
+
+use brigantine_image::layer::{self, LayerError};
+use brigantine_image::{Algorithm, Digest};
+use common::{Tar, listing, run};
+
+/// Applies the archive below a directory whose surroundings are checked to be untouched.
+fn apply(archive: &[u8]) -> (tempfile::TempDir, Result<layer::Applied, LayerError>) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let target = dir.path().join("target");
+    fs::create_dir(&target).expect("a target");
+    fs::write(dir.path().join("outside"), b"outside").expect("a file outside");
+    let result = layer::apply(archive, &target, Algorithm::Sha256);
+    assert_eq!(fs::read(dir.path().join("outside")).expect("the file outside"), b"outside");
+    assert_eq!(common::files(dir.path()), 2, "something was written outside");
+    (dir, result)
+}
+
+#[track_caller]
+fn refused(archive: &[u8], reason: &str) {
+    let (_dir, result) = apply(archive);
+    let error = result.expect_err(reason);
+    assert!(error.is_input(), "{error:?}");
+    assert!(error.to_string().contains(reason), "{error} should say {reason:?}");
+}
+
+fn applied(archive: &[u8]) -> tempfile::TempDir {
+    let (dir, result) = apply(archive);
+    let found = result.expect("the layer applies");
+    assert_eq!(found.diff_id, Digest::sha256(archive));
+    dir
+}
+
+fn is_whiteout(path: &Path) -> bool {
+    let metadata = fs::symlink_metadata(path).expect("a whiteout");
+    metadata.file_type().is_char_device() && metadata.rdev() == 0
+}
+
+fn is_opaque(path: &Path) -> bool {
+    let mut value = [0u8; 8];
+    rustix::fs::getxattr(path, "trusted.overlay.opaque", &mut value).is_ok_and(|n| value[..n] == *b"y")
+}
+
+#[test]
+fn nothing_climbs_out() {
+    for path in ["../outside", "a/../../outside", "..", "a/.."] {
+        refused(&Tar::new().file(path, b"x").done(), "climbs");
+        refused(&Tar::new().dir(path).done(), "climbs");
+    }
+    refused(&Tar::new().hardlink("l", "../outside").done(), "climbs");
+    refused(&Tar::new().hardlink("l", "/../outside").done(), "climbs");
+    refused(&Tar::new().file(".wh...", b"").done(), "a whiteout of nothing");
+    refused(&Tar::new().file("d/.wh..", b"").done(), "a whiteout of nothing");
+    refused(&Tar::new().file(".wh.", b"").done(), "a whiteout of nothing");
+    refused(&Tar::new().file("", b"x").done(), "can only be a directory");
+    refused(&Tar::new().file("./", b"x").symlink("/", "x").done(), "can only be a directory");
+}
+
+#[test]
+fn nothing_is_written_through_a_link() {
+    for target in ["..", "/", "/tmp", "d", "."] {
+        let archive = Tar::new().dir("d").symlink("l", target).file("l/outside", b"x").done();
+        refused(&archive, "leads through a symbolic link");
+        let archive = Tar::new().dir("d").symlink("l", target).file("l/.wh.outside", b"").done();
+        refused(&archive, "leads through a symbolic link");
+        let archive = Tar::new().dir("d").symlink("l", target).file("l/.wh..wh..opq", b"").done();
+        refused(&archive, "leads through a symbolic link");
+        let archive = Tar::new().dir("d").symlink("l", target).hardlink("h", "l/outside").done();
+        refused(&archive, "hard link to \"l/outside\"");
+    }
+    // The link itself is replaced, not followed.
+    let dir = applied(&Tar::new().symlink("l", "../outside").file("l", b"inside").done());
+    assert_eq!(fs::read(dir.path().join("target/l")).unwrap(), b"inside");
+    let dir = applied(&Tar::new().symlink("l", "..").dir("l").file("l/f", b"inside").done());
+    assert_eq!(fs::read(dir.path().join("target/l/f")).unwrap(), b"inside");
+    // A directory that becomes a link while its descriptor is remembered.
+    refused(
+        &Tar::new().file("d/a", b"").symlink("d", "..").file("d/outside", b"x").done(),
+        "leads through a symbolic link",
+    );
+    // Attributes of directories come last: by then one may have become a link.
+    let dir = applied(&Tar::new().dir("d").symlink("d", "..").done());
+    assert!(fs::symlink_metadata(dir.path().join("target/d")).unwrap().is_symlink());
+}
+
+#[test]
+fn hard_links_stay_within_the_layer() {
+    refused(&Tar::new().hardlink("l", "nothing").done(), "not in this layer");
+    refused(&Tar::new().hardlink("l", "/etc/passwd").done(), "not in this layer");
+    refused(&Tar::new().dir("d").hardlink("l", "d").done(), "is a directory");
+    refused(&Tar::new().file("d/f", b"").hardlink("d", "d/f").done(), "below itself");
+    refused(&Tar::new().hardlink("l", "").done(), "not in this layer");
+    let dir = applied(&Tar::new().file("d/a", b"x").hardlink("b", "/d/a").hardlink("b", "b").done());
+    let target = dir.path().join("target");
+    assert_eq!(
+        fs::metadata(target.join("b")).unwrap().ino(),
+        fs::metadata(target.join("d/a")).unwrap().ino()
+    );
+    // A link to a symbolic link is the link itself.
+    let dir = applied(&Tar::new().symlink("s", "/etc/passwd").hardlink("h", "s").done());
+    assert!(fs::symlink_metadata(dir.path().join("target/h")).unwrap().is_symlink());
+}
+
+#[test]
+fn absolute_names_are_taken_below_the_root() {
+    let dir = applied(&Tar::new().file("/etc/passwd", b"x").file("//a//./b", b"y").done());
+    assert_eq!(fs::read(dir.path().join("target/etc/passwd")).unwrap(), b"x");
+    assert_eq!(fs::read(dir.path().join("target/a/b")).unwrap(), b"y");
+}
+
+#[test]
+fn paths_too_deep_or_long_are_refused() {
+    refused(&Tar::new().file(&"d/".repeat(10_000), b"").done(), "a path of");
+    refused(&Tar::new().file(&"x".repeat(300), b"").done(), "a name of 300 bytes");
+    let deep = "d/".repeat(2000) + "f";
+    let dir = applied(&Tar::new().file(&deep, b"").done());
+    assert!(fs::metadata(dir.path().join("target").join(&deep[..2000])).is_ok());
+}
+
+#[test]
+fn whiteouts_take_overlays_form() {
+    let archive = Tar::new()
+        .file("d/.wh.gone", b"")
+        .file("o/.wh..wh..opq", b"")
+        .file("o/new", b"n")
+        .file(".wh..wh.plnk/1.2", b"")
+        .file("replaced/old", b"")
+        .done();
+    let dir = applied(&archive);
+    let target = dir.path().join("target");
+    assert!(is_whiteout(&target.join("d/gone")));
+    assert!(is_opaque(&target.join("o")));
+    assert!(!target.join(".wh..wh.plnk").exists());
+    // Hidden below and made anew in the same layer: nothing of lower layers shows through.
+    for archive in [
+        Tar::new().file(".wh.d", b"").dir("d").file("d/f", b"").done(),
+        Tar::new().file(".wh.d", b"").file("d/f", b"").done(),
+        Tar::new().dir("d").file("d/f", b"").file(".wh.d", b"").done(),
+    ] {
+        let dir = applied(&archive);
+        assert!(is_opaque(&dir.path().join("target/d")));
+        assert!(dir.path().join("target/d/f").exists());
+    }
+    let dir = applied(&Tar::new().file("f", b"x").file(".wh.f", b"").done());
+    assert_eq!(fs::read(dir.path().join("target/f")).unwrap(), b"x");
+}
+
+#[test]
+fn an_archive_cannot_steer_overlay() {
+    let archive = Tar::new()
+        .pax(&[
+            ("SCHILY.xattr.trusted.overlay.redirect", b"/etc"),
+            ("SCHILY.xattr.trusted.overlay.opaque", b"y"),
+            ("SCHILY.xattr.user.kept", b"v"),
+        ])
+        .dir("d")
+        .done();
+    let dir = applied(&archive);
+    let target = dir.path().join("target/d");
+    assert!(!is_opaque(&target));
+    let mut value = [0u8; 64];
+    assert!(rustix::fs::getxattr(&target, "trusted.overlay.redirect", &mut value).is_err());
+    assert_eq!(rustix::fs::getxattr(&target, "user.kept", &mut value), Ok(1));
+}
+
+#[test]
+fn metadata_is_exact() {
+    let archive = Tar::new()
+        .pax(&[("mtime", b"1234567890.123456789"), ("uid", b"3000000000"), ("gid", b"7")])
+        .entry(tar::EntryType::Directory, "dir", "", b"")
+        .file("dir/later", b"x")
+        .pax(&[("mtime", b"-5.5"), ("uid", b"12")])
+        .file("old", b"")
+        .entry(tar::EntryType::Fifo, "fifo", "", b"")
+        .done();
+    let dir = applied(&archive);
+    let target = dir.path().join("target");
+    let metadata = fs::metadata(target.join("dir")).unwrap();
+    assert_eq!((metadata.mtime(), metadata.mtime_nsec()), (1_234_567_890, 123_456_789));
+    assert_eq!((metadata.uid(), metadata.gid()), (3_000_000_000, 7));
+    assert_eq!(fs::metadata(target.join("old")).unwrap().mtime(), -6);
+    assert!(fs::symlink_metadata(target.join("fifo")).unwrap().file_type().is_fifo());
+    assert_eq!(fs::metadata(&target).unwrap().permissions().mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn a_bomb_takes_no_memory_and_a_truncated_layer_says_so() {
+    // 300 MB of zeros in a few hundred kilobytes, most of it after the end of the archive.
+    let mut archive = Tar::new().file("f", b"x").done();
+    archive.resize(300 << 20, 0);
+    let bomb = zstd::encode_all(&archive[..], 1).unwrap();
+    let before = peak_memory();
+    let (_dir, result) = apply(&bomb);
+    result.unwrap();
+    assert!(peak_memory() - before < 64 << 10, "more than 64 MiB for a layer");
+    for compressed in common::compressed(&Tar::new().file("f", &[7; 9000]).done()) {
+        let (_dir, result) = apply(&compressed[..compressed.len() - 12]);
+        let error = result.unwrap_err();
+        assert!(error.is_input(), "{error:?}");
+    }
+    refused(&Tar::new().file("f", &[7; 9000]).done()[..5000], "ends early");
+}
+
+/// KiB.
+fn peak_memory() -> i64 {
+    let status = fs::read_to_string("/proc/self/status").expect("status");
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).expect("VmHWM");
+    line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number")
+}
+
+/// Everything a tree can hold, packed by GNU tar in each of its formats.
+#[test]
+fn trees_come_out_as_gnu_tar_packed_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path().join("tree");
+    let script = r#"
+        set -e; mkdir -p "$1"; cd "$1"
+        mkdir -p a/b/c "$(printf 'n%.0s' $(seq 120))/$(printf 'm%.0s' $(seq 120))"
+        echo hello > a/f; ln a/f a/b/hard; ln -s ../f a/b/soft; ln -s "$(printf 't%.0s' $(seq 200))" long
+        echo x > "$(printf 'n%.0s' $(seq 120))/$(printf 'm%.0s' $(seq 120))/leaf"
+        truncate -s 5M sparse; printf data | dd of=sparse bs=1 seek=1000000 conv=notrunc status=none
+        printf tail | dd of=sparse bs=1 seek=5242000 conv=notrunc status=none
+        truncate -s 1M hole
+        cp /bin/true suid; chown 5:6 suid; chmod 6755 suid; setcap cap_net_raw+ep a/f || true
+        mkfifo fifo; mknod chr c 1 3; mknod blk b 7 0; chown 1000:1000 chr
+        mkdir sticky; chmod 3777 sticky; chown 0:50 sticky; echo s > sticky/in
+        setfattr -n user.test -v value a/f 2>/dev/null || true
+        touch -d '1969-12-31 23:00:00.5 UTC' suid; touch -d '2001-02-03 04:05:06.789 UTC' a
+        chown -h 33:33 long; echo u > 'uniçøde file'; chmod 000 'uniçøde file'
+    "#;
+    run(Command::new("sh").args(["-c", script, "sh"]).arg(&tree));
+    for format in [
+        &["--format=posix", "--xattrs", "--xattrs-include=*", "--sparse"][..],
+        &["--format=posix", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.1"],
+        &["--format=posix", "--xattrs", "--xattrs-include=*", "--sparse", "--sparse-version=0.0"],
+        &["--format=gnu", "--sparse"],
+        &["--format=gnu"],
+    ] {
+        let archive = dir.path().join("archive.tar");
+        run(Command::new("tar").args(format).arg("-cf").arg(&archive).arg("-C").arg(&tree).arg("."));
+        let (ours, theirs) = (dir.path().join("ours"), dir.path().join("theirs"));
+        for target in [&ours, &theirs] {
+            fs::create_dir(target).unwrap();
+        }
+        let extract = ["--xattrs", "--xattrs-include=*", "--same-owner", "--numeric-owner", "-xpf"];
+        run(Command::new("tar").args(extract).arg(&archive).arg("-C").arg(&theirs));
+        layer::apply(fs::File::open(&archive).unwrap(), &ours, Algorithm::Sha256).unwrap();
+        let (left, right) = (listing(&ours), listing(&theirs));
+        for (left, right) in left.iter().zip(&right) {
+            assert_eq!(left, right, "{format:?}");
+        }
+        assert_eq!(left.len(), right.len());
+        if format.contains(&"--sparse") {
+            assert!(
+                fs::metadata(ours.join("sparse")).unwrap().blocks() < 200,
+                "{format:?}: holes stay holes"
+            );
+        }
+        // Packed by us and applied again, it is the same tree; packed twice, the same bytes.
+        let mut packed = Vec::new();
+        layer::pack(&ours, &mut packed).unwrap();
+        let mut again = Vec::new();
+        layer::pack(&ours, &mut again).unwrap();
+        assert!(packed == again);
+        fs::remove_dir_all(&theirs).unwrap();
+        fs::create_dir(&theirs).unwrap();
+        layer::apply(&packed[..], &theirs, Algorithm::Sha256).unwrap();
+        assert_eq!(listing(&theirs), left);
+        for target in [&ours, &theirs] {
+            fs::remove_dir_all(target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn an_upper_directory_becomes_a_layer_and_back() {
+    let archive =
+        Tar::new().file(".wh.gone", b"").dir("d").file("d/.wh..wh..opq", b"").file("d/f", b"x").done();
+    let dir = applied(&archive);
+    let upper = dir.path().join("target");
+    let mut packed = Vec::new();
+    layer::pack_upper(&upper, &mut packed).unwrap();
+    let mut names: Vec<String> = tar::Archive::new(&packed[..])
+        .entries()
+        .unwrap()
+        .map(|entry| entry.unwrap().path().unwrap().display().to_string())
+        .collect();
+    names.sort();
+    assert_eq!(names, [".wh.gone", "d/", "d/.wh..wh..opq", "d/f"]);
+    let second = applied(&packed);
+    let mut again = Vec::new();
+    layer::pack_upper(&second.path().join("target"), &mut again).unwrap();
+    assert!(again == packed);
+    assert!(is_whiteout(&second.path().join("target/gone")));
+}
