@@ -45,7 +45,7 @@ pub struct Config {
     /// Whether control groups are made through systemd.
     #[serde(default)]
     pub systemd_cgroup: bool,
-    /// Whether the exit record must survive a power cut (file and directory synced before the exit is told).
+    /// Whether the exit record must survive a power cut (file and directory are synced before the monitor goes).
     /// False for containers that are removed when they end: their record is written, but not synced.
     #[serde(default = "yes")]
     pub durable_exit: bool,

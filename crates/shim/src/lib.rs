@@ -5,8 +5,8 @@
 //! whoever starts and talks to monitors (blocking calls over Unix sockets; wrap the streams as you like), and
 //! [`monitor`], the process itself, which `brig-runtime shim` runs.
 //!
-//! Invariants: a failed [`spawn`] leaves no process, control group, socket or directory behind; an exit is on disk
-//! before anybody is told of it; a log is complete before the exit is told.
+//! Invariants: a failed [`spawn`] leaves no process, control group, socket or directory behind; an exit is on record
+//! before anybody is told of it, and on disk before the monitor goes; a log is complete before the exit is told.
 
 mod client;
 mod config;

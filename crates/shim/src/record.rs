@@ -144,10 +144,17 @@ fn put(path: &Path, record: &impl Serialize, durability: Durability) -> io::Resu
         file.sync_all()?;
     }
     fs::rename(&temporary, path)?;
-    if durability == Durability::Synced
-        && let Some(parent) = path.parent()
-    {
-        File::open(parent)?.sync_all()?;
+    match (durability, path.parent()) {
+        (Durability::Synced, Some(parent)) => File::open(parent)?.sync_all(),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Make a record that is in its place survive a power cut.
+pub(crate) fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()?;
+    match path.parent() {
+        Some(parent) => File::open(parent)?.sync_all(),
+        None => Ok(()),
+    }
 }

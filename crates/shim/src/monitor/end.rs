@@ -1,7 +1,10 @@
 //! The container's end: reaping, draining, the durable record, cleaning up, telling, lingering.
 //!
-//! The order is fixed: reap; kill what is left in the control group; drain the output into the log; write the record;
-//! remove the control group; tell. So whoever is told finds a complete log and a record that stays.
+//! The order is fixed: reap; kill what is left in the control group; drain the output into the log; put the record in its
+//! place; remove the control group; tell; sync the record. So whoever is told finds a complete log, a record and no
+//! control group. Syncing takes milliseconds that nobody has to wait for: a daemon that listens keeps its own durable
+//! record before it tells others, and without one nobody is told. The monitor does not go, and no release is answered,
+//! before the record is synced.
 
 use std::time::{Duration, Instant};
 
@@ -130,8 +133,7 @@ impl Monitor {
             finished_at: ended.at,
             monitor_lost: false,
         };
-        let durability = if self.home.durable_exit { Durability::Synced } else { Durability::Visible };
-        if let Err(_unwritten) = record::write(&self.home.exit_path, &record, durability) {
+        if let Err(_unwritten) = record::write(&self.home.exit_path, &record, Durability::Visible) {
             // A full disk must not keep the daemon from being told; it keeps a record of its own.
         }
         record
@@ -151,6 +153,11 @@ impl Monitor {
         let record = record.clone();
         self.relay.end(None);
         self.publish(&Event::Exited(record.clone()));
+        if self.home.durable_exit
+            && let Err(_unsynced) = record::sync(&self.home.exit_path)
+        {
+            // Everybody but the disk knows.
+        }
         self.ending = Some(Ending::Lingering { record });
     }
 

@@ -224,12 +224,7 @@ impl Monitor {
 
     fn on_oom(&mut self) {
         if let Some(oom) = &self.oom {
-            // A counter on v1; on v2 reading re-arms the watch. What it says is asked from the group itself.
-            let mut buffer = [0; 256];
-            match rustix::io::read(oom, &mut buffer) {
-                Ok(1..) | Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
-                Ok(0) | Err(_) => self.oom = None,
-            }
+            oom.clear();
         }
         self.count_oom_kills();
     }

@@ -323,7 +323,7 @@ fn spec(id: &str, root: &Path, args: &[&str]) -> Spec {
              "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"]},
         ],
         "linux": {
-            "cgroupsPath": format!("/brigantine-test/{id}"),
+            "cgroupsPath": format!("/{id}"),
             "namespaces": [{"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}],
         },
     }))
