@@ -145,6 +145,20 @@ fn running_out_of_memory_is_recorded_and_told() {
 }
 
 #[test]
+fn a_further_process_that_runs_out_of_memory_is_told_while_the_container_runs() {
+    let fixture = Fixture::new(&["/bin/sleep", "1000"]).with_memory(32 << 20);
+    let mut running = fixture.start();
+    let hog = fixture.exec("hog", &["sh", "-c", "x=a; while :; do x=$x$x; done"]);
+    let mut exec = running.client.exec(&hog).unwrap();
+    assert_eq!(common::read_output(&mut exec.stream).exec.unwrap().exit_code, 137);
+    let mut events = [running.events.read().unwrap().unwrap(), running.events.read().unwrap().unwrap()];
+    events.sort_by_key(|e| *e == Event::Oom);
+    assert!(matches!(&events, [Event::ExecExited(_), Event::Oom]), "{events:?}");
+    let state = running.client.state().unwrap();
+    assert_eq!((state.status, state.oom_killed), (Status::Running, true));
+}
+
+#[test]
 fn limits_are_updated() {
     let fixture = Fixture::new(&["/bin/sleep", "1000"]).with_memory(64 << 20);
     let running = fixture.start();

@@ -229,6 +229,7 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
                 container,
                 cgroup,
                 oom_kills: 0,
+                oom_recheck: None,
                 paused: false,
                 seccomp: filter,
                 started_at,

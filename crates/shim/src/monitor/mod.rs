@@ -37,6 +37,9 @@ use crate::time::Timestamp;
 /// Silence after which buffers are given back.
 const IDLE: Duration = Duration::from_millis(500);
 
+/// How long after a notice that memory has run out to look for the kill.
+const OOM_RECHECK: Duration = Duration::from_millis(20);
+
 /// What a descriptor that is waited for belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token {
@@ -91,6 +94,8 @@ struct Monitor {
     cgroup: Cgroup,
     oom: Option<OomWatch>,
     oom_kills: u64,
+    /// When, and how often still, to look whether the kernel has killed what it warned of.
+    oom_recheck: Option<(Instant, u8)>,
     paused: bool,
     seccomp: Option<seccomp::Program>,
     started_at: Timestamp,
@@ -149,7 +154,7 @@ impl Monitor {
             wants.watch(Token::Listener, &self.listener, PollFlags::IN);
         }
         if let Some(oom) = &self.oom {
-            wants.watch(Token::Oom, oom, PollFlags::IN | PollFlags::PRI);
+            wants.watch(Token::Oom, oom, PollFlags::IN);
         }
         for connection in &self.connections {
             connection.wants(&mut wants);
@@ -161,6 +166,9 @@ impl Monitor {
         self.execs.wants(&mut wants);
         if let Some(ending) = &self.ending {
             ending.wants(&mut wants);
+        }
+        if let Some((at, _)) = self.oom_recheck {
+            wants.wake_at(at);
         }
         if let Some(since) = self.busy_since {
             wants.wake_at(since + IDLE);
@@ -208,6 +216,7 @@ impl Monitor {
     fn housekeeping(&mut self) {
         let now = Instant::now();
         self.relay.housekeeping(now);
+        self.recheck_oom(now);
         self.settle_execs(now);
         self.connections.retain(|c| !c.is_over(now));
         self.settle_end(now);
@@ -226,6 +235,8 @@ impl Monitor {
         if let Some(oom) = &self.oom {
             oom.clear();
         }
+        // On cgroup v1 the notice comes before the kill.
+        self.oom_recheck = Some((Instant::now() + OOM_RECHECK, 10));
         self.count_oom_kills();
     }
 
@@ -233,7 +244,17 @@ impl Monitor {
         let kills = self.cgroup.oom_kills().unwrap_or(self.oom_kills);
         if kills > self.oom_kills {
             self.oom_kills = kills;
+            self.oom_recheck = None;
             self.publish(&Event::Oom);
+        }
+    }
+
+    fn recheck_oom(&mut self, now: Instant) {
+        if let Some((at, left)) = self.oom_recheck
+            && now >= at
+        {
+            self.oom_recheck = (left > 1).then_some((now + OOM_RECHECK, left - 1));
+            self.count_oom_kills();
         }
     }
 
