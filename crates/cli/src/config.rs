@@ -224,10 +224,10 @@ impl Config {
             fs::rename(&temporary, &target)
         };
         write().map_err(|error| {
-            if let Err(cleanup) = fs::remove_file(&temporary) {
-                if cleanup.kind() != std::io::ErrorKind::NotFound {
-                    crate::output::error_line(&format!("brig: {}: {cleanup}", temporary.display()));
-                }
+            if let Err(cleanup) = fs::remove_file(&temporary)
+                && cleanup.kind() != std::io::ErrorKind::NotFound
+            {
+                crate::output::error_line(&format!("brig: {}: {cleanup}", temporary.display()));
             }
             Fault::said(format!("writing {}: {}", target.display(), crate::output::os_text(&error)))
         })

@@ -301,7 +301,7 @@ impl Caught {
             // The container may have ended meanwhile; its end is reported otherwise.
             drop(client.post(format!("/containers/{}/kill", encode(id))).query("signal", name).done().await);
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 

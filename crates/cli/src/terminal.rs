@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Mutex;
 
+use crate::fault::{Fault, Outcome};
 use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
@@ -33,7 +34,15 @@ pub fn size() -> Option<(u16, u16)> {
 pub struct Raw(());
 
 impl Raw {
-    pub fn enter() -> io::Result<Self> {
+    /// Raw mode, if the command has use for it.
+    pub fn enter_if(wanted: bool) -> Outcome<Option<Self>> {
+        if !wanted {
+            return Ok(None);
+        }
+        Self::enter().map(Some).map_err(Fault::io("setting the terminal to raw mode"))
+    }
+
+    fn enter() -> io::Result<Self> {
         let before = tcgetattr(io::stdin())?;
         let mut raw = before.clone();
         raw.make_raw();
@@ -64,11 +73,11 @@ impl Drop for Raw {
 /// Puts the terminal back as it was found, if it was changed.
 pub fn restore() {
     let Ok(mut saved) = SAVED.try_lock() else { return };
-    if let Some(before) = saved.take() {
-        if let Err(error) = tcsetattr(io::stdin(), OptionalActions::Now, &before) {
-            // The terminal may be gone already: nothing is left to put back then.
-            debug_assert!(error != rustix::io::Errno::INVAL, "the saved settings are the terminal's own");
-        }
+    if let Some(before) = saved.take()
+        && let Err(error) = tcsetattr(io::stdin(), OptionalActions::Now, &before)
+    {
+        // The terminal may be gone already: nothing is left to put back then.
+        debug_assert!(error != rustix::io::Errno::INVAL, "the saved settings are the terminal's own");
     }
 }
 

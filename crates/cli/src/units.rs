@@ -25,7 +25,7 @@ fn scaled(mut size: f64, base: f64, units: &[&str], digits: usize) -> String {
     let mut text = significant(size, digits);
     // 999.9 with three digits is the next unit's 1, not 1e+03.
     if base < 1001.0 && text == "1000" && digits < 4 && unit + 1 < units.len() {
-        text = "1".to_owned();
+        "1".clone_into(&mut text);
         unit += 1;
     }
     format!("{text}{}", units[unit])
@@ -51,7 +51,7 @@ pub fn parse_bytes(text: &str) -> Result<i64, String> {
     } else {
         (&text[..=split], &text[split + 1..])
     };
-    let number: f64 = number.parse().map_err(|_: std::num::ParseFloatError| invalid())?;
+    let number: f64 = number.parse().ok().ok_or_else(invalid)?;
     if number < 0.0 {
         return Err(invalid());
     }
@@ -91,7 +91,7 @@ pub fn parse_duration(text: &str) -> Result<i64, String> {
     let mut total = 0.0;
     while !rest.is_empty() {
         let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number: f64 = rest[..end].parse().map_err(|_: std::num::ParseFloatError| invalid())?;
+        let number: f64 = rest[..end].parse().ok().ok_or_else(invalid)?;
         rest = &rest[end..];
         if rest.is_empty() {
             return Err(format!("time: missing unit in duration \"{text}\""));
@@ -179,10 +179,8 @@ pub fn from_unix(seconds: i64) -> Timestamp {
 /// What `--since` and `--until` take: a time, a date, or a duration before now; as `seconds.nanos` for the engine.
 pub fn point_in_time(text: &str) -> Result<String, String> {
     if let Ok(nanos) = parse_duration(text) {
-        if text.ends_with(|c: char| c.is_ascii_alphabetic()) || text == "0" {
-            let at = Timestamp::now().as_nanosecond() - i128::from(nanos);
-            return Ok(format!("{}.{:09}", at.div_euclid(1_000_000_000), at.rem_euclid(1_000_000_000)));
-        }
+        let at = Timestamp::now().as_nanosecond() - i128::from(nanos);
+        return Ok(format!("{}.{:09}", at.div_euclid(1_000_000_000), at.rem_euclid(1_000_000_000)));
     }
     let number = text.split('.').all(|part| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit()));
     if number && !text.is_empty() {

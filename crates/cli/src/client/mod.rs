@@ -96,10 +96,10 @@ impl Client {
 
     async fn connection(&self) -> Outcome<SendRequest<Body>> {
         let kept = lock(&self.idle).take();
-        if let Some(mut sender) = kept {
-            if sender.ready().await.is_ok() {
-                return Ok(sender);
-            }
+        if let Some(mut sender) = kept
+            && sender.ready().await.is_ok()
+        {
+            return Ok(sender);
         }
         let wire = spawn::connect(&self.endpoint).await?;
         let (sender, connection) = handshake(TokioIo::new(wire))

@@ -110,11 +110,11 @@ impl Lines {
                     if let Ok(mut data) = frame.into_data() {
                         self.buffer.extend_from_slice(&data.copy_to_bytes(data.remaining()));
                         // An engine may send an object without ending its line, and then wait.
-                        if !self.buffer.contains(&b'\n') {
-                            if let Ok(value) = Value::parse(&self.buffer) {
-                                self.buffer.clear();
-                                return Ok(Some(value));
-                            }
+                        if !self.buffer.contains(&b'\n')
+                            && let Ok(value) = Value::parse(&self.buffer)
+                        {
+                            self.buffer.clear();
+                            return Ok(Some(value));
                         }
                     }
                 }

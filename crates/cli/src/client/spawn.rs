@@ -70,13 +70,13 @@ async fn start_and_connect(endpoint: &Endpoint) -> Outcome<Wire> {
                 .map(|status| (status, Instant::now()));
         }
         // A daemon that lost the race for the lock ends at once; the one that won may need a little longer.
-        if let Some((status, at)) = ended {
-            if at.elapsed() > Duration::from_secs(5) || log_says_more_than_busy(&log_path) {
-                return Err(Fault::said(format!(
-                    "no daemon listened at {endpoint}, and the one started ended with {status}:\n{}",
-                    last_lines(&log_path)
-                )));
-            }
+        if let Some((status, at)) = ended
+            && (at.elapsed() > Duration::from_secs(5) || log_says_more_than_busy(&log_path))
+        {
+            return Err(Fault::said(format!(
+                "no daemon listened at {endpoint}, and the one started ended with {status}:\n{}",
+                last_lines(&log_path)
+            )));
         }
         if began.elapsed() > PATIENCE {
             return Err(Fault::said(format!(

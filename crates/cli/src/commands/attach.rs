@@ -57,10 +57,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         .maybe("detachKeys", matches.optional("detach-keys"))
         .hijack()
         .await?;
-    let raw = match tty && stdin {
-        true => Some(terminal::Raw::enter().map_err(Fault::io("setting the terminal to raw mode"))?),
-        false => None,
-    };
+    let raw = terminal::Raw::enter_if(tty && stdin)?;
     let resized = Resized::Container(id.clone());
     if tty && terminal::stdout_is_terminal() {
         // A change of size makes the program inside draw itself anew.

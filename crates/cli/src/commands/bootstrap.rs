@@ -327,7 +327,7 @@ fn release_time(suite: &Suite, mirrors: &Mirrors, work: &Path) -> Outcome<i64> {
         fs::create_dir_all(apt.join(dir))
             .map_err(Fault::io(format_args!("creating {}", apt.join(dir).display())))?;
     }
-    let sources: String = suite
+    let sources: Vec<String> = suite
         .pockets(mirrors)
         .iter()
         .map(|(uri, pocket)| {
@@ -335,7 +335,7 @@ fn release_time(suite: &Suite, mirrors: &Mirrors, work: &Path) -> Outcome<i64> {
         })
         .collect();
     let list = apt.join("sources.list");
-    fs::write(&list, sources).map_err(Fault::io(format_args!("writing {}", list.display())))?;
+    fs::write(&list, sources.concat()).map_err(Fault::io(format_args!("writing {}", list.display())))?;
     fs::write(apt.join("status"), "").map_err(Fault::io("writing an empty package status"))?;
     let option = |name: &str, path: &str| format!("{name}={}", apt.join(path).display());
     let done = Process::new("apt-get")
@@ -380,7 +380,7 @@ fn release_time(suite: &Suite, mirrors: &Mirrors, work: &Path) -> Outcome<i64> {
 /// `Sat, 17 May 2025 09:13:39 UTC` as a unix time.
 fn release_date(text: &str) -> Option<i64> {
     let text = text.trim().replace("UTC", "+0000").replace("GMT", "+0000");
-    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(&text).ok().map(|stamp| stamp.as_second())
+    jiff::fmt::rfc2822::DateTimeParser::new().parse_timestamp(&text).ok().map(jiff::Timestamp::as_second)
 }
 
 #[cfg(test)]

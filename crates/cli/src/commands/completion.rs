@@ -17,7 +17,6 @@ pub static COMMAND: Command = Command {
     ..Command::EMPTY
 };
 
-#[expect(clippy::unused_async, reason = "commands are async functions")]
 async fn run(_context: &Context, matches: Matches) -> Outcome {
     let shell = match matches.operand(0) {
         "bash" => Shell::Bash,

@@ -18,7 +18,6 @@ pub static COMMAND: Command = Command {
     ..Command::EMPTY
 };
 
-#[expect(clippy::unused_async, reason = "commands are async functions")]
 async fn misplaced(_context: &Context, _matches: Matches) -> Outcome {
     Err(Fault::said("brig daemon takes its options behind its name: brig daemon [OPTIONS]"))
 }

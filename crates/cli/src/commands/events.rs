@@ -88,7 +88,7 @@ fn plain(event: &Value) -> String {
         actor.at("ID").text()
     );
     if !attributes.is_empty() {
-        line.push_str(&format!(" ({})", attributes.join(", ")));
+        line = format!("{line} ({})", attributes.join(", "));
     }
     line
 }

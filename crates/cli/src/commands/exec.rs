@@ -30,7 +30,6 @@ pub static COMMAND: Command = Command {
     operands: Operands::AtLeast(2),
     interspersed: false,
     run: runs!(run),
-    ..Command::EMPTY
 };
 
 async fn run(context: &Context, matches: Matches) -> Outcome {
@@ -78,10 +77,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         return ask.done().await;
     }
     let (wire, early) = ask.hijack().await?;
-    let raw = match tty && stdin {
-        true => Some(terminal::Raw::enter().map_err(Fault::io("setting the terminal to raw mode"))?),
-        false => None,
-    };
+    let raw = terminal::Raw::enter_if(tty && stdin)?;
     let session = Session { wire, early, terminal: tty, stdin, output: true, detach_keys: keys };
     let resized = Resized::Exec(id.clone());
     let aside = async {

@@ -47,7 +47,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     let mut format = chosen_format(context, matches.text("format"), "imagesFormat")?;
     let quiet = matches.is("quiet");
     if quiet && !matches.given("format") {
-        format = "{{.ID}}".to_owned();
+        "{{.ID}}".clone_into(&mut format);
     }
     let mut given = matches.list("filter");
     let by_name = matches.operands().first().map(|name| format!("reference={name}"));

@@ -88,7 +88,7 @@ async fn login(context: &Context, matches: Matches) -> Outcome {
     let answer = context.client.post("/auth").json(&credentials)?.send().await?.value().await?;
     let token = answer.at("IdentityToken").text();
     if !token.is_empty() {
-        credentials.identitytoken = token.to_owned();
+        token.clone_into(&mut credentials.identitytoken);
         credentials.password.clear();
     }
     if config.keeps_in_file(&server) && !from_store {

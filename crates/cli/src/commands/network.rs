@@ -203,7 +203,7 @@ impl Net {
 async fn list(context: &Context, matches: Matches) -> Outcome {
     let mut format = chosen_format(context, matches.text("format"), "networksFormat")?;
     if matches.is("quiet") && !matches.given("format") {
-        format = "{{.ID}}".to_owned();
+        "{{.ID}}".clone_into(&mut format);
     }
     let filters = listing::filters(&matches.list("filter"))?;
     let answer =

@@ -124,8 +124,7 @@ async fn system(context: &Context, matches: Matches) -> Outcome {
     } else {
         "all dangling images"
     });
-    let lines: String = list.iter().map(|line| format!("\n  - {line}")).collect();
-    ask(&matches, &format!("This will remove:{lines}\n"))?;
+    ask(&matches, &format!("This will remove:\n  - {}\n", list.join("\n  - ")))?;
     let filters = matches.list("filter");
     let mut space = 0.0;
     let pruned = prune(context, "/containers/prune", &filters).await?;

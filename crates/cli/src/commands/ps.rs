@@ -50,7 +50,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     let mut format = chosen_format(context, matches.text("format"), "psFormat")?;
     let quiet = matches.is("quiet");
     if quiet && !matches.given("format") {
-        format = "{{.ID}}".to_owned();
+        "{{.ID}}".clone_into(&mut format);
     }
     let sized = matches.is("size") || (matches.given("format") && format.contains(".Size"));
     let filters = listing::filters(&matches.list("filter"))?;
@@ -79,10 +79,8 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
 pub fn row(container: &Value, full: bool) -> Row {
     let id = container.at("Id").text();
     let created = container.at("Created").int();
-    let command = match full {
-        true => container.at("Command").text().to_owned(),
-        false => ellipsis(container.at("Command").text(), 20),
-    };
+    let command = container.at("Command").text();
+    let command = if full { command.to_owned() } else { ellipsis(command, 20) };
     let mounts = container.at("Mounts").list();
     let mount_names: Vec<String> = mounts
         .iter()

@@ -103,10 +103,7 @@ async fn attempt(context: &Context, matches: &Matches) -> Outcome {
         }
         return Err(fault);
     }
-    let raw = match tty && request.attach_stdin {
-        true => Some(terminal::Raw::enter().map_err(Fault::io("setting the terminal to raw mode"))?),
-        false => None,
-    };
+    let raw = terminal::Raw::enter_if(tty && request.attach_stdin)?;
     let session = Session {
         wire,
         early,

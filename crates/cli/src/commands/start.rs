@@ -77,10 +77,7 @@ async fn attached(context: &Context, matches: &Matches) -> Outcome {
     let condition = if removes { "removed" } else { "next-exit" };
     let waiting = client.post(container_path(&id, "/wait")).query("condition", condition).send().await?;
     client.post(container_path(&id, "/start")).done().await?;
-    let raw = match tty && stdin {
-        true => Some(terminal::Raw::enter().map_err(Fault::io("setting the terminal to raw mode"))?),
-        false => None,
-    };
+    let raw = terminal::Raw::enter_if(tty && stdin)?;
     let session = Session { wire, early, terminal: tty, stdin, output: true, detach_keys: keys };
     let resized = Resized::Container(id.clone());
     let aside = async {

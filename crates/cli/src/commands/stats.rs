@@ -98,8 +98,7 @@ async fn live(context: &Context, matches: &Matches, format: &str, full: bool) ->
         let text = LISTING.render(format, rows)?;
         if fancy {
             // Home, then each line over the old one, then nothing below.
-            let lines: String = text.lines().map(|line| format!("{line}\x1b[K\n")).collect();
-            output::write(&format!("\x1b[H{lines}\x1b[J"));
+            output::write(&format!("\x1b[H{}\x1b[J", text.replace('\n', "\x1b[K\n")));
         } else {
             output::write(&text);
         }

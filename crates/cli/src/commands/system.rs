@@ -169,7 +169,7 @@ fn verbose(answer: &Value) -> Outcome {
     text.push_str("\nLocal Volumes space usage:\n\n");
     text.push_str(&volume::USAGE.render("", answer.at("Volumes").list().iter().map(volume::row).collect())?);
     let cache = of_cache(answer);
-    text.push_str(&format!("\nBuild cache usage: {}\n\n", units::human_size(cache.size, 4)));
+    text = format!("{text}\nBuild cache usage: {}\n\n", units::human_size(cache.size, 4));
     let entries = Listing {
         kind: "*formatter.buildCacheContext",
         titles: &[

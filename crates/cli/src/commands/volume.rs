@@ -87,7 +87,7 @@ const TITLES: &[(&str, &str)] = &[
 async fn list(context: &Context, matches: Matches) -> Outcome {
     let mut format = chosen_format(context, matches.text("format"), "volumesFormat")?;
     if matches.is("quiet") && !matches.given("format") {
-        format = "{{.Name}}".to_owned();
+        "{{.Name}}".clone_into(&mut format);
     }
     let filters = listing::filters(&matches.list("filter"))?;
     let answer =

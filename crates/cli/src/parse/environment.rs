@@ -54,9 +54,10 @@ fn read_file(path: &str, what: &str) -> Result<Vec<String>, String> {
     let bytes =
         std::fs::read(path).map_err(|error| format!("open {path}: {}", crate::output::os_text(&error)))?;
     let text = String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         format!(
             "invalid {what} file ({path}): invalid utf8 bytes at line {}",
-            1 + error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count()
+            good.split(|b| *b == b'\n').count()
         )
     })?;
     let mut lines = Vec::new();

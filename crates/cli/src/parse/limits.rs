@@ -19,9 +19,8 @@ pub fn cpus(text: &str) -> Result<i64, String> {
     if fraction.len() > 9 {
         return Err("value is too precise".to_owned());
     }
-    let whole: i64 =
-        if whole.is_empty() { 0 } else { whole.parse().map_err(|_: std::num::ParseIntError| fail())? };
-    let parts: i64 = format!("{fraction:0<9}").parse().map_err(|_: std::num::ParseIntError| fail())?;
+    let whole: i64 = if whole.is_empty() { 0 } else { whole.parse().ok().ok_or_else(fail)? };
+    let parts: i64 = format!("{fraction:0<9}").parse().ok().ok_or_else(fail)?;
     whole.checked_mul(1_000_000_000).and_then(|nanos| nanos.checked_add(parts)).ok_or_else(fail)
 }
 
@@ -51,9 +50,9 @@ pub fn ulimit(text: &str) -> Result<ResourcesUlimits, String> {
         return Err(format!("invalid ulimit type: {name}"));
     }
     let number = |part: &str| {
-        part.parse::<i64>().map_err(|_: std::num::ParseIntError| {
-            format!("strconv.ParseInt: parsing \"{part}\": invalid syntax")
-        })
+        part.parse::<i64>()
+            .ok()
+            .ok_or_else(|| format!("strconv.ParseInt: parsing \"{part}\": invalid syntax"))
     };
     let (soft, hard) = match limits.split_once(':') {
         Some((_, hard)) if hard.contains(':') => {
@@ -153,7 +152,7 @@ pub fn gpus(text: &str) -> Result<DeviceRequest, String> {
     let mut capabilities = vec!["gpu".to_owned()];
     let count = |value: &str| match value {
         "all" => Ok(-1),
-        _ => value.parse::<i64>().map_err(|_: std::num::ParseIntError| {
+        _ => value.parse::<i64>().ok().ok_or_else(|| {
             format!("invalid count ({value}): value must be either \"all\" or an integer: invalid syntax")
         }),
     };
@@ -163,7 +162,7 @@ pub fn gpus(text: &str) -> Result<DeviceRequest, String> {
             Some(("count", value)) => request.count = Some(count(value)?),
             Some(("driver", value)) => request.driver = Some(value.to_owned()),
             Some(("device", value)) => {
-                request.device_ids = Some(value.split(',').map(str::to_owned).collect())
+                request.device_ids = Some(value.split(',').map(str::to_owned).collect());
             }
             Some(("capabilities", value)) => capabilities.extend(value.split(',').map(str::to_owned)),
             Some(("options", value)) => {

@@ -60,15 +60,14 @@ pub fn mount(spec: &str) -> Result<Mount, String> {
     let (mut has_bind, mut has_volume, mut has_tmpfs, mut has_image) = (false, false, false, false);
     let invalid = |key: &str, value: &str| format!("invalid value for {key}: {value}");
     for field in comma_separated(spec)? {
-        let (key, value) = match field.split_once('=') {
-            Some((key, value)) => (key.to_ascii_lowercase(), value.to_owned()),
-            None => {
-                let key = field.to_ascii_lowercase();
-                if !["readonly", "ro", "volume-nocopy", "bind-nonrecursive"].contains(&key.as_str()) {
-                    return Err(format!("invalid field '{field}' must be a key=value pair"));
-                }
-                (key, "true".to_owned())
+        let (key, value) = if let Some((key, value)) = field.split_once('=') {
+            (key.to_ascii_lowercase(), value.to_owned())
+        } else {
+            let key = field.to_ascii_lowercase();
+            if !["readonly", "ro", "volume-nocopy", "bind-nonrecursive"].contains(&key.as_str()) {
+                return Err(format!("invalid field '{field}' must be a key=value pair"));
             }
+            (key, "true".to_owned())
         };
         let switch = || truth(&value).ok_or_else(|| invalid(&key, &value));
         has_bind |= key.starts_with("bind-");
@@ -125,11 +124,12 @@ pub fn mount(spec: &str) -> Result<Mount, String> {
             }
             "image-subpath" => image.subpath = Some(value.clone()),
             "tmpfs-size" => {
-                tmpfs.size_bytes = Some(units::parse_bytes(&value).map_err(|_why| invalid(&key, &value))?);
+                tmpfs.size_bytes =
+                    Some(units::parse_bytes(&value).ok().ok_or_else(|| invalid(&key, &value))?);
             }
             "tmpfs-mode" => {
                 let mode = i64::from_str_radix(&value, 8);
-                tmpfs.mode = Some(mode.map_err(|_: std::num::ParseIntError| invalid(&key, &value))?);
+                tmpfs.mode = Some(mode.ok().ok_or_else(|| invalid(&key, &value))?);
             }
             _ => return Err(format!("unexpected key '{key}' in '{field}'")),
         }

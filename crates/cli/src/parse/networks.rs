@@ -37,9 +37,10 @@ fn attachment(spec: &str) -> Result<Attachment, String> {
                 found.settings.driver_opts.get_or_insert_default().insert(name.to_owned(), text.to_owned());
             }
             "gw-priority" => {
-                let number = value.parse().map_err(|_: std::num::ParseIntError| {
-                    format!("invalid gw-priority ({value}): invalid syntax")
-                })?;
+                let number = value
+                    .parse()
+                    .ok()
+                    .ok_or_else(|| format!("invalid gw-priority ({value}): invalid syntax"))?;
                 found.settings.gw_priority = Some(number);
             }
             _ => return Err(format!("invalid field key {key}")),

@@ -168,11 +168,11 @@ impl Machine {
 
     fn set(&mut self, pipeline: &Pipeline, value: Value) {
         let Some(name) = pipeline.declares.first() else { return };
-        if pipeline.assigns {
-            if let Some(slot) = self.variables.iter_mut().rev().find(|(n, _)| n == name) {
-                slot.1 = value;
-                return;
-            }
+        if pipeline.assigns
+            && let Some(slot) = self.variables.iter_mut().rev().find(|(n, _)| n == name)
+        {
+            slot.1 = value;
+            return;
         }
         self.variables.push((name.clone(), value));
     }
@@ -496,7 +496,7 @@ fn printf(format: &str, arguments: &[Value]) -> String {
             continue;
         }
         let Some(value) = next.next() else {
-            out.push_str(&format!("%!{verb}(MISSING)"));
+            out.extend(["%!", verb.encode_utf8(&mut [0; 4]), "(MISSING)"]);
             continue;
         };
         let (width, precision) = match digits.split_once('.') {
@@ -508,7 +508,7 @@ fn printf(format: &str, arguments: &[Value]) -> String {
             'q' => format!("{:?}", value.to_string()),
             'x' => match value {
                 Value::Int(number) => format!("{number:x}"),
-                other => other.to_string().bytes().map(|b| format!("{b:02x}")).collect(),
+                other => other.to_string().bytes().map(|b| format!("{b:02x}")).collect::<Vec<_>>().concat(),
             },
             'f' => format!("{:.*}", precision.unwrap_or(6), value.float()),
             's' => match precision {
