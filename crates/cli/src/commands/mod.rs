@@ -78,6 +78,8 @@ pub fn main(argv: &[String]) -> i32 {
         }
     };
     let result = runtime.block_on(dispatch(argv));
+    // A thread may be waiting for input that never comes: it does not hold up the exit.
+    runtime.shutdown_background();
     terminal::restore();
     match result {
         Ok(()) => 0,
