@@ -478,8 +478,16 @@ impl Fabric {
                     let port = link::wait_until_ready(socket, &interface.host_name)?;
                     link::wait_until_ready(socket, &bridge.spec.name)?;
                     link::announce(&mut announcements, port, &interface.host_name, interface.mac);
+                    for net in &interface.addresses {
+                        let (bridge, name) = (bridge.index, &bridge.spec.name);
+                        link::introduce(&mut announcements, bridge, name, net.addr(), interface.mac);
+                    }
                 }
-                socket.execute(announcements)
+                if let Err(error) = socket.execute(announcements) {
+                    // A full neighbour table, say. They are learned by asking, then.
+                    tracing::debug!(%error, "a container's addresses are not announced");
+                }
+                Ok(())
             })?;
         }
         apply_sysctls(&netns, spec)?;

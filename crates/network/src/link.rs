@@ -29,7 +29,9 @@ const BRIDGE_PORT_ISOLATED: u16 = 33;
 const VETH_INFO_PEER: u16 = 1;
 const OPERSTATE_UP: u8 = 6;
 const NUD_REACHABLE: u16 = 2;
+const NUD_STALE: u16 = 4;
 const NTF_MASTER: u8 = 4;
+const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const INET6_ADDR_GEN_MODE: u16 = 8;
 const ADDR_GEN_MODE_NONE: u8 = 1;
@@ -287,6 +289,20 @@ pub(crate) fn announce(batch: &mut Messages, port: u32, name: &str, mac: MacAddr
     let what = format!("announce {mac} behind {name}");
     batch.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &header, |body| {
         body.bytes(NDA_LLADDR, &mac.bytes());
+    });
+}
+
+/// Tells the host the hardware address behind an address on `bridge`, so that its first packet need not ask:
+/// an IPv6 address answers only once the kernel has joined its group, at its leisure. The entry is checked by
+/// the kernel when it is used, as any it learned.
+pub(crate) fn introduce(batch: &mut Messages, bridge: u32, name: &str, address: IpAddr, mac: MacAddr) {
+    let mut header = [0; 12];
+    header[0] = family(address);
+    header[4..8].copy_from_slice(&bridge.to_ne_bytes());
+    header[8..10].copy_from_slice(&NUD_STALE.to_ne_bytes());
+    let what = format!("introduce {address} on {name}");
+    batch.push(what, libc::RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, &header, |body| {
+        body.bytes(NDA_DST, &octets(address)).bytes(NDA_LLADDR, &mac.bytes());
     });
 }
 

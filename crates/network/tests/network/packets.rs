@@ -221,6 +221,8 @@ fn ipv6_works_as_ipv4_does() {
     let number = published[0].host_port;
     serve_tcp(&web.netns, 80);
     serve_tcp(&lab.client, 80);
+    // The bridge's own IPv6 addresses are there as soon as the kernel has joined their groups.
+    eventually("IPv6 is ready", || ask_tcp(&lab.client, &format!("[{HOST6}]:{number}")).is_ok());
     assert_eq!(ask_tcp(&lab.client, &format!("[{HOST6}]:{number}")).unwrap(), CLIENT6);
     assert_eq!(ask_tcp(&lab.client, &format!("{HOST}:{number}")).unwrap(), CLIENT);
     assert_eq!(ask_tcp(&two.netns, "[fd00:30::2]:80").unwrap(), "fd00:30::3");
