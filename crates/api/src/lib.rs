@@ -4,5 +4,6 @@
 //! endpoints to the engine, `daemon` is the `brig daemon` command. Invariant: an error's class becomes an HTTP
 //! status in exactly one place, [`http::error::status`].
 
+pub mod daemon;
 pub mod http;
 pub mod routes;

@@ -37,18 +37,63 @@
 //!    `{x}` is one path segment, `{x:.*}` any number of them. First match wins. Unknown → 404 `page not found`.
 //! 3. Call the area's `bind` from [`bind`] below.
 
+mod credentials;
+mod host;
+mod images;
+mod system;
+mod transfer;
+mod unbuilt;
+mod usage;
+
+use std::sync::Arc;
+
+use brigantine_engine::Engine;
+use brigantine_registry::Client;
+
+use crate::daemon::Daemon;
+use crate::daemon::options::Live;
 use crate::http::Router;
 
 /// What every handler shares. Cheap to clone.
 #[derive(Clone)]
-pub struct State {}
+pub struct State {
+    pub engine: Engine,
+    pub registry: Client,
+    pub daemon: Arc<Daemon>,
+}
+
+impl State {
+    pub fn new(engine: Engine, daemon: Arc<Daemon>) -> Self {
+        let registry = Client::new(registry_config(&daemon.live()));
+        Self { engine, registry, daemon }
+    }
+
+    /// Takes over settings that changed while running.
+    pub fn reconfigured(&self, live: &Live) {
+        self.registry.reconfigure(registry_config(live));
+    }
+}
+
+fn registry_config(live: &Live) -> brigantine_registry::Config {
+    brigantine_registry::Config {
+        mirrors: live.registry_mirrors.clone(),
+        insecure: live.insecure_registries.clone(),
+        max_downloads: live.max_concurrent_downloads,
+        max_uploads: live.max_concurrent_uploads,
+        attempts: live.max_download_attempts,
+        http_proxy: live.http_proxy.clone(),
+        https_proxy: live.https_proxy.clone(),
+        no_proxy: live.no_proxy.clone(),
+        ..brigantine_registry::Config::default()
+    }
+}
 
 /// All routes of the API.
 pub fn bind() -> Router<State> {
     let mut router = Router::new();
     system::bind(&mut router);
+    images::bind(&mut router);
+    unbuilt::bind(&mut router);
     router.route(http::Method::OPTIONS, "/{any:.*}", crate::http::server::options);
     router
 }
-
-mod system;

@@ -1,0 +1,319 @@
+//! Images on the move: pull and import (`/images/create`), push, load and save.
+//!
+//! Invariant: what fails before the first byte of an answer is a status; afterwards it is the stream's last message.
+
+use std::io::Write as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use brigantine_image::archive::{self, Import};
+use brigantine_image::{Platform, Reference};
+use brigantine_registry::{Progress, PullOptions, Report};
+use serde_json::{Value, json};
+
+use super::State;
+use super::credentials;
+use super::images::{announce, reference};
+use crate::http::{Error, ProgressSink, Reply, Request, Router, bridge};
+
+/// Binds the area's routes.
+pub fn bind(router: &mut Router<State>) {
+    router
+        .post("/images/create", create)
+        .post("/images/load", load)
+        .get("/images/get", save_many)
+        .get("/images/{name:.*}/get", save_one)
+        .post("/images/{name:.*}/push", push);
+}
+
+/// Messages that may wait for a slow client before counts are left out.
+const COUNTS_WAITING: usize = 32;
+
+/// The name of the image that is shipped inside the program.
+const EMBEDDED: &str = "docker.io/library/hello:latest";
+
+fn platform(request: &Request) -> Result<Option<Platform>, Error> {
+    request
+        .query()
+        .text("platform")
+        .map(|text| {
+            // Newer clients send a JSON object, older ones text.
+            if text.starts_with('{') {
+                let platform: Platform = crate::http::json::from_slice(text.as_bytes())?;
+                return Ok(platform.normalised());
+            }
+            text.parse().map_err(|error: brigantine_image::PlatformError| Error::invalid(error.to_string()))
+        })
+        .transpose()
+}
+
+/// docker's message of one step.
+fn message(progress: &Progress) -> Value {
+    let mut message = json!({ "status": progress.status });
+    if let Some(id) = &progress.id {
+        message["id"] = id.clone().into();
+        message["progressDetail"] = match progress.amount {
+            None => json!({}),
+            Some((current, Some(total))) => json!({ "current": current, "total": total }),
+            Some((current, None)) => json!({ "current": current }),
+        };
+    }
+    message
+}
+
+/// A report that writes docker's messages, and what brings them to the client. Steps wait in line for a slow one,
+/// counts are left out for it.
+fn reporter(sink: &ProgressSink) -> (Report, impl Future<Output = ()> + Send + 'static) {
+    let (steps, mut queue) = tokio::sync::mpsc::unbounded_channel::<Progress>();
+    let waiting = Arc::new(AtomicUsize::new(0));
+    let lines = sink.clone();
+    let report: Report = {
+        let waiting = Arc::clone(&waiting);
+        Arc::new(move |progress: Progress| {
+            if progress.is_intermediate() && waiting.load(Ordering::Relaxed) >= COUNTS_WAITING {
+                return;
+            }
+            waiting.fetch_add(1, Ordering::Relaxed);
+            if steps.send(progress).is_err() {
+                tracing::trace!("a step had no reader");
+            }
+        })
+    };
+    let pump = async move {
+        while let Some(progress) = queue.recv().await {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            lines.send(&message(&progress)).await;
+        }
+    };
+    (report, pump)
+}
+
+async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
+    if let Some(source) = request.query().text("fromSrc").map(str::to_owned) {
+        return import(state, &mut request, &source).await;
+    }
+    let Some(name) = request.query().text("fromImage") else {
+        return Err(Error::invalid("fromImage or fromSrc is needed: nothing to create an image from"));
+    };
+    let reference = reference(name, request.query().text("tag"))?.or_latest();
+    let platform = platform(&request)?;
+    let credentials = credentials::from_header(&request);
+    Reply::progress(move |sink| async move {
+        if reference.to_string() == EMBEDDED {
+            return embedded(&state, &reference, &sink).await;
+        }
+        let (report, pump) = reporter(&sink);
+        drop(sink);
+        let pull = async {
+            let options = PullOptions { platform, credentials };
+            let pulled =
+                state.registry.pull(state.engine.images().store(), &reference, options, report).await?;
+            state.engine.images().forget();
+            announce(&state, "pull", &reference.familiar(), &reference.familiar_name());
+            tracing::info!(image = %reference, id = %pulled.image.id, newer = pulled.newer, "pulled");
+            Ok::<(), Error>(())
+        };
+        let (pulled, ()) = tokio::join!(pull, pump);
+        pulled
+    })
+    .await
+}
+
+/// The image inside the program: no registry is asked.
+async fn embedded(state: &State, reference: &Reference, sink: &ProgressSink) -> Result<(), Error> {
+    let (image, newer) = state
+        .engine
+        .images()
+        .with(|store| {
+            let before = store.resolve_id(EMBEDDED).ok();
+            let image = store.add_embedded_hello()?;
+            let newer = before.as_ref() != Some(&image.id);
+            Ok((image, newer))
+        })
+        .await?;
+    let tag = reference.tag().unwrap_or("latest");
+    sink.send(&json!({ "status": format!("Pulling from {}", reference.path()), "id": tag })).await;
+    sink.send(&json!({ "status": format!("Digest: {}", image.manifest.digest) })).await;
+    let shown = reference.familiar();
+    let status = if newer {
+        format!("Status: Downloaded newer image for {shown}")
+    } else {
+        format!("Status: Image is up to date for {shown}")
+    };
+    sink.send(&json!({ "status": status })).await;
+    announce(state, "pull", &shown, &reference.familiar_name());
+    Ok(())
+}
+
+async fn import(state: State, request: &mut Request, source: &str) -> Result<Reply, Error> {
+    if source != "-" {
+        return Err(Error::not_implemented(
+            "importing from a URL is not built: download the archive and import it from standard input (fromSrc=-)",
+        ));
+    }
+    let query = request.query();
+    let target = match query.text("repo") {
+        None => None,
+        Some(repository) => {
+            let target = reference(repository, query.text("tag"))?;
+            if target.digest().is_some() {
+                return Err(Error::invalid("cannot import digest reference"));
+            }
+            Some(target.or_latest())
+        }
+    };
+    let details = Import {
+        reference: target.clone(),
+        changes: query.all("changes").map(str::to_owned).collect(),
+        message: query.text("message").unwrap_or_default().to_owned(),
+        platform: platform(request)?,
+    };
+    let body = bridge::reader(request.reader());
+    Reply::progress(move |sink| async move {
+        let image = state.engine.images().with(move |store| archive::import(store, body, &details)).await?;
+        let shown = target.map_or_else(|| image.id.to_string(), |target| target.familiar());
+        announce(&state, "import", image.id.as_str(), &shown);
+        sink.send(&json!({ "status": image.id.to_string() })).await;
+        Ok(())
+    })
+    .await
+}
+
+async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
+    if platform(&request)?.is_some_and(|wanted| !wanted.accepts(&Platform::host())) {
+        return Err(Error::not_implemented(
+            "loading another platform's image out of an archive is not built yet",
+        ));
+    }
+    let body = bridge::reader(request.reader());
+    Reply::progress(move |sink| async move {
+        let loaded =
+            state.engine.images().with(move |store| archive::load(store, body, &mut |_progress| {})).await?;
+        state.engine.images().forget();
+        for one in &loaded {
+            let shown = one
+                .reference
+                .as_ref()
+                .map_or_else(|| one.image.to_string(), |reference| reference.familiar());
+            announce(&state, "load", one.image.as_str(), &shown);
+            sink.send(&json!({ "stream": format!("{}\n", one.message()) })).await;
+        }
+        Ok(())
+    })
+    .await
+}
+
+async fn save_one(state: State, request: Request) -> Result<Reply, Error> {
+    let name = request.param("name").to_owned();
+    save(state, vec![name]).await
+}
+
+async fn save_many(state: State, request: Request) -> Result<Reply, Error> {
+    let names: Vec<String> =
+        request.query().all("names").filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if names.is_empty() {
+        return Err(Error::invalid("no image to save: names is empty"));
+    }
+    save(state, names).await
+}
+
+async fn save(state: State, names: Vec<String>) -> Result<Reply, Error> {
+    let (mut writer, stream) = bridge::writer();
+    let store = state.engine.images().store().clone();
+    let saving = names.clone();
+    let mut task = tokio::task::spawn_blocking(move || {
+        let saved = archive::save(&store, &saving, &mut writer)
+            .and_then(|()| writer.flush().map_err(brigantine_image::Error::Output));
+        match saved {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                let text = error.chain();
+                writer.fail(std::io::Error::other(text));
+                Err(error)
+            }
+        }
+    });
+    // An unknown name is a status: wait for the first bytes or for the failure, whichever comes first.
+    let mut stream = Box::pin(futures_util::StreamExt::peekable(stream));
+    let first_failed = futures_util::stream::Peekable::peek(stream.as_mut()).await.is_none_or(Result::is_err);
+    if first_failed {
+        match (&mut task).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(brigantine_engine::Error::from(error).into()),
+            Err(error) => return Err(Error::internal(format!("saving broke: {error}"))),
+        }
+    }
+    for name in &names {
+        if let Ok(image) = state.engine.images().resolve(name).await {
+            announce(&state, "save", image.id.as_str(), image.id.as_str());
+        }
+    }
+    Ok(Reply::stream("application/x-tar", stream))
+}
+
+async fn push(state: State, request: Request) -> Result<Reply, Error> {
+    let given = reference(request.param("name"), request.query().text("tag"))?;
+    if given.digest().is_some() {
+        return Err(Error::invalid("cannot push a digest reference"));
+    }
+    if platform(&request)?.is_some() {
+        return Err(Error::not_implemented(
+            "pushing one platform of several is not built: images here have one platform",
+        ));
+    }
+    let names = {
+        let given = given.clone();
+        state
+            .engine
+            .images()
+            .with(move |store| {
+                if given.tag().is_some() {
+                    return Ok(vec![given]);
+                }
+                // Without a tag every tag of the repository goes.
+                let all = store.list()?.into_iter().flat_map(|image| image.tags);
+                Ok(all.filter(|tag| tag.same_repository(&given)).collect::<Vec<_>>())
+            })
+            .await?
+    };
+    let credentials = credentials::from_header(&request);
+    let mut pushes = Vec::new();
+    for name in names {
+        let missing = || {
+            Error::not_found(format!(
+                "An image does not exist locally with the tag: {}",
+                name.familiar_name()
+            ))
+        };
+        let image = state.engine.images().resolve(&name.to_string()).await.map_err(|_error| missing())?;
+        pushes.push((name, image));
+    }
+    if pushes.is_empty() {
+        return Err(Error::not_found(format!(
+            "An image does not exist locally with the tag: {}",
+            given.familiar_name()
+        )));
+    }
+    Reply::progress(move |sink| async move {
+        for (name, image) in pushes {
+            let (report, pump) = reporter(&sink);
+            let push = state.registry.push(
+                state.engine.images().store(),
+                &image,
+                &name,
+                credentials.clone(),
+                report,
+            );
+            let (pushed, ()) = tokio::join!(push, pump);
+            let pushed = pushed?;
+            sink.send(&json!({
+                "progressDetail": {},
+                "aux": { "Tag": name.tag(), "Digest": pushed.digest.to_string(), "Size": pushed.size },
+            }))
+            .await;
+            announce(&state, "push", &name.familiar(), &name.familiar_name());
+        }
+        Ok(())
+    })
+    .await
+}
