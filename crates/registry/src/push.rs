@@ -90,10 +90,11 @@ impl Push<'_> {
             return Err(Error::Invalid(format!("{stored} has an index for a manifest")));
         };
         let mut seen = HashSet::new();
-        let layers: Vec<&Descriptor> = manifest
+        let layers: Vec<Descriptor> = manifest
             .layers
             .iter()
             .filter(|layer| !media::is_foreign(&layer.media_type) && seen.insert(&layer.digest))
+            .cloned()
             .collect();
         for layer in &layers {
             (self.report)(Progress::step(&short(layer), "Preparing"));
@@ -103,7 +104,7 @@ impl Push<'_> {
             (self.report)(Progress::step(&short(layer), "Waiting"));
         }
         stream::iter(layers)
-            .map(|layer| self.blob(layer, true))
+            .map(|layer| async move { self.blob(&layer, true).await })
             .buffer_unordered(at_once)
             .try_collect::<()>()
             .await?;

@@ -17,25 +17,34 @@ impl LevelHandle {
 
 /// Starts logging. A subscriber that is already there (in tests) stays.
 pub fn start(format: LogFormat, level: LogLevel) -> LevelHandle {
-    let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_ansi(false)
-        .with_env_filter(filter(level))
-        .with_filter_reloading();
-    let handle = builder.reload_handle();
-    let set = LevelHandle(Box::new(move |filter| {
-        if let Err(error) = handle.reload(filter) {
-            tracing::warn!(%error, "changing the log level");
+    let builder = tracing_subscriber::fmt().with_writer(std::io::stderr).with_ansi(false);
+    // The two forms are different types all the way down.
+    match format {
+        LogFormat::Text => {
+            let builder = builder.with_env_filter(filter(level)).with_filter_reloading();
+            let handle = builder.reload_handle();
+            install(builder.finish());
+            LevelHandle(Box::new(move |filter| report(handle.reload(filter))))
         }
-    }));
-    let started = match format {
-        LogFormat::Text => tracing::subscriber::set_global_default(builder.finish()),
-        LogFormat::Json => tracing::subscriber::set_global_default(builder.json().finish()),
-    };
-    if let Err(error) = started {
+        LogFormat::Json => {
+            let builder = builder.json().with_env_filter(filter(level)).with_filter_reloading();
+            let handle = builder.reload_handle();
+            install(builder.finish());
+            LevelHandle(Box::new(move |filter| report(handle.reload(filter))))
+        }
+    }
+}
+
+fn install(subscriber: impl tracing::Subscriber + Send + Sync) {
+    if let Err(error) = tracing::subscriber::set_global_default(subscriber) {
         tracing::debug!(%error, "a log was already there");
     }
-    set
+}
+
+fn report(changed: Result<(), impl std::fmt::Display>) {
+    if let Err(error) = changed {
+        tracing::warn!(%error, "changing the log level");
+    }
 }
 
 /// Our own crates at the level; the libraries below only when something is wrong, or when tracing everything.

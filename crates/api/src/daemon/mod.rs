@@ -177,7 +177,6 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     stop.send_replace(true);
     while serving.join_next().await.is_some() {}
     drop(made);
-    engine.close().await;
     Ok(())
 }
 

@@ -397,11 +397,11 @@ fn container_config(config: Option<&ImageConfig>) -> Value {
         "AttachStdin": false, "AttachStdout": false, "AttachStderr": false,
         "Tty": false, "OpenStdin": false, "StdinOnce": false,
         "Env": config.env, "Cmd": config.cmd, "Image": "",
-        "Volumes": set(config.volumes.keys().collect()),
+        "Volumes": set(config.volumes.iter().collect()),
         "WorkingDir": config.working_dir, "Entrypoint": config.entrypoint, "OnBuild": config.on_build,
         "Labels": (!config.labels.is_empty()).then_some(&config.labels),
     });
-    if let Some(ports) = set(config.exposed_ports.keys().collect()) {
+    if let Some(ports) = set(config.exposed_ports.iter().collect()) {
         document["ExposedPorts"] = ports.into();
     }
     if config.args_escaped {
