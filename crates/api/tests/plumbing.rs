@@ -1,5 +1,7 @@
 //! The protocol on the wire: raw HTTP against an in-process server with routes of the test's own.
 
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -179,7 +179,7 @@ impl Live {
         };
         let labels = list(given, "labels");
         for label in &labels {
-            if !label.split_once('=').is_some_and(|(name, _)| !name.is_empty()) {
+            if label.split_once('=').is_none_or(|(name, _)| name.is_empty()) {
                 return Err(value("labels", &format!("{label:?}: expected name=value")));
             }
         }

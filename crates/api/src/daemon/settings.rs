@@ -635,7 +635,9 @@ pub fn help() -> String {
     let mut line = |short: Option<char>, flag: &str, value: &str, help: &str| {
         let short = short.map_or_else(|| "    ".to_owned(), |letter| format!("-{letter}, "));
         let left = format!("  {short}--{flag}{value}");
-        text.push_str(&format!("{left:<42} {help}\n"));
+        for part in [format!("{left:<42}"), " ".to_owned(), help.to_owned(), "\n".to_owned()] {
+            text.push_str(&part);
+        }
     };
     line(None, "config-file", " FILE", "Configuration file (default /etc/brigantine/daemon.json)");
     line(None, "validate", "", "Check the settings and exit");

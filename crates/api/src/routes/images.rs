@@ -117,7 +117,7 @@ fn descriptor(image: &Image) -> Value {
 
 /// Seconds since the epoch; 0 for what has no date.
 fn unix(created: Option<&str>) -> i64 {
-    timestamp(created).map_or(0, |time| time.as_second())
+    timestamp(created).map_or(0, jiff::Timestamp::as_second)
 }
 
 fn timestamp(created: Option<&str>) -> Option<jiff::Timestamp> {

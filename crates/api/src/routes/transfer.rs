@@ -191,10 +191,7 @@ async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
             state.engine.images().with(move |store| archive::load(store, body, &mut |_progress| {})).await?;
         state.engine.images().forget();
         for one in &loaded {
-            let shown = one
-                .reference
-                .as_ref()
-                .map_or_else(|| one.image.to_string(), |reference| reference.familiar());
+            let shown = one.reference.as_ref().map_or_else(|| one.image.to_string(), Reference::familiar);
             announce(&state, "load", one.image.as_str(), &shown);
             sink.send(&json!({ "stream": format!("{}\n", one.message()) })).await;
         }
