@@ -56,19 +56,18 @@ pub struct Engine {
     volumes: Arc<Volumes>,
     networks: Arc<Networks>,
     containers: Arc<Containers>,
-    /// Held as long as the engine is open: no second one uses the same data root.
-    _lock: Arc<std::fs::File>,
 }
 
 impl Engine {
-    /// Opens the engine: reads its records, finds the containers that still run and takes them up again.
+    /// Opens the engine: reads its records, finds the containers that still run and takes them up again. The caller
+    /// sees to it that no other engine uses the same data root.
     pub async fn open(config: Config) -> Result<Self> {
         let config = Arc::new(config);
         let opened = {
             let config = Arc::clone(&config);
             blocking(move || Opened::open(&config)).await?
         };
-        let Opened { lock, id, exe, db, mut snapshot, images, networks } = opened;
+        let Opened { id, exe, db, mut snapshot, images, networks } = opened;
         let events = Arc::new(Events::default());
         let mut records = Vec::new();
         for record in snapshot.take(Table::Volumes) {
@@ -144,7 +143,6 @@ impl Engine {
 
 /// What opening does with the disk and the kernel.
 struct Opened {
-    lock: std::fs::File,
     id: String,
     exe: SealedExe,
     db: Db,
@@ -161,7 +159,6 @@ impl Opened {
             make_dir(&config.data_root.join(dir), 0o711)?;
         }
         make_dir(&config.exec_root.join("c"), 0o700)?;
-        let lock = lock_root(&config.data_root)?;
         let id = engine_id(&config.data_root.join("engine-id"))?;
         let exe = SealedExe::from_path(&config.runtime_exe)
             .doing(|| format!("take a copy of the runtime {}", config.runtime_exe.display()))?;
@@ -169,7 +166,7 @@ impl Opened {
         let (db, snapshot) = Db::open(&path).doing(|| "open the engine's records".to_owned())?;
         let images = Images::open(&config.data_root.join("image"))?;
         let networks = networks::Plumbing::open(config);
-        Ok(Self { lock, id, exe, db, snapshot, images, networks })
+        Ok(Self { id, exe, db, snapshot, images, networks })
     }
 }
 
@@ -179,19 +176,6 @@ fn make_dir(path: &Path, mode: u32) -> Result<()> {
         .mode(mode)
         .create(path)
         .doing(|| format!("create directory {}", path.display()))
-}
-
-fn lock_root(root: &Path) -> Result<std::fs::File> {
-    let path = root.join("lock");
-    let what = || format!("lock {}", path.display());
-    let file = std::fs::File::create(&path).doing(what)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Error::conflict(format!("another engine is using the data root {}", root.display())))
-        }
-        Err(std::fs::TryLockError::Error(error)) => Err(error).doing(what),
-    }
 }
 
 fn engine_id(path: &Path) -> Result<String> {
