@@ -99,16 +99,7 @@ impl Engine {
             Arc::new(exe),
         );
         containers.restore(&mut snapshot).await?;
-        Ok(Self {
-            config,
-            id: id.into(),
-            events,
-            images,
-            volumes,
-            networks,
-            containers,
-            _lock: Arc::new(lock),
-        })
+        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers })
     }
 
     pub fn config(&self) -> &Config {

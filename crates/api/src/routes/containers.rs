@@ -2,9 +2,9 @@
 
 use std::io;
 
+use bollard_stubs::models::{ContainerCreateBody, ContainerUpdateBody};
 use brigantine_engine::containers::{AttachRequest, Condition, CreateRequest, ListOptions, LogRequest};
 use brigantine_engine::{Filters, parse_moment};
-use bollard_stubs::models::{ContainerCreateBody, ContainerUpdateBody};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
@@ -52,7 +52,8 @@ pub(super) fn filters(request: &Request, known: &[&str]) -> Result<Filters, Erro
 /// `h` and `w` of a resize.
 pub(super) fn size(request: &Request) -> Result<(u16, u16), Error> {
     let one = |name: &str| -> Result<u16, Error> {
-        let value = request.query().unsigned(name)?.ok_or_else(|| Error::invalid(format!("missing {name}")))?;
+        let value =
+            request.query().unsigned(name)?.ok_or_else(|| Error::invalid(format!("missing {name}")))?;
         u16::try_from(value).map_err(|_too_large| Error::invalid(format!("invalid {name}: {value}")))
     };
     Ok((one("h")?, one("w")?))
@@ -60,8 +61,21 @@ pub(super) fn size(request: &Request) -> Result<(u16, u16), Error> {
 
 async fn list(state: State, request: Request) -> Result<Reply, Error> {
     const KNOWN: &[&str] = &[
-        "ancestor", "before", "expose", "exited", "health", "id", "isolation", "is-task", "label", "name", "network",
-        "publish", "since", "status", "volume",
+        "ancestor",
+        "before",
+        "expose",
+        "exited",
+        "health",
+        "id",
+        "isolation",
+        "is-task",
+        "label",
+        "name",
+        "network",
+        "publish",
+        "since",
+        "status",
+        "volume",
     ];
     let options = ListOptions {
         all: request.query().flag("all"),
@@ -104,7 +118,8 @@ async fn top(state: State, request: Request) -> Result<Reply, Error> {
 async fn logs(state: State, request: Request) -> Result<Reply, Error> {
     let query = request.query();
     let moment = |name: &str| -> Result<_, Error> {
-        parse_moment(query.text(name).unwrap_or_default()).map_err(|text| Error::invalid(format!("{name}: {text}")))
+        parse_moment(query.text(name).unwrap_or_default())
+            .map_err(|text| Error::invalid(format!("{name}: {text}")))
     };
     let tail = match query.text("tail") {
         None | Some("all") => None,
@@ -163,7 +178,9 @@ async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
     if request.has_body() {
         let body = request.bytes(1 << 20).await?;
         if body.len() > 7 {
-            return Err(Error::invalid("starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24"));
+            return Err(Error::invalid(
+                "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24",
+            ));
         }
     }
     state.engine.containers().start(request.param("id")).await?;

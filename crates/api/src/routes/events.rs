@@ -10,8 +10,20 @@ use super::containers::{filters, knows_json_lines, line};
 use crate::http::{Error, Reply, Request, Router};
 
 const KNOWN: &[&str] = &[
-    "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service",
-    "type", "volume",
+    "config",
+    "container",
+    "daemon",
+    "event",
+    "image",
+    "label",
+    "network",
+    "node",
+    "plugin",
+    "scope",
+    "secret",
+    "service",
+    "type",
+    "volume",
 ];
 
 /// Binds the area's routes.

@@ -30,7 +30,8 @@ async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
         None | Some([]) => None,
         Some([height, width]) => {
             let fits = |value: &usize| {
-                u16::try_from(*value).map_err(|_too_large| Error::invalid(format!("invalid console size: {value}")))
+                u16::try_from(*value)
+                    .map_err(|_too_large| Error::invalid(format!("invalid console size: {value}")))
             };
             Some((fits(height)?, fits(width)?))
         }

@@ -37,13 +37,18 @@
 //!    `{x}` is one path segment, `{x:.*}` any number of them. First match wins. Unknown → 404 `page not found`.
 //! 3. Call the area's `bind` from [`bind`] below.
 
+mod containers;
 mod credentials;
+mod events;
+mod exec;
 mod host;
 mod images;
+mod networks;
 mod system;
 mod transfer;
 mod unbuilt;
 mod usage;
+mod volumes;
 
 use std::sync::Arc;
 
@@ -93,6 +98,11 @@ pub fn bind() -> Router<State> {
     let mut router = Router::new();
     system::bind(&mut router);
     images::bind(&mut router);
+    containers::bind(&mut router);
+    exec::bind(&mut router);
+    events::bind(&mut router);
+    networks::bind(&mut router);
+    volumes::bind(&mut router);
     unbuilt::bind(&mut router);
     router.route(http::Method::OPTIONS, "/{any:.*}", crate::http::server::options);
     router
