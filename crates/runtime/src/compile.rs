@@ -388,7 +388,8 @@ fn node(device: &LinuxDevice) -> Result<Node, Error> {
         LinuxDeviceType::A => return Err(Error::invalid(format!("device {shown} has no type"))),
     };
     let number = |n: i64| {
-        u32::try_from(n).map_err(|_| Error::invalid(format!("device {shown}: number {n} is out of range")))
+        u32::try_from(n)
+            .map_err(|_unused| Error::invalid(format!("device {shown}: number {n} is out of range")))
     };
     let number = if kind == FileType::Fifo {
         0

@@ -116,7 +116,7 @@ fn own_stdio(p: &ProcessPlan) {
             kind == FileType::CharacterDevice && (136..144).contains(&rustix::fs::major(stat.st_rdev));
         if (kind == FileType::Fifo || terminal) && stat.st_uid != p.uid.as_raw() {
             // A descriptor that cannot be given away is still usable as it is.
-            if rustix::fs::fchown(fd, Some(p.uid), None).is_err() {}
+            rustix::fs::fchown(fd, Some(p.uid), None).ok();
         }
     }
 }
@@ -272,7 +272,15 @@ fn set_capabilities(sets: CapabilitySets) -> Result<(), Errno> {
 /// Enters the working directory and proves that it is below the root: a path through a descriptor
 /// that was left open would not be (CVE-2024-21626).
 fn enter_cwd(p: &ProcessPlan) -> Outcome {
-    rustix::process::chdir(&p.cwd).map_err(at(Last::Cwd))?;
+    let dir = rustix::fs::openat2(
+        rustix::fs::CWD,
+        &p.cwd,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::NO_MAGICLINKS,
+    )
+    .map_err(|e| (if e == Errno::LOOP { Last::CwdOutside } else { Last::Cwd }, 0, e))?;
+    rustix::process::fchdir(&dir).map_err(at(Last::Cwd))?;
     let mut buffer = [0_u8; 4096];
     match process::current_directory(&mut buffer) {
         Ok(_) if buffer.first() == Some(&b'/') => Ok(()),

@@ -384,7 +384,7 @@ impl Setup<'_> {
 
     /// If the child has already reported a failure of its own, that is the cause.
     fn better(&self, error: Error) -> Error {
-        if error.errno() != Some(libc::EPIPE) && error.errno() != Some(libc::ESRCH) {
+        if !matches!(error.errno(), Some(libc::EPIPE | libc::ESRCH | libc::ECONNRESET)) {
             return error;
         }
         while let Ok((Some(message), _)) = receive(self.channel) {
@@ -402,12 +402,15 @@ fn receive(channel: BorrowedFd<'_>) -> Result<(Option<Message>, Option<OwnedFd>)
     let mut bytes = [0_u8; MESSAGE_LENGTH];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut reset = false;
     let length = loop {
         let mut data = [std::io::IoSliceMut::new(&mut bytes)];
         match rustix::net::recvmsg(channel, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Ok(received) => break received.bytes,
             Err(rustix::io::Errno::INTR) => {}
-            // The process ended without having read everything: an end all the same.
+            // The process ended without having read everything. The kernel says so once, before
+            // what the process had still to say.
+            Err(rustix::io::Errno::CONNRESET) if !reset => reset = true,
             Err(rustix::io::Errno::CONNRESET) => break 0,
             Err(e) => return Err(failed(e)),
         }
@@ -428,7 +431,7 @@ fn receive(channel: BorrowedFd<'_>) -> Result<(Option<Message>, Option<OwnedFd>)
 /// Kills and reaps a child of ours.
 fn end(pidfd: &OwnedFd) {
     // Either it is gone already, or it dies now; both are what is wanted.
-    if rustix::process::pidfd_send_signal(pidfd, Signal::KILL).is_err() {}
+    rustix::process::pidfd_send_signal(pidfd, Signal::KILL).ok();
     while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
 }
 

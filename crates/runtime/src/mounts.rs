@@ -139,7 +139,7 @@ pub(crate) fn parse_propagation(word: &str) -> Option<(u64, bool)> {
 pub(crate) fn c_string(text: impl Into<Vec<u8>>, what: &str) -> Result<CString, Error> {
     let bytes = text.into();
     let shown = String::from_utf8_lossy(&bytes).into_owned();
-    CString::new(bytes).map_err(|_| Error::invalid(format!("{what} {shown:?}: zero byte")))
+    CString::new(bytes).map_err(|_unused| Error::invalid(format!("{what} {shown:?}: zero byte")))
 }
 
 /// An absolute path of the container, relative to its root, without `.` and `..`.

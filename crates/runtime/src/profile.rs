@@ -259,7 +259,7 @@ impl Condition {
 fn parse_kernel(text: &str) -> Result<(u32, u32), Error> {
     let wrong = || Error::invalid(format!("seccomp profile: minKernel {text:?} is not of the form \"4.8\""));
     let (major, minor) = text.split_once('.').ok_or_else(wrong)?;
-    let number = |t: &str| t.parse::<u32>().map_err(|_| wrong());
+    let number = |t: &str| t.parse::<u32>().map_err(|_unused| wrong());
     Ok((number(major)?, number(minor)?))
 }
 

@@ -492,7 +492,7 @@ mod tests {
 
     /// Just enough of the machine to run what `compile` makes.
     fn run(program: &Program, arch: u32, number: u32, args: [u64; 6]) -> u32 {
-        let mut data = vec![0_u8; 64];
+        let mut data = [0_u8; 64];
         data[0..4].copy_from_slice(&number.to_ne_bytes());
         data[4..8].copy_from_slice(&arch.to_ne_bytes());
         for (i, arg) in args.iter().enumerate() {
@@ -539,13 +539,13 @@ mod tests {
         ]}));
         assert_eq!(run(&p, native(), number("read"), [0; 6]), RET_ALLOW);
         assert_eq!(run(&p, native(), number("mkdirat"), [0; 6]), RET_KILL_PROCESS);
-        assert_eq!(run(&p, native(), number("close"), [0; 6]), RET_ERRNO | 38);
-        assert_eq!(run(&p, native(), 9999, [0; 6]), RET_ERRNO | 38);
+        assert_eq!(run(&p, native(), number("close"), [0; 6]), RET_ERRNO + 38);
+        assert_eq!(run(&p, native(), 9999, [0; 6]), RET_ERRNO + 38);
         assert_eq!(run(&p, 0x1234, number("read"), [0; 6]), RET_KILL_PROCESS);
         if cfg!(target_arch = "x86_64") {
             assert_eq!(run(&p, AUDIT_I386, 3, [0; 6]), RET_ALLOW);
             assert_eq!(run(&p, AUDIT_X86_64, X32_BIT, [0; 6]), RET_ALLOW);
-            assert_eq!(run(&p, AUDIT_X86_64, X32_BIT | 59, [0; 6]), RET_ERRNO | 38);
+            assert_eq!(run(&p, AUDIT_X86_64, X32_BIT + 59, [0; 6]), RET_ERRNO + 38);
         }
     }
 

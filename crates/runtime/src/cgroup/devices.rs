@@ -83,7 +83,7 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule, Error> {
         None | Some(-1) => Ok(None),
         Some(n) => u32::try_from(n)
             .map(Some)
-            .map_err(|_| Error::invalid(format!("device number {n} is out of range"))),
+            .map_err(|_unused| Error::invalid(format!("device number {n} is out of range"))),
     };
     let mut access = 0;
     for letter in device.access().as_deref().unwrap_or("rwm").chars() {
@@ -200,6 +200,7 @@ mod tests {
     use super::*;
 
     /// Just enough of the machine to run what `compile` makes.
+    #[expect(clippy::many_single_char_names, reason = "registers have short names")]
     fn run(code: &[Instruction], kind: u32, access: u32, major: u32, minor: u32) -> bool {
         let context = [access << 16 | kind, major, minor];
         let mut r = [0_u64; 11];

@@ -13,7 +13,11 @@ const ALWAYS: &[&str] = &["memory", "cpu", "cpuacct", "pids", "freezer", "device
 pub(super) fn controllers(resources: Option<&LinuxResources>) -> Vec<&'static str> {
     let mut all = ALWAYS.to_vec();
     let Some(resources) = resources else { return all };
-    if resources.cpu().as_ref().is_some_and(|c| set(c.cpus()).is_some() || set(c.mems()).is_some()) {
+    if resources
+        .cpu()
+        .as_ref()
+        .is_some_and(|c| set(c.cpus().as_ref()).is_some() || set(c.mems().as_ref()).is_some())
+    {
         all.push("cpuset");
     }
     if resources.hugepage_limits().as_ref().is_some_and(|h| !h.is_empty()) {
@@ -33,8 +37,8 @@ pub(super) fn controllers(resources: Option<&LinuxResources>) -> Vec<&'static st
     all
 }
 
-fn set(text: &Option<String>) -> Option<&str> {
-    text.as_deref().filter(|t| !t.is_empty())
+fn set(text: Option<&String>) -> Option<&str> {
+    text.map(String::as_str).filter(|t| !t.is_empty())
 }
 
 pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
@@ -53,12 +57,12 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Er
             (None, None) if cpu.quota().is_some_and(|q| q > 0) => return Err(missing("cpu")),
             (None, None) => {}
         }
-        if set(cpu.cpus()).is_some() || set(cpu.mems()).is_some() {
+        if set(cpu.cpus().as_ref()).is_some() || set(cpu.mems().as_ref()).is_some() {
             let Some(dir) = group.v1_dir("cpuset").or_else(|| v2(group, "cpuset")) else {
                 return Err(missing("cpuset"));
             };
             for (file, value) in [("cpuset.cpus", cpu.cpus()), ("cpuset.mems", cpu.mems())] {
-                if let Some(value) = set(value) {
+                if let Some(value) = set(value.as_ref()) {
                     write(&dir.join(file), value)?;
                 }
             }
@@ -104,10 +108,10 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Er
         let dir = group.v1_dir("rdma").or_else(|| v2(group, "rdma")).ok_or_else(|| missing("rdma"))?;
         let mut line = device.clone();
         if let Some(n) = limit.hca_handles() {
-            line.push_str(&format!(" hca_handle={n}"));
+            line = format!("{line} hca_handle={n}");
         }
         if let Some(n) = limit.hca_objects() {
-            line.push_str(&format!(" hca_object={n}"));
+            line = format!("{line} hca_object={n}");
         }
         write(&dir.join("rdma.max"), &line)?;
     }

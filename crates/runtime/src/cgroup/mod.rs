@@ -374,7 +374,7 @@ impl OomWatch {
     pub fn clear(&self) {
         let mut buffer = [0_u8; 512];
         // Nothing to read is what is wanted.
-        if rustix::io::read(&self.fd, &mut buffer).is_err() {}
+        rustix::io::read(&self.fd, &mut buffer).ok();
     }
 }
 
@@ -488,12 +488,15 @@ fn collect_procs(dir: &Path, into: &mut Vec<i32>) -> Result<(), Error> {
 
 fn signal(pid: i32, number: i32) -> Result<(), Error> {
     let Some(target) = rustix::process::Pid::from_raw(pid) else { return Ok(()) };
-    let Some(signal) = rustix::process::Signal::from_named_raw(number) else {
-        return Err(Error::invalid(format!("signal {number} does not exist")));
+    let failed = |e: io::Error| Error::os(format!("sending signal {number} to process {pid}"), e);
+    let pidfd = match rustix::process::pidfd_open(target, rustix::process::PidfdFlags::empty()) {
+        // Threads that are not processes, and processes that are gone, are nobody to signal.
+        Err(rustix::io::Errno::SRCH | rustix::io::Errno::INVAL | rustix::io::Errno::NOENT) => return Ok(()),
+        other => other.map_err(|e| failed(e.into()))?,
     };
-    match rustix::process::kill_process(target, signal) {
-        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
-        Err(e) => Err(Error::os(format!("sending signal {number} to process {pid}"), e)),
+    match brigantine_sys::signals::send(pidfd.as_fd(), number) {
+        Err(e) if e.raw_os_error() != Some(libc::ESRCH) => Err(failed(e)),
+        _ => Ok(()),
     }
 }
 

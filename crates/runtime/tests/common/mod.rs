@@ -1,6 +1,13 @@
 //! A container per test: a root file system of busybox, a spec, what it printed, nothing left.
 
-#![allow(dead_code, clippy::allow_attributes, reason = "each test program uses its own part")]
+#![allow(
+    dead_code,
+    clippy::allow_attributes,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "each test program uses its own part"
+)]
 
 use std::fs;
 use std::io::Read;

@@ -1,0 +1,242 @@
+//! What is remembered of a container between invocations.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use serde::{Deserialize, Serialize};
+
+use crate::cgroup::Cgroup;
+use crate::error::{Error, Kind};
+use crate::spec::Spec;
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Record {
+    pub version: u32,
+    pub id: String,
+    pub pid: i32,
+    /// In clock ticks since boot: tells this process from a later one with its number.
+    pub pid_started: u64,
+    pub bundle: PathBuf,
+    pub rootfs: PathBuf,
+    pub created: String,
+    pub cgroup: Cgroup,
+    pub spec: Spec,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Created,
+    Running,
+    Paused,
+    Stopped,
+}
+
+impl Status {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A container's directory below the root.
+#[derive(Debug)]
+pub(crate) struct Dir {
+    pub path: PathBuf,
+}
+
+impl Dir {
+    pub fn new(root: &Path, id: &str) -> Self {
+        Self { path: root.join(id) }
+    }
+
+    /// Takes the id; an id in use is refused.
+    pub fn claim(&self, root: &Path, id: &str) -> Result<(), Error> {
+        fs::create_dir_all(root).map_err(|e| Error::os(format!("creating {}", root.display()), e))?;
+        match rustix::fs::mkdir(&self.path, Mode::from_raw_mode(0o700)) {
+            Ok(()) => Ok(()),
+            Err(rustix::io::Errno::EXIST) => {
+                Err(Error::new(Kind::State, format!("container with given ID already exists: {id}")))
+            }
+            Err(e) => Err(Error::os(format!("creating {}", self.path.display()), e)),
+        }
+    }
+
+    pub fn remove(&self) -> Result<(), Error> {
+        match fs::remove_dir_all(&self.path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(Error::os(format!("removing {}", self.path.display()), e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub fn load(&self, id: &str) -> Result<Record, Error> {
+        let file = self.path.join("state.json");
+        let bytes = match fs::read(&file) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                return Err(Error::new(Kind::State, format!("container does not exist: {id}")));
+            }
+            Err(e) => return Err(Error::os(format!("reading {}", file.display()), e)),
+        };
+        serde_json::from_slice(&bytes)
+            .map_err(|e| Error::new(Kind::State, format!("reading {}: {e}", file.display())))
+    }
+
+    /// Temporary file, then rename: a reader sees the old record or the new one. The directory is in
+    /// memory; there is nothing to sync.
+    pub fn save(&self, record: &Record) -> Result<(), Error> {
+        let file = self.path.join("state.json");
+        let temporary = self.path.join("state.json.new");
+        let what = || format!("writing {}", file.display());
+        let bytes = serde_json::to_vec(record).map_err(|e| Error::os(what(), io::Error::from(e)))?;
+        fs::write(&temporary, bytes).map_err(|e| Error::os(what(), e))?;
+        fs::rename(&temporary, &file).map_err(|e| Error::os(what(), e))
+    }
+
+    /// One command at a time changes a container.
+    pub fn lock(&self) -> Result<OwnedFd, Error> {
+        let what = || format!("locking {}", self.path.display());
+        let fd =
+            rustix::fs::open(&self.path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| Error::os(what(), e))?;
+        rustix::fs::flock(&fd, FlockOperation::LockExclusive).map_err(|e| Error::os(what(), e))?;
+        Ok(fd)
+    }
+
+    pub fn start_socket(&self) -> PathBuf {
+        self.path.join("start.sock")
+    }
+
+    /// A socket address must be short; a path through a descriptor always is.
+    fn start_address(&self) -> Result<(OwnedFd, SocketAddrUnix), Error> {
+        let what = || format!("opening {}", self.path.display());
+        let dir = rustix::fs::openat(
+            CWD,
+            &self.path,
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| Error::os(what(), e))?;
+        let address = SocketAddrUnix::new(format!("/proc/self/fd/{}/start.sock", dir.as_raw_fd()))
+            .map_err(|e| Error::os(what(), e))?;
+        Ok((dir, address))
+    }
+
+    fn socket() -> Result<OwnedFd, Error> {
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|e| Error::os("opening the start socket", e))
+    }
+
+    pub fn listen(&self) -> Result<OwnedFd, Error> {
+        let (_dir, address) = self.start_address()?;
+        let socket = Self::socket()?;
+        rustix::net::bind(&socket, &address).map_err(|e| Error::os("binding the start socket", e))?;
+        rustix::net::listen(&socket, 4).map_err(|e| Error::os("listening on the start socket", e))?;
+        Ok(socket)
+    }
+
+    pub fn connect(&self) -> Result<OwnedFd, Error> {
+        let (_dir, address) = self.start_address()?;
+        let socket = Self::socket()?;
+        rustix::net::connect(&socket, &address)
+            .map_err(|e| Error::os("connecting to the container's start socket", e))?;
+        Ok(socket)
+    }
+}
+
+impl Record {
+    pub fn alive(&self) -> bool {
+        started(self.pid).is_some_and(|(time, dead)| time == self.pid_started && !dead)
+    }
+
+    pub fn status(&self, dir: &Dir) -> Status {
+        if !self.alive() {
+            Status::Stopped
+        } else if dir.start_socket().exists() {
+            Status::Created
+        } else if self.cgroup.is_frozen().unwrap_or_default() {
+            Status::Paused
+        } else {
+            Status::Running
+        }
+    }
+
+    /// The state as runtime-spec and runc give it.
+    pub fn state(&self, dir: &Dir) -> serde_json::Value {
+        let status = self.status(dir);
+        let mut state = serde_json::json!({
+            "ociVersion": "1.2.0",
+            "id": self.id,
+            "pid": if status == Status::Stopped { 0 } else { self.pid },
+            "status": status.name(),
+            "bundle": self.bundle,
+            "rootfs": self.rootfs,
+            "created": self.created,
+            "owner": "",
+        });
+        if let Some(annotations) = self.spec.annotations()
+            && let Some(fields) = state.as_object_mut()
+        {
+            fields.insert("annotations".to_owned(), serde_json::json!(annotations));
+        }
+        state
+    }
+}
+
+/// A process's start time, and whether it is only waiting to be reaped.
+pub(crate) fn started(pid: i32) -> Option<(u64, bool)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in parentheses and may hold anything.
+    let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let dead = matches!(*fields.first()?, "Z" | "X");
+    Some((fields.get(19)?.parse().ok()?, dead))
+}
+
+/// RFC 3339, UTC, with nanoseconds.
+pub(crate) fn timestamp(time: SystemTime) -> String {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, rest) = (since.as_secs() / 86_400, since.as_secs() % 86_400);
+    // Civil date from days, counted in years that begin in March.
+    let z = days + 719_468;
+    let era = z / 146_097;
+    let day_of_era = z % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (rest / 3600, rest / 60 % 60, rest % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{:09}Z", since.subsec_nanos())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn times_are_rfc_3339() {
+        let at = |s| timestamp(UNIX_EPOCH + Duration::from_secs(s));
+        assert_eq!(at(0), "1970-01-01T00:00:00.000000000Z");
+        assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000000000Z");
+        assert_eq!(at(1_767_225_599), "2025-12-31T23:59:59.000000000Z");
+    }
+
+    #[test]
+    fn the_own_process_is_alive() {
+        let (_, dead) = started(std::process::id() as i32).unwrap();
+        assert!(!dead);
+        assert!(started(-1).is_none());
+    }
+}
