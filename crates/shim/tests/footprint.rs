@@ -28,10 +28,11 @@ fn an_idle_monitor_is_small() {
     common::read_until(&mut attach, "\n300000\n");
     thread::sleep(Duration::from_secs(2));
     let (dirty, anonymous) = private_kb(running.spawned.shim_pid);
-    let stack = fs::read_to_string(format!("/proc/{}/smaps", running.spawned.shim_pid)).unwrap();
-    eprintln!("idle monitor: {dirty} KiB private dirty, {anonymous} KiB anonymous");
+    eprintln!("idle monitor: {anonymous} KiB anonymous, {dirty} KiB private dirty");
+    // The rest of what is private is the executable's own pages, which one monitor alone has mapped here: they are one
+    // sealed copy for all monitors of a daemon.
     if std::env::var_os("BRIGANTINE_RUNTIME").is_some() {
-        assert!(dirty <= 300, "{dirty} KiB\n{stack}");
+        assert!(anonymous <= 150, "{anonymous} KiB");
     }
 }
 
