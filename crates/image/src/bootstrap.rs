@@ -102,8 +102,14 @@ pub fn image_from_rootfs_tar(
 /// take as much as the uncompressed layer.
 fn tempfile() -> Result<File> {
     let dir = std::env::temp_dir();
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
-    let fd = rustix::fs::open(&dir, flags, Mode::RUSR | Mode::WUSR).at("create a temporary file in", dir)?;
+    let (flags, mode) = (OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR);
+    if let Ok(fd) = rustix::fs::open(&dir, flags | OFlags::TMPFILE, mode) {
+        return Ok(fd.into());
+    }
+    // Not every file system makes files without a name.
+    let path = dir.join(format!("brigantine-{}", std::process::id()));
+    let fd = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode).at("create", &path)?;
+    std::fs::remove_file(&path).at("remove", &path)?;
     Ok(fd.into())
 }
 

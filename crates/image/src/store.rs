@@ -410,8 +410,8 @@ impl Store {
 
     /// The documents behind one entry of the index.
     pub(crate) fn describe_entry(&self, entry: &Entry) -> Result<Documents> {
-        let record = self.read_record(&entry.manifest)?;
-        Ok(Documents { layers: record.manifest.layers, config: record.config })
+        let record = self.record(&entry.manifest)?;
+        Ok(Documents { layers: record.manifest.layers.clone(), config: Arc::clone(&record.config) })
     }
 
     pub(crate) fn forget(&self, id: &Digest) {
