@@ -8,6 +8,7 @@ pub mod notify;
 pub mod options;
 pub mod settings;
 pub mod socket;
+pub mod table;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

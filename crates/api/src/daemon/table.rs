@@ -1,0 +1,458 @@
+//! The table of the daemon's settings: flag, key in the configuration file, kind, and what giving it does.
+//!
+//! Invariant: every flag of dockerd that this engine knows of has a line, so that none is silently ignored.
+
+/// What kind of value a setting takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Switch,
+    Text,
+    Number,
+    /// Bytes, with a unit (`64M`) or without.
+    Size,
+    /// A list of texts; the flag may be repeated.
+    List,
+    /// Texts by name; the flag takes `name=value` and may be repeated.
+    Map,
+    /// Address pools: the flag takes `base=…,size=…`, the file objects.
+    Pools,
+    /// Resource limits: the flag takes `name=soft:hard`, the file objects.
+    Ulimits,
+    /// Any JSON; there is no flag.
+    Any,
+}
+
+/// What giving a setting does.
+#[derive(Debug, Clone, Copy)]
+pub enum Built {
+    Yes,
+    /// Accepted without a word: the engine behaves that way whatever is asked, or the value changes nothing here.
+    Always,
+    /// Accepted with a warning: it has no effect here.
+    Warn(&'static str),
+    /// Refused unless the value is one of these harmless ones.
+    Refuse(&'static [&'static str], &'static str),
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    pub flag: &'static str,
+    pub short: Option<char>,
+    /// The key in the configuration file.
+    pub key: &'static str,
+    pub kind: Kind,
+    pub built: Built,
+    pub help: &'static str,
+}
+
+const fn setting(
+    flag: &'static str,
+    short: Option<char>,
+    key: &'static str,
+    kind: Kind,
+    built: Built,
+    help: &'static str,
+) -> Setting {
+    Setting { flag, short, key, kind, built, help }
+}
+
+use Built::{Always, Refuse, Warn, Yes};
+use Kind::{Any, List, Number, Pools, Size, Switch, Text, Ulimits};
+
+const NO_TLS: &str = "TLS is not built yet; use a unix socket, or an SSH connection (docker -H ssh://…)";
+const OFF: &[&str] = &["", "false"];
+
+/// Every setting, in the order of `--help`.
+pub static SETTINGS: &[Setting] = &[
+    setting(
+        "data-root",
+        None,
+        "data-root",
+        Text,
+        Yes,
+        "Where images, containers and volumes live (default /var/lib/brigantine)",
+    ),
+    setting(
+        "exec-root",
+        None,
+        "exec-root",
+        Text,
+        Yes,
+        "Where sockets and state of running containers live (default /run/brigantine)",
+    ),
+    setting("host", Some('H'), "hosts", List, Yes, "Where to listen: unix:///path or fd://; may be repeated"),
+    setting(
+        "pidfile",
+        Some('p'),
+        "pidfile",
+        Text,
+        Yes,
+        "Where to write the daemon's process id (default EXEC-ROOT/brig.pid)",
+    ),
+    setting("group", Some('G'), "group", Text, Yes, "Group that may use the unix socket (default docker)"),
+    setting("debug", Some('D'), "debug", Switch, Yes, "Log at level debug"),
+    setting(
+        "log-level",
+        Some('l'),
+        "log-level",
+        Text,
+        Yes,
+        "Least severe messages to log: trace, debug, info, warn, error, fatal",
+    ),
+    setting("log-format", None, "log-format", Text, Yes, "Form of the daemon's log: text or json"),
+    setting(
+        "runtime-exe",
+        None,
+        "runtime-exe",
+        Text,
+        Yes,
+        "The brig-runtime executable (default: beside brig, ../libexec/brigantine, then $PATH)",
+    ),
+    setting(
+        "bridge",
+        Some('b'),
+        "bridge",
+        Text,
+        Yes,
+        "Device of the default network (default brig0); none switches it off",
+    ),
+    setting("bip", None, "bip", Text, Yes, "Address and subnet of the default bridge, such as 172.30.0.1/16"),
+    setting("mtu", None, "mtu", Number, Yes, "MTU of container networks"),
+    setting(
+        "icc",
+        None,
+        "icc",
+        Switch,
+        Yes,
+        "Let containers of the default network reach each other (default true)",
+    ),
+    setting("ip", None, "ip", Text, Yes, "Host address for published ports (default 0.0.0.0)"),
+    setting("iptables", None, "iptables", Switch, Yes, "Set up the firewall (default true)"),
+    setting("ip6tables", None, "ip6tables", Switch, Always, "Set up the firewall for IPv6"),
+    setting(
+        "ip-forward",
+        None,
+        "ip-forward",
+        Switch,
+        Refuse(&["true"], "networks always need forwarding; use --bridge none instead"),
+        "Switch on forwarding (default true)",
+    ),
+    setting(
+        "ip-masq",
+        None,
+        "ip-masq",
+        Switch,
+        Yes,
+        "Masquerade traffic that leaves the default network (default true)",
+    ),
+    setting(
+        "default-address-pool",
+        None,
+        "default-address-pools",
+        Pools,
+        Yes,
+        "Where networks take subnets from: base=10.0.0.0/8,size=24; may be repeated",
+    ),
+    setting("dns", None, "dns", List, Yes, "DNS server for containers; may be repeated"),
+    setting("dns-search", None, "dns-search", List, Yes, "DNS search domain for containers; may be repeated"),
+    setting("dns-opt", None, "dns-opts", List, Yes, "DNS option for containers; may be repeated"),
+    setting("host-gateway-ip", None, "host-gateway-ip", Text, Yes, "What host-gateway means in --add-host"),
+    setting("label", None, "labels", List, Yes, "Label of the engine, name=value; may be repeated"),
+    setting(
+        "log-driver",
+        None,
+        "log-driver",
+        Text,
+        Yes,
+        "Default log driver of containers (default json-file)",
+    ),
+    setting(
+        "log-opt",
+        None,
+        "log-opts",
+        Kind::Map,
+        Yes,
+        "Default log option of containers, name=value; may be repeated",
+    ),
+    setting("registry-mirror", None, "registry-mirrors", List, Yes, "Mirror of Docker Hub; may be repeated"),
+    setting(
+        "insecure-registry",
+        None,
+        "insecure-registries",
+        List,
+        Yes,
+        "Registry (host:port or CIDR) that may be reached without TLS; may be repeated",
+    ),
+    setting(
+        "max-concurrent-downloads",
+        None,
+        "max-concurrent-downloads",
+        Number,
+        Yes,
+        "Layers to download at once per pull (default 3)",
+    ),
+    setting(
+        "max-concurrent-uploads",
+        None,
+        "max-concurrent-uploads",
+        Number,
+        Yes,
+        "Layers to upload at once per push (default 5)",
+    ),
+    setting(
+        "max-download-attempts",
+        None,
+        "max-download-attempts",
+        Number,
+        Yes,
+        "Attempts to download a layer (default 5)",
+    ),
+    setting(
+        "default-ulimit",
+        None,
+        "default-ulimits",
+        Ulimits,
+        Yes,
+        "Default resource limit of containers, name=soft[:hard]; may be repeated",
+    ),
+    setting(
+        "default-shm-size",
+        None,
+        "default-shm-size",
+        Size,
+        Yes,
+        "Default size of /dev/shm (default 64M)",
+    ),
+    setting("cgroup-parent", None, "cgroup-parent", Text, Yes, "Parent of the containers' cgroups"),
+    setting(
+        "exec-opt",
+        None,
+        "exec-opts",
+        List,
+        Yes,
+        "Runtime option: native.cgroupdriver=cgroupfs or systemd",
+    ),
+    setting("init", None, "init", Switch, Yes, "Run an init in every container"),
+    setting(
+        "no-new-privileges",
+        None,
+        "no-new-privileges",
+        Switch,
+        Yes,
+        "Set no-new-privileges in every container",
+    ),
+    setting(
+        "seccomp-profile",
+        None,
+        "seccomp-profile",
+        Text,
+        Yes,
+        "builtin, unconfined, or a profile's path",
+    ),
+    setting(
+        "shutdown-timeout",
+        None,
+        "shutdown-timeout",
+        Number,
+        Yes,
+        "Seconds a container gets to stop when all are stopped (default 15)",
+    ),
+    setting(
+        "live-restore",
+        None,
+        "live-restore",
+        Switch,
+        Refuse(&["true"], "containers always outlive the daemon here; stop them before it if that is wanted"),
+        "Keep containers running while the daemon is away (always so)",
+    ),
+    setting(
+        "storage-driver",
+        Some('s'),
+        "storage-driver",
+        Text,
+        Refuse(&["", "overlay2", "overlay", "overlayfs"], "overlay2 is the only storage driver"),
+        "Storage driver: overlay2",
+    ),
+    setting(
+        "storage-opt",
+        None,
+        "storage-opts",
+        List,
+        Refuse(&[], "there are no storage options"),
+        "Storage options: none yet",
+    ),
+    setting(
+        "default-runtime",
+        None,
+        "default-runtime",
+        Text,
+        Refuse(
+            &["", "brig-runtime", "brig"],
+            "other runtimes are not built yet; brig-runtime is the only one",
+        ),
+        "Runtime of containers: brig-runtime",
+    ),
+    setting(
+        "add-runtime",
+        None,
+        "runtimes",
+        Any,
+        Refuse(&[], "other runtimes are not built yet; brig-runtime is the only one"),
+        "Register a runtime: not built yet",
+    ),
+    setting(
+        "userland-proxy",
+        None,
+        "userland-proxy",
+        Switch,
+        Warn("published ports need no proxy process here"),
+        "Use a proxy process for published ports (never needed)",
+    ),
+    setting(
+        "userland-proxy-path",
+        None,
+        "userland-proxy-path",
+        Text,
+        Warn("published ports need no proxy process here"),
+        "Path of the proxy (never needed)",
+    ),
+    setting(
+        "default-cgroupns-mode",
+        None,
+        "default-cgroupns-mode",
+        Text,
+        Refuse(
+            &["", "private"],
+            "containers get a private cgroup namespace; ask for --cgroupns host on each instead",
+        ),
+        "Default cgroup namespace: private",
+    ),
+    setting(
+        "default-ipc-mode",
+        None,
+        "default-ipc-mode",
+        Text,
+        Refuse(&["", "private"], "containers get a private IPC namespace; ask for --ipc on each instead"),
+        "Default IPC namespace: private",
+    ),
+    setting(
+        "userns-remap",
+        None,
+        "userns-remap",
+        Text,
+        Refuse(OFF, "user namespaces for all containers are not built yet"),
+        "User namespaces for all containers: not built yet",
+    ),
+    setting(
+        "selinux-enabled",
+        None,
+        "selinux-enabled",
+        Switch,
+        Refuse(OFF, "SELinux is not supported"),
+        "SELinux: not supported",
+    ),
+    setting(
+        "ipv6",
+        None,
+        "ipv6",
+        Switch,
+        Refuse(OFF, "IPv6 on the default network is not built yet"),
+        "IPv6 on the default network: not built yet",
+    ),
+    setting(
+        "fixed-cidr",
+        None,
+        "fixed-cidr",
+        Text,
+        Refuse(&[""], "fixed-cidr is not built yet; choose the subnet with --bip"),
+        "Addresses within the default subnet: not built yet",
+    ),
+    setting(
+        "fixed-cidr-v6",
+        None,
+        "fixed-cidr-v6",
+        Text,
+        Refuse(&[""], "IPv6 on the default network is not built yet"),
+        "IPv6 subnet: not built yet",
+    ),
+    setting(
+        "default-gateway",
+        None,
+        "default-gateway",
+        Text,
+        Refuse(&[""], "another default gateway is not built yet"),
+        "Default gateway: not built yet",
+    ),
+    setting(
+        "default-gateway-v6",
+        None,
+        "default-gateway-v6",
+        Text,
+        Refuse(&[""], "IPv6 on the default network is not built yet"),
+        "IPv6 gateway: not built yet",
+    ),
+    setting(
+        "default-network-opt",
+        None,
+        "default-network-opts",
+        Any,
+        Refuse(&[], "default network options are not built yet"),
+        "Default network options: not built yet",
+    ),
+    setting(
+        "experimental",
+        None,
+        "experimental",
+        Switch,
+        Warn("there are no experimental features to switch on"),
+        "Experimental features: none",
+    ),
+    setting(
+        "metrics-addr",
+        None,
+        "metrics-addr",
+        Text,
+        Refuse(&[""], "metrics are not built yet"),
+        "Metrics: not built yet",
+    ),
+    setting(
+        "authorization-plugin",
+        None,
+        "authorization-plugins",
+        List,
+        Refuse(
+            &[],
+            "authorization plugins are not supported; giving their requests a pass would be worse than refusing",
+        ),
+        "Authorization plugins: not supported",
+    ),
+    setting("tls", None, "tls", Switch, Refuse(OFF, NO_TLS), "TLS: not built yet"),
+    setting("tlsverify", None, "tlsverify", Switch, Refuse(OFF, NO_TLS), "TLS: not built yet"),
+    setting("tlscacert", None, "tlscacert", Text, Refuse(&[""], NO_TLS), "TLS: not built yet"),
+    setting("tlscert", None, "tlscert", Text, Refuse(&[""], NO_TLS), "TLS: not built yet"),
+    setting("tlskey", None, "tlskey", Text, Refuse(&[""], NO_TLS), "TLS: not built yet"),
+    setting("raw-logs", None, "raw-logs", Switch, Always, "Full timestamps without colours (always so)"),
+    setting(
+        "oom-score-adjust",
+        None,
+        "oom-score-adjust",
+        Number,
+        Refuse(&["0"], "set OOMScoreAdjust in the service unit instead"),
+        "OOM score of the daemon: set it in the service unit",
+    ),
+    setting(
+        "containerd",
+        None,
+        "containerd",
+        Text,
+        Warn("this engine needs no containerd"),
+        "containerd socket (none is used)",
+    ),
+    setting("http-proxy", None, "http-proxy", Text, Yes, "Proxy for registries over HTTP"),
+    setting("https-proxy", None, "https-proxy", Text, Yes, "Proxy for registries over HTTPS"),
+    setting("no-proxy", None, "no-proxy", Text, Yes, "Hosts to reach without proxy"),
+    setting("features", None, "features", Any, Warn("features cannot be switched on or off"), ""),
+    setting("builder", None, "builder", Any, Warn("the build cache takes no settings yet"), ""),
+    setting("proxies", None, "proxies", Any, Refuse(&[], "use http-proxy, https-proxy and no-proxy"), ""),
+];
