@@ -119,7 +119,7 @@ fn start(log_path: &Path) -> Outcome<Child> {
 /// Whether the daemon ended for a reason other than that another one runs already.
 fn log_says_more_than_busy(log_path: &Path) -> bool {
     let text = last_lines(log_path);
-    !text.contains("already") && !text.contains("lock")
+    !["another daemon", "which is running", "another program listens"].iter().any(|sign| text.contains(sign))
 }
 
 fn last_lines(path: &Path) -> String {

@@ -30,7 +30,6 @@ pub fn main(arguments: &[String]) -> i32 {
             output::error_line(&format!("brig daemon: setsid: {error}"));
         }
     }
-    let arguments: Vec<OsString> = arguments.iter().map(OsString::from).collect();
-    output::error_line(&format!("brig daemon: not linked in yet ({} arguments)", arguments.len()));
-    1
+    let code = brigantine_api::daemon::main(arguments.iter().map(OsString::from));
+    i32::from(code != std::process::ExitCode::SUCCESS)
 }
