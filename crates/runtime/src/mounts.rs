@@ -197,8 +197,30 @@ pub(crate) fn open_root(rootfs: &Rootfs) -> Result<OwnedFd, Error> {
                     failed(&format!("{key} {:?}", value.display()), e, context_message(context.as_fd()))
                 })
             };
-            for layer in lower {
-                set("lowerdir+", layer)?;
+            // Before Linux 6.5 all layers go in one string of at most 255 bytes: short names by descriptor.
+            let mut layers = Vec::new();
+            if crate::profile::running_kernel() >= (6, 5) {
+                for layer in lower {
+                    set("lowerdir+", layer)?;
+                }
+            } else {
+                use std::os::fd::AsRawFd;
+                for layer in lower {
+                    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+                    let fd = rustix::fs::open(layer, flags, rustix::fs::Mode::empty())
+                        .map_err(|e| failed(&format!("layer {:?}", layer.display()), e, String::new()))?;
+                    layers.push(fd);
+                }
+                let names: Vec<String> =
+                    layers.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
+                let joined = names.join(":");
+                if joined.len() > 255 {
+                    let count = lower.len();
+                    return Err(Error::unsupported(format!(
+                        "{count} layers in one root need Linux 6.5 or later"
+                    )));
+                }
+                set("lowerdir", Path::new(&joined))?;
             }
             set("upperdir", upper)?;
             set("workdir", work)?;
@@ -218,6 +240,7 @@ pub(crate) fn open_root(rootfs: &Rootfs) -> Result<OwnedFd, Error> {
             let dirs = || format!("upper {:?}, {} lower layers", upper.display(), lower.len());
             rustix::mount::fsconfig_create(&context)
                 .map_err(|e| failed(&dirs(), e, context_message(context.as_fd())))?;
+            drop(layers);
             rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
                 .map_err(|e| failed(&dirs(), e, String::new()))
         }

@@ -263,7 +263,7 @@ fn parse_kernel(text: &str) -> Result<(u32, u32), Error> {
     Ok((number(major)?, number(minor)?))
 }
 
-fn running_kernel() -> (u32, u32) {
+pub(crate) fn running_kernel() -> (u32, u32) {
     let name = rustix::system::uname();
     let release = name.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
