@@ -101,10 +101,12 @@ impl Drop for PidFile {
     }
 }
 
-/// Whether that process runs this same program: a pid that was given to another program since does not count.
+/// Whether that process runs this same program: a pid that was given to another program since does not count, nor
+/// does a daemon that was killed and that nobody has reaped yet (it has no executable any more).
 fn is_daemon(pid: u32) -> bool {
     let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
-    name(&pid.to_string()).is_some_and(|theirs| Some(theirs) == name("self"))
+    let lives = std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+    lives && name(&pid.to_string()).is_some_and(|theirs| Some(theirs) == name("self"))
 }
 
 #[cfg(test)]
