@@ -1,5 +1,7 @@
 //! Sizes, durations and times, in the words docker's users know: `1.99MB`, `About an hour ago`, `1m30s`.
 
+use std::sync::OnceLock;
+
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 
@@ -140,14 +142,22 @@ pub fn ago(unix: i64) -> String {
     if unix <= 0 { "N/A".to_owned() } else { format!("{} ago", human_duration(now() - unix)) }
 }
 
-fn zoned(stamp: Timestamp) -> Zoned {
-    // Loading the zone database takes longer than the rest of the client: do not, when the zone is UTC anyway.
-    let zone = match std::env::var("TZ") {
+/// The local zone, read once. /etc/localtime is the zone itself: searching the zone database for its name, as
+/// `TimeZone::system` does, takes longer than the rest of the client.
+fn local_zone() -> &'static TimeZone {
+    static ZONE: OnceLock<TimeZone> = OnceLock::new();
+    ZONE.get_or_init(|| match std::env::var("TZ") {
         Ok(name) if name.is_empty() || name == "UTC" => TimeZone::UTC,
-        Err(_) if !std::path::Path::new("/etc/localtime").exists() => TimeZone::UTC,
-        _ => TimeZone::system(),
-    };
-    stamp.to_zoned(zone)
+        Ok(_) => TimeZone::system(),
+        Err(_) => std::fs::read("/etc/localtime")
+            .ok()
+            .and_then(|data| TimeZone::tzif("Local", &data).ok())
+            .unwrap_or(TimeZone::UTC),
+    })
+}
+
+fn zoned(stamp: Timestamp) -> Zoned {
+    stamp.to_zoned(local_zone().clone())
 }
 
 /// Go's `Time.String`: `2026-11-22 22:29:10 +0000 UTC`, with nanoseconds when there are any.
@@ -188,7 +198,7 @@ pub fn point_in_time(text: &str) -> Result<String, String> {
     }
     let stamp = text.parse::<Timestamp>().ok().or_else(|| {
         let local = |civil: jiff::civil::DateTime| {
-            civil.to_zoned(TimeZone::system()).ok().map(|zoned| zoned.timestamp())
+            civil.to_zoned(local_zone().clone()).ok().map(|zoned| zoned.timestamp())
         };
         let padded = match text.len() {
             13 => format!("{text}:00:00"),

@@ -91,7 +91,7 @@ fn human(version: &str, server: &Value) -> String {
         for (key, name) in
             [("GoVersion", "Go version:"), ("GitCommit", "Git commit:"), ("BuildTime", "Built:")]
         {
-            if details.get("ApiVersion").is_some() && details.get(key).is_some() {
+            if details.get("ApiVersion").is_some() && !detail(key).is_empty() {
                 shown.push((name, detail(key)));
             }
         }
