@@ -74,7 +74,7 @@ impl Engine {
             match record {
                 Ok(record) => records.push(record),
                 Err(error) => {
-                    tracing::error!(error = Error::internal("a volume is lost").because(error).report())
+                    tracing::error!(error = Error::internal("a volume is lost").because(error).report());
                 }
             }
         }

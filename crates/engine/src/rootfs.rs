@@ -36,18 +36,17 @@ impl LayerRoot {
     /// The union of `layers`, top first.
     pub(crate) fn open(layers: &[PathBuf]) -> Result<Self> {
         let what = || "look into the image's layers".to_owned();
-        let root = match layers {
-            [one] => open_dir(one).doing(|| format!("open layer {}", one.display()))?,
-            _ => {
-                let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
-                for layer in layers {
-                    fsconfig_set_string(fs.as_fd(), "lowerdir+", layer)
-                        .doing(|| format!("use layer {}", layer.display()))?;
-                }
-                fsconfig_create(fs.as_fd()).doing(what)?;
-                fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-                    .doing(what)?
+        let root = if let [one] = layers {
+            open_dir(one).doing(|| format!("open layer {}", one.display()))?
+        } else {
+            let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
+            for layer in layers {
+                fsconfig_set_string(fs.as_fd(), "lowerdir+", layer)
+                    .doing(|| format!("use layer {}", layer.display()))?;
             }
+            fsconfig_create(fs.as_fd()).doing(what)?;
+            fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+                .doing(what)?
         };
         Ok(Self { root })
     }

@@ -49,7 +49,7 @@ impl Containers {
         let container = self.find(reference)?;
         let keys = detach_keys(&request.detach_keys)?;
         // No start is under way while this is held: either the shim is asked, or the next start gets the stream.
-        let _lifecycle = container.lifecycle.lock().await;
+        let lifecycle = container.lifecycle.lock().await;
         match container.status() {
             Status::Paused => {
                 return Err(Error::conflict(format!(
@@ -87,23 +87,21 @@ impl Containers {
                 stderr: request.stderr,
                 patience: None,
             };
-            let stream = match container.live() {
-                Some(live) => live
-                    .ask(move |client| client.attach(&options))
+            let stream = if let Some(live) = container.live() {
+                live.ask(move |client| client.attach(&options))
                     .await
-                    .doing(|| format!("attach to container {}", container.id))?,
-                None => {
-                    let (ours, theirs) = StdUnixStream::pair().doing(|| "make a socket pair".to_owned())?;
-                    container.with(|inner| inner.attaching.push(AttachStream { stream: theirs, options }));
-                    ours
-                }
+                    .doing(|| format!("attach to container {}", container.id))?
+            } else {
+                let (ours, theirs) = StdUnixStream::pair().doing(|| "make a socket pair".to_owned())?;
+                container.with(|inner| inner.attaching.push(AttachStream { stream: theirs, options }));
+                ours
             };
             Some(asynchronous(stream)?)
         } else {
             None
         };
         self.publish(&container, "attach", &[]);
-        drop(_lifecycle);
+        drop(lifecycle);
         Ok(Attached {
             containers: Arc::clone(self),
             container,
@@ -233,6 +231,8 @@ async fn copy_in(
                 if *byte == keys[matched] {
                     matched += 1;
                     if matched == keys.len() {
+                        // What was typed before them still counts; whether it arrives no longer matters.
+                        drop(to.write_all(&out).await);
                         return Joined::Detached;
                     }
                     continue;

@@ -121,7 +121,7 @@ impl Containers {
             stopped_by_request: false,
         };
         self.check_options(&record)?;
-        if record.config.healthcheck.as_ref().is_some_and(|check| super::health::is_bad(check)) {
+        if record.config.healthcheck.as_ref().is_some_and(super::health::is_bad) {
             warnings.push("the image's health check is not usable and will not run".to_owned());
         }
         let built = self.make(&mut record, wanted).await;
@@ -186,28 +186,25 @@ impl Containers {
     }
 
     fn choose_name(&self, wanted: Option<&str>, id: &str) -> Result<String> {
-        match wanted.filter(|name| !name.is_empty()) {
-            Some(wanted) => {
-                let name = wanted.strip_prefix('/').unwrap_or(wanted);
-                if !names::is_valid(name) {
-                    return Err(Error::invalid(format!(
-                        "Invalid container name ({wanted}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
-                    )));
-                }
-                self.take_name(name, id)?;
-                Ok(name.to_owned())
+        if let Some(wanted) = wanted.filter(|name| !name.is_empty()) {
+            let name = wanted.strip_prefix('/').unwrap_or(wanted);
+            if !names::is_valid(name) {
+                return Err(Error::invalid(format!(
+                    "Invalid container name ({wanted}), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed"
+                )));
             }
-            None => {
-                for attempt in 0..32 {
-                    let name = names::random(attempt);
-                    if self.take_name(&name, id).is_ok() {
-                        return Ok(name);
-                    }
+            self.take_name(name, id)?;
+            Ok(name.to_owned())
+        } else {
+            for attempt in 0..32 {
+                let name = names::random(attempt);
+                if self.take_name(&name, id).is_ok() {
+                    return Ok(name);
                 }
-                let name = short(id).to_owned();
-                self.take_name(&name, id)?;
-                Ok(name)
             }
+            let name = short(id).to_owned();
+            self.take_name(&name, id)?;
+            Ok(name)
         }
     }
 
@@ -283,7 +280,7 @@ impl Containers {
             host.network_mode = Some("bridge".to_owned());
         }
         fill(&mut host.ipc_mode, "private");
-        fill(&mut host.runtime, "brig");
+        fill(&mut host.runtime, "brig-runtime");
         if matches!(host.cgroupns_mode, None | Some(HostConfigCgroupnsModeEnum::EMPTY)) {
             host.cgroupns_mode = Some(HostConfigCgroupnsModeEnum::PRIVATE);
         }

@@ -110,7 +110,7 @@ impl Containers {
             )));
         }
         // An unknown user is an error now, not inside the stream.
-        let user = self.exec_user(&container, &request);
+        let user = Self::exec_user(&container, &request);
         let pid = live.pid;
         crate::blocking(move || users::resolve(&user, &[], &LayerRoot::of_process(pid)?)).await?;
         let keys = detach_keys(request.detach_keys.as_deref().unwrap_or_default())?;
@@ -127,7 +127,7 @@ impl Containers {
         Ok(id)
     }
 
-    fn exec_user(&self, container: &Container, request: &ExecRequest) -> String {
+    fn exec_user(container: &Container, request: &ExecRequest) -> String {
         match request.user.as_deref() {
             Some(user) if !user.is_empty() => user.to_owned(),
             _ => container.with(|inner| inner.record.config.user.clone()).unwrap_or_default(),
@@ -271,7 +271,7 @@ impl Containers {
         let request = &exec.request;
         let privileged = record.privileged() || request.privileged.unwrap_or_default();
         let user = users::resolve(
-            &self.exec_user(container, request),
+            &Self::exec_user(container, request),
             if request.user.as_deref().unwrap_or_default().is_empty() {
                 host.group_add.as_deref().unwrap_or_default()
             } else {

@@ -17,7 +17,7 @@ use crate::Result;
 
 /// The first wait before a restart; each further one is twice as long.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
-const LONGEST_DELAY: Duration = Duration::from_secs(60);
+const LONGEST_DELAY: Duration = Duration::from_mins(1);
 /// A run of this length makes the next wait the first one again.
 const LONG_RUN: Duration = Duration::from_secs(10);
 /// No message of a shim is longer.
@@ -77,7 +77,7 @@ impl Containers {
                 tracing::error!(container = container.id, "the container's monitor broke off its events");
             }
             Ok(Err(error)) => {
-                tracing::error!(container = container.id, %error, "clean up after a lost monitor")
+                tracing::error!(container = container.id, %error, "clean up after a lost monitor");
             }
             Err(error) => tracing::error!(container = container.id, %error, "clean up after a lost monitor"),
         }
@@ -96,7 +96,7 @@ impl Containers {
     /// Everything that follows an exit.
     async fn ended(self: &Arc<Self>, container: &Arc<Container>, live: &Arc<Live>, exit: ExitRecord) {
         let _lifecycle = container.lifecycle.lock().await;
-        self.end_health_checks(container);
+        Self::end_health_checks(container);
         let finished = exit.finished_at.as_str().parse().unwrap_or_else(|_unreadable| Timestamp::now());
         let restart = container.with(|inner| {
             inner.live = None;

@@ -131,7 +131,7 @@ impl Containers {
         });
     }
 
-    pub(super) fn end_health_checks(&self, container: &Container) {
+    pub(super) fn end_health_checks(container: &Container) {
         container.with(|inner| {
             if let Some(task) = inner.health.as_mut().and_then(|health| health.task.take()) {
                 task.abort();

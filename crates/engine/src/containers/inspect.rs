@@ -20,7 +20,7 @@ fn host_defaults() -> Value {
         "CapDrop": null, "CgroupnsMode": "private", "Dns": [], "DnsOptions": [], "DnsSearch": [], "ExtraHosts": null,
         "GroupAdd": null, "IpcMode": "private", "Cgroup": "", "Links": null, "OomScoreAdj": 0, "PidMode": "",
         "Privileged": false, "PublishAllPorts": false, "ReadonlyRootfs": false, "SecurityOpt": null, "UTSMode": "",
-        "UsernsMode": "", "ShmSize": 67_108_864, "Runtime": "brig", "Isolation": "", "CpuShares": 0, "Memory": 0,
+        "UsernsMode": "", "ShmSize": 67_108_864, "Runtime": "brig-runtime", "Isolation": "", "CpuShares": 0, "Memory": 0,
         "NanoCpus": 0, "CgroupParent": "", "BlkioWeight": 0, "BlkioWeightDevice": [], "BlkioDeviceReadBps": [],
         "BlkioDeviceWriteBps": [], "BlkioDeviceReadIOps": [], "BlkioDeviceWriteIOps": [], "CpuPeriod": 0,
         "CpuQuota": 0, "CpuRealtimePeriod": 0, "CpuRealtimeRuntime": 0, "CpusetCpus": "", "CpusetMems": "",

@@ -181,7 +181,7 @@ impl Containers {
                     }
                     Ok(Found::Exited(_) | Found::Nothing) => {}
                     Err(error) => {
-                        tracing::warn!(container = id, %error, "clean up a container that has no record")
+                        tracing::warn!(container = id, %error, "clean up a container that has no record");
                     }
                 }
                 if let Err(error) = remove_tree(&dir) {

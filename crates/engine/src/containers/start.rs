@@ -612,7 +612,7 @@ fn write_names(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
     let (hosts, resolv) = if plan.network == Namespace::Host {
         let mut hosts = read("/etc/hosts");
         for (name, address) in &extra {
-            hosts.push_str(&format!("{address}\t{name}\n"));
+            hosts.extend([address.as_str(), "\t", name.as_str(), "\n"]);
         }
         (hosts, resolv_conf_on_host(&resolv, &choice))
     } else {

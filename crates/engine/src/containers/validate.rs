@@ -42,7 +42,7 @@ pub(super) fn host_config(
         )));
     }
     match host.runtime.as_deref() {
-        None | Some("" | "brig") => {}
+        None | Some("" | "brig-runtime") => {}
         Some(other) => return Err(Error::invalid(format!("unknown or invalid runtime name: {other}"))),
     }
     if host.volume_driver.as_deref().is_some_and(|driver| !matches!(driver, "" | "local")) {

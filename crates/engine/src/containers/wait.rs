@@ -32,7 +32,7 @@ impl Condition {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Waited {
     pub exit_code: i32,
-    /// Why it could not be started, or removed.
+    /// Why it could not be removed.
     pub error: Option<String>,
 }
 
@@ -75,8 +75,7 @@ pub(super) fn register(container: &Container, condition: Condition) -> Waiting {
 }
 
 fn outcome(inner: &Inner) -> Waited {
-    let state = &inner.record.state;
-    Waited { exit_code: state.exit_code, error: Some(state.error.clone()).filter(|error| !error.is_empty()) }
+    Waited { exit_code: inner.record.state.exit_code, error: None }
 }
 
 fn answer(done: oneshot::Sender<Waited>, outcome: Waited) {

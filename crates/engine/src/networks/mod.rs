@@ -118,7 +118,7 @@ impl Networks {
             match record {
                 Ok(record) => networks.enter(record)?,
                 Err(error) => {
-                    tracing::error!(error = Error::internal("a network is lost").because(error).report())
+                    tracing::error!(error = Error::internal("a network is lost").because(error).report());
                 }
             }
         }

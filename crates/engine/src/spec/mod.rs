@@ -192,9 +192,9 @@ mod tests {
                 ..Default::default()
             },
             host_config,
-            endpoints: Default::default(),
+            endpoints: std::collections::BTreeMap::default(),
             mounts: Vec::new(),
-            state: Default::default(),
+            state: serde_json::from_str("{\"status\":\"created\"}").unwrap(),
             restart_count: 0,
             stopped_by_request: false,
         }

@@ -182,7 +182,7 @@ mod tests {
         std::fs::set_permissions(layer.join("data"), std::fs::Permissions::from_mode(0o1777)).unwrap();
         let volume = dir.path().join("volume");
         std::fs::create_dir(&volume).unwrap();
-        copy_up(&[layer.clone()], "/data", &volume).unwrap();
+        copy_up(std::slice::from_ref(&layer), "/data", &volume).unwrap();
         assert_eq!(std::fs::read_to_string(volume.join("sub/file")).unwrap(), "hello");
         assert_eq!(std::fs::read_link(volume.join("link")).unwrap(), Path::new("/etc/passwd"));
         assert_eq!(volume.metadata().unwrap().mode() & 0o7777, 0o1777);

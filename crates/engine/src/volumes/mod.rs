@@ -311,7 +311,7 @@ impl Volumes {
                     Ok(()) => {}
                     Err(error) if error.class() == Class::Conflict => {}
                     Err(error) => {
-                        tracing::warn!(volume = name, error = error.report(), "remove an anonymous volume")
+                        tracing::warn!(volume = name, error = error.report(), "remove an anonymous volume");
                     }
                 }
             }

@@ -1,6 +1,6 @@
 //! Mounts as requests name them (`Binds`, `Mounts`, `Volumes`, `Tmpfs`), parsed into one form.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path, PathBuf};
 
 use bollard_stubs::models::{HostConfig, Mount, MountBindOptionsPropagationEnum, MountType};
@@ -126,10 +126,10 @@ pub(crate) fn requested(
     for mount in inherited {
         all.insert(mount.destination.clone(), mount.into());
     }
-    let mut named = BTreeMap::new();
+    let mut named = BTreeSet::new();
     let mut add = |requested: Requested| -> Result<()> {
         let destination = requested.mount.destination.clone();
-        if named.insert(destination.clone(), ()).is_some() {
+        if !named.insert(destination.clone()) {
             return Err(Error::invalid(format!("Duplicate mount point: {destination}")));
         }
         all.insert(destination, requested);
@@ -153,11 +153,11 @@ pub(crate) fn requested(
                 "invalid tmpfs mount '{destination}': destination can't be '/'"
             )));
         }
-        if named.contains_key(&path) {
+        if named.contains(&path) {
             return Err(Error::invalid(format!("Duplicate mount point: {path}")));
         }
         all.remove(&path);
-        named.insert(path, ());
+        named.insert(path);
     }
     for volume in volumes {
         let destination = clean(volume);
@@ -169,7 +169,7 @@ pub(crate) fn requested(
         if destination == "/" {
             return Err(Error::invalid("invalid specification: destination can't be '/'"));
         }
-        if !named.contains_key(&destination) {
+        if !named.contains(&destination) {
             all.entry(destination.clone()).or_insert_with(|| MountRecord::volume_at("", &destination).into());
         }
     }
@@ -219,7 +219,7 @@ fn parse_bind(text: &str) -> Result<MountRecord> {
         }
         MountRecord::volume_at(source, &destination)
     };
-    mount.mode = mode.to_owned();
+    mode.clone_into(&mut mount.mode);
     for flag in mode.split(',').filter(|flag| !flag.is_empty()) {
         match flag {
             "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
@@ -456,7 +456,7 @@ mod tests {
             requested(&config(bind.clone()), &[], Vec::new()).unwrap_err().to_string(),
             "invalid mount config for type \"bind\": bind source path does not exist: /does/not/exist"
         );
-        let odd = Mount { tmpfs_options: Some(Default::default()), ..bind };
+        let odd = Mount { tmpfs_options: Some(bollard_stubs::models::MountTmpfsOptions::default()), ..bind };
         assert!(
             requested(&config(odd), &[], Vec::new())
                 .unwrap_err()
