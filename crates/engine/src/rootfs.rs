@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
@@ -35,18 +35,10 @@ impl AsFd for LayerRoot {
 impl LayerRoot {
     /// The union of `layers`, top first.
     pub(crate) fn open(layers: &[PathBuf]) -> Result<Self> {
-        let what = || "look into the image's layers".to_owned();
         let root = if let [one] = layers {
             open_dir(one).doing(|| format!("open layer {}", one.display()))?
         } else {
-            let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
-            for layer in layers {
-                fsconfig_set_string(fs.as_fd(), "lowerdir+", layer)
-                    .doing(|| format!("use layer {}", layer.display()))?;
-            }
-            fsconfig_create(fs.as_fd()).doing(what)?;
-            fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-                .doing(what)?
+            union(layers)?
         };
         Ok(Self { root })
     }
@@ -89,6 +81,45 @@ impl LayerRoot {
         file.take(MAX_FILE).read_to_end(&mut contents).doing(what)?;
         Ok(Some(contents))
     }
+}
+
+/// A detached overlay of several layers, top first.
+fn union(layers: &[PathBuf]) -> Result<OwnedFd> {
+    let what = || "look into the image's layers".to_owned();
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
+    let mut appended = Ok(());
+    for layer in layers {
+        appended = fsconfig_set_string(fs.as_fd(), "lowerdir+", layer);
+        if appended.is_err() {
+            break;
+        }
+    }
+    let fs = match appended {
+        Ok(()) => fs,
+        // Kernels before 6.5 take one string of at most 255 bytes, which descriptors' paths keep short.
+        Err(Errno::INVAL) => {
+            let dirs = layers
+                .iter()
+                .map(|layer| open_dir(layer))
+                .collect::<std::io::Result<Vec<_>>>()
+                .doing(what)?;
+            let joined: Vec<String> =
+                dirs.iter().map(|dir| format!("/proc/self/fd/{}", dir.as_raw_fd())).collect();
+            let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
+            fsconfig_set_string(fs.as_fd(), "lowerdir", joined.join(":")).doing(|| {
+                format!(
+                    "use {} layers at once on this kernel: from 6.5 on there is no such limit",
+                    layers.len()
+                )
+            })?;
+            fsconfig_create(fs.as_fd()).doing(what)?;
+            return fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+                .doing(what);
+        }
+        Err(error) => return Err(error).doing(what),
+    };
+    fsconfig_create(fs.as_fd()).doing(what)?;
+    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(what)
 }
 
 fn open_dir(path: &Path) -> std::io::Result<OwnedFd> {
