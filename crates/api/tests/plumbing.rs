@@ -348,7 +348,7 @@ async fn without_upgrade_the_stream_is_a_plain_200() {
     for (path, content_type) in [
         ("/v1.41/attach", "application/vnd.docker.raw-stream"),
         ("/attach?tty=1", "application/vnd.docker.raw-stream"),
-        ("/attach", "application/vnd.docker.multiplexed-stream"),
+        ("/attach", "application/vnd.docker.raw-stream"),
     ] {
         let mut client = fixture.connect();
         client.write_all(format!("POST {path} HTTP/1.1\r\nHost: d\r\n\r\n").as_bytes()).await.unwrap();

@@ -475,5 +475,10 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Outcome {
         c"",
         MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH,
     )
-    .map_err(at(Part::Attach))
+    .map_err(|errno| {
+        // The kernel calls a directory on a file, or the reverse, an invalid argument.
+        let directory = |fd| rustix::fs::fstat(fd).map(|s| FileType::from_raw_mode(s.st_mode).is_dir());
+        let differ = directory(tree).ok() != directory(target).ok();
+        (Part::Attach, if errno == Errno::INVAL && differ { Errno::NOTDIR } else { errno })
+    })
 }

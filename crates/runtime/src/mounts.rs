@@ -197,6 +197,8 @@ pub(crate) fn open_root(rootfs: &Rootfs) -> Result<OwnedFd, Error> {
                     failed(&format!("{key} {:?}", value.display()), e, context_message(context.as_fd()))
                 })
             };
+            // What the container's mount table shows as the device; programs look for this word.
+            set("source", Path::new("overlay"))?;
             // Before Linux 6.5 all layers go in one string of at most 255 bytes: short names by descriptor.
             let mut layers = Vec::new();
             if crate::profile::running_kernel() >= (6, 5) {

@@ -47,9 +47,10 @@ fn complain(text: &str) {
 fn supervise(program: &OsString, args: impl Iterator<Item = OsString>) -> Result<u8, (u8, String)> {
     let all = (1..=31).chain(34..=64).filter(|s| !OWN.contains(s)).collect::<Vec<_>>();
     let signals = SignalFd::block(&all).map_err(|e| (125, format!("blocking signals: {e}")))?;
-    // The standard library gives the child an empty mask and its own process group.
-    let child = Command::new(program).args(args).process_group(0).spawn();
-    let child = child.map_err(|e| {
+    let mut command = Command::new(program);
+    command.args(args).process_group(0);
+    signals::unblock_in(&mut command);
+    let child = command.spawn().map_err(|e| {
         let status = if e.kind() == std::io::ErrorKind::NotFound { 127 } else { 126 };
         (status, format!("{}: {e}", program.display()))
     })?;

@@ -55,6 +55,21 @@ impl AsFd for SignalFd {
     }
 }
 
+/// Has the command's process begin with no signal blocked: by itself it inherits the mask of the thread that starts it.
+pub fn unblock_in(command: &mut std::process::Command) {
+    use std::os::unix::process::CommandExt as _;
+    let unblock = || {
+        let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+        // SAFETY: `set` is valid for writing.
+        unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+        // SAFETY: `set` is initialised; no old mask is asked for.
+        let done = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set.as_ptr(), std::ptr::null_mut()) };
+        if done == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(done)) }
+    };
+    // SAFETY: the closure calls nothing but two async-signal-safe functions and allocates nothing.
+    unsafe { command.pre_exec(unblock) };
+}
+
 /// Sends any signal, real-time ones too, to the process behind `pidfd`.
 pub fn send(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let none = std::ptr::null::<libc::siginfo_t>();

@@ -59,8 +59,9 @@ impl Hijack {
             head.push_str("\r\nConnection: Upgrade\r\nUpgrade: ");
             head.push_str(protocol);
         } else {
+            // The older form never learned the other name.
             head.push_str("HTTP/1.1 200 OK\r\nContent-Type: ");
-            head.push_str(self.content_type);
+            head.push_str(StreamType::Raw.content_type());
         }
         head.push_str("\r\n");
         for (name, value) in common {

@@ -231,15 +231,19 @@ impl Containers {
             };
         }
         let mut endpoints = BTreeMap::new();
-        let main = self.networks.find(mode)?;
+        // A network that is not there yet may be by the time of the start, which refuses otherwise. Here, a client
+        // would take "not found" for the image's.
+        let known = |name: &str| {
+            self.networks.find(name).map_or_else(|_absent| name.to_owned(), |network| network.name)
+        };
+        let main = known(mode);
         let mut settings = wanted.remove(mode).unwrap_or_default();
-        if mode != main.name {
-            settings = wanted.remove(&main.name).unwrap_or(settings);
+        if mode != main {
+            settings = wanted.remove(&main).unwrap_or(settings);
         }
-        endpoints.insert(main.name.clone(), settings);
+        endpoints.insert(main, settings);
         for (name, settings) in wanted {
-            let network = self.networks.find(&name)?;
-            endpoints.insert(network.name, settings);
+            endpoints.insert(known(&name), settings);
         }
         if endpoints.len() > 1 && (endpoints.contains_key("host") || endpoints.contains_key("none")) {
             return Err(Error::invalid(
