@@ -21,6 +21,7 @@ pub(crate) fn process(
     let mut args = vec![record.path.clone()];
     args.extend(record.args.iter().cloned());
     if host.init.unwrap_or(inputs.config.init) {
+        // Its name makes it the reaper.
         let mut with_init = [super::mounts::INIT, "--"].map(str::to_owned).to_vec();
         with_init.append(&mut args);
         args = with_init;
