@@ -111,8 +111,6 @@ impl Reply {
         Fut: Future<Output = ()> + Send + 'static,
     {
         let mut reply = Self::empty(StatusCode::OK);
-        // Frames are announced only to clients that ask for an upgrade.
-        let stream_type = if request.upgrade().is_some() { stream_type } else { StreamType::Raw };
         reply.hijack = Some(Hijack {
             upgrade: request.upgrade().map(str::to_owned),
             content_type: stream_type.content_type(),
