@@ -1,6 +1,8 @@
 //! What a monitor costs. The bounds are for what is shipped, a static release build: point `BRIGANTINE_RUNTIME` at one.
 //! Without that the numbers are only printed.
 
+#![expect(clippy::unwrap_used, reason = "a test says so by a panic")]
+
 mod common;
 
 use std::fs;

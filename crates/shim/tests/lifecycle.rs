@@ -15,7 +15,8 @@ use brigantine_sys::SealedExe;
 use common::{Fixture, eventually};
 
 fn kill(pid: i32, signal: i32) {
-    let status = Command::new("/bin/kill").arg(format!("-{signal}")).arg(pid.to_string()).status().unwrap();
+    let status =
+        Command::new("/bin/kill").arg(format!("-{signal}")).arg(pid.to_string()).status().expect("kill");
     assert!(status.success());
 }
 
@@ -205,7 +206,7 @@ fn a_killed_daemon_leaves_the_container_running() {
     let Found::Exited(exit) = find(&fixture.config.dir, &fixture.config.exit_path).unwrap() else { panic!() };
     assert_eq!((exit.exit_code, exit.monitor_lost), (6, false));
     let log: Vec<u8> = fixture.log().into_iter().flat_map(|(_, bytes)| bytes).collect();
-    let expected: String = (1..=40).map(|n| format!("line {n}\n")).collect();
+    let expected = (1..=40).map(|n| format!("line {n}")).collect::<Vec<_>>().join("\n") + "\n";
     assert_eq!(String::from_utf8_lossy(&log), expected);
 }
 

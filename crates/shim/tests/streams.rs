@@ -1,5 +1,7 @@
 //! Standard streams: order, completeness, half-close, terminals, several clients, logs.
 
+#![expect(clippy::format_collect, reason = "expected output, built once")]
+
 mod common;
 
 use std::fs;

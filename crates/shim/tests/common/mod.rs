@@ -2,6 +2,7 @@
 //! streams. Dropping it kills what is left; [`Fixture::assert_nothing_left`] checks that there was nothing.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
+#![expect(clippy::unwrap_used, reason = "a test says so by a panic")]
 
 use std::fs;
 use std::io::{Read, Write};
@@ -123,13 +124,14 @@ impl Fixture {
 
     pub fn try_start(&self, attach: Vec<AttachStream>) -> Result<Running, SpawnError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        ours.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
         let inherited = Inherited { netns: None, held: Vec::new(), attach, events: Some(theirs) };
         let spawned = spawn(&self.exe, &self.config, inherited)?;
         let client = Client::connect(&self.config.dir).unwrap();
         Ok(Running { spawned, client, events: EventReader::new(ours), attach: None })
     }
 
+    #[expect(clippy::unused_self, reason = "reads as what it is: an exec in this container")]
     pub fn exec(&self, id: &str, args: &[&str]) -> ExecConfig {
         ExecConfig {
             id: id.into(),
@@ -256,7 +258,7 @@ pub fn read_frame(stream: &mut UnixStream) -> Option<(Kind, Vec<u8>)> {
 }
 
 pub fn read_output(stream: &mut UnixStream) -> Output {
-    stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    stream.set_read_timeout(Some(Duration::from_mins(2))).unwrap();
     let mut output = Output::default();
     while let Some((kind, payload)) = read_frame(stream) {
         match kind {
