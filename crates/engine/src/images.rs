@@ -47,15 +47,26 @@ impl Images {
         self.with(move |store| store.resolve(&name)).await
     }
 
-    /// The directories of an image's layers, top first, unpacked if they were not. Blocks.
-    pub(crate) fn layers(&self, id: &str) -> Result<Arc<[PathBuf]>> {
+    /// The directories of an image's layers, top first, unpacked if they were not; of an image removed by force
+    /// those with these diff ids. Blocks.
+    pub(crate) fn layers(&self, id: &str, diff_ids: &[String]) -> Result<Arc<[PathBuf]>> {
         if let Some(known) = lock(&self.layers).get(id) {
             return Ok(Arc::clone(known));
         }
         let digest: Digest = id.parse().doing(|| format!("read the image id {id}"))?;
-        let image = self.store.image(&digest)?;
-        self.store.ensure_unpacked(&image)?;
-        let dirs: Arc<[PathBuf]> = self.store.layer_dirs(&image)?.into();
+        let dirs: Arc<[PathBuf]> = match self.store.image(&digest) {
+            Ok(image) => {
+                self.store.ensure_unpacked(&image)?;
+                self.store.layer_dirs(&image)?.into()
+            }
+            Err(error) => {
+                let known: Option<Vec<Digest>> = diff_ids.iter().map(|layer| layer.parse().ok()).collect();
+                match known.map(|layers| self.store.extracted_dirs(&layers)).transpose()?.flatten() {
+                    Some(dirs) if !diff_ids.is_empty() => dirs.into(),
+                    _ => return Err(error.into()),
+                }
+            }
+        };
         let mut layers = lock(&self.layers);
         if layers.len() >= REMEMBERED {
             layers.clear();

@@ -364,12 +364,23 @@ impl Store {
     /// The directories of the image's layers, top first, fit for an overlay: none twice, at least one.
     /// Call [`Self::ensure_unpacked`] before.
     pub fn layer_dirs(&self, image: &Image) -> Result<Vec<PathBuf>> {
+        self.trees(&image.config.rootfs.diff_ids)
+    }
+
+    /// The same for layers of an image that is gone; `None` unless each of them is extracted.
+    pub fn extracted_dirs(&self, diff_ids: &[Digest]) -> Result<Option<Vec<PathBuf>>> {
+        for diff_id in diff_ids {
+            if self.inner.layers.get(diff_id)?.is_none() {
+                return Ok(None);
+            }
+        }
+        self.trees(diff_ids).map(Some)
+    }
+
+    fn trees(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>> {
         let mut seen = std::collections::HashSet::new();
         // A layer that comes again further down shows nothing that its upper copy does not.
-        let mut dirs: Vec<PathBuf> = image
-            .config
-            .rootfs
-            .diff_ids
+        let mut dirs: Vec<PathBuf> = diff_ids
             .iter()
             .rev()
             .filter(|diff_id| seen.insert(*diff_id))

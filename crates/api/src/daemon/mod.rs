@@ -178,6 +178,10 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     stop.send_replace(true);
     while serving.join_next().await.is_some() {}
     drop(made);
+    // Layers that a reboot would otherwise have to extract again.
+    if let Err(error) = engine.images().with(brigantine_image::Store::settle).await {
+        tracing::warn!(error = error.report(), "sync extracted layers");
+    }
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use brigantine_engine::containers::ImageUse;
 use brigantine_engine::events::Kind;
 use brigantine_image::{ContainerUse, Digest, Image, ImageConfig, InUse, Reference, Removed, Store};
 use serde::Serialize;
@@ -49,11 +50,16 @@ pub(super) fn announce(state: &State, action: &str, id: &str, name: &str) {
 /// What containers use, for the store to spare.
 pub(super) fn in_use(state: &State, store: &Store) -> InUse {
     let mut in_use = InUse::default();
-    for (container, image, running) in state.engine.containers().image_uses() {
-        let Ok(id) = image.parse::<Digest>() else { continue };
-        if let Ok(image) = store.image(&id) {
+    for used in state.engine.containers().image_uses() {
+        let Ok(id) = used.image.parse::<Digest>() else { continue };
+        in_use.layers.extend(used.layers.iter().filter_map(|layer| layer.parse().ok()));
+        // Records of an earlier version name no layers.
+        if used.layers.is_empty()
+            && let Ok(image) = store.image(&id)
+        {
             in_use.layers.extend(image.config.rootfs.diff_ids.iter().cloned());
         }
+        let ImageUse { container, running, .. } = used;
         in_use.images.entry(id).or_default().push(ContainerUse { container, running });
     }
     in_use

@@ -59,7 +59,7 @@ impl Containers {
             .build(
                 &id,
                 &name,
-                image.id.to_string(),
+                &image,
                 (path, args),
                 config,
                 host,
@@ -87,7 +87,7 @@ impl Containers {
         self: &Arc<Self>,
         id: &str,
         name: &str,
-        image_id: String,
+        image: &brigantine_image::Image,
         (path, args): (String, Vec<String>),
         mut config: ContainerConfig,
         host_config: HostConfig,
@@ -109,7 +109,8 @@ impl Containers {
             id: id.to_owned(),
             name: name.to_owned(),
             created: Timestamp::now(),
-            image_id,
+            image_id: image.id.to_string(),
+            layers: image.config.rootfs.diff_ids.iter().map(ToString::to_string).collect(),
             path,
             args,
             config,
@@ -170,13 +171,16 @@ impl Containers {
                 self.volumes.acquire(&record.id, &record.mounts[record.mounts.len() - 1..]);
                 let mount = record.mounts[record.mounts.len() - 1].clone();
                 if !mount.no_copy && mount.subpath.is_empty() && volume.options.is_empty() {
-                    let (images, image, target) = (
+                    let (images, image, layers, target) = (
                         Arc::clone(&self.images),
                         record.image_id.clone(),
+                        record.layers.clone(),
                         self.volumes.data_dir(&volume.name),
                     );
-                    crate::blocking(move || copy_up(&images.layers(&image)?, &mount.destination, &target))
-                        .await?;
+                    crate::blocking(move || {
+                        copy_up(&images.layers(&image, &layers)?, &mount.destination, &target)
+                    })
+                    .await?;
                 }
             } else {
                 record.mounts.push(request.mount);

@@ -219,6 +219,17 @@ impl ShimError {
     }
 }
 
+/// What a container needs of an image.
+#[derive(Debug, Clone)]
+pub struct ImageUse {
+    pub container: String,
+    /// The image's id.
+    pub image: String,
+    /// Diff ids, also of an image that is gone.
+    pub layers: Vec<String>,
+    pub running: bool,
+}
+
 impl Containers {
     pub(crate) fn new(
         config: Arc<Config>,
@@ -303,16 +314,15 @@ impl Containers {
     }
 
     /// Which containers were made from which image: `(container id, image id, is up)`.
-    pub fn image_uses(&self) -> Vec<(String, String, bool)> {
+    pub fn image_uses(&self) -> Vec<ImageUse> {
         self.all()
             .iter()
             .map(|container| {
-                container.with(|inner| {
-                    (
-                        inner.record.id.clone(),
-                        inner.record.image_id.clone(),
-                        inner.record.state.status.is_up(),
-                    )
+                container.with(|inner| ImageUse {
+                    container: inner.record.id.clone(),
+                    image: inner.record.image_id.clone(),
+                    layers: inner.record.layers.clone(),
+                    running: inner.record.state.status.is_up(),
                 })
             })
             .collect()

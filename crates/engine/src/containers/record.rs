@@ -21,6 +21,9 @@ pub(crate) struct Record {
     pub created: Timestamp,
     /// The image's id, `sha256:…`; the reference as asked for is `config.image`.
     pub image_id: String,
+    /// The image's layers by diff id, lowest first: they outlive an image that is removed by force.
+    #[serde(default)]
+    pub layers: Vec<String>,
     /// Entry point and command joined: the program and its arguments.
     pub path: String,
     pub args: Vec<String>,

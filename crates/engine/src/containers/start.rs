@@ -199,7 +199,7 @@ impl Containers {
 /// The work of a start that blocks. Whatever was made is unmade when a later step fails.
 fn launch(plan: Plan) -> Result<Launched, StartFailure> {
     let record = &plan.record;
-    let layers = plan.images.layers(&record.image_id)?;
+    let layers = plan.images.layers(&record.image_id, &record.layers)?;
     let mount_sources = mount_sources(&plan)?;
     let wires = Wires::lay(&plan)?;
     let outcome = connect_and_spawn(&plan, &layers, mount_sources, &wires);

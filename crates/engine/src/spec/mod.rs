@@ -184,6 +184,7 @@ mod tests {
             name: "web".into(),
             created: jiff::Timestamp::now(),
             image_id: "sha256:0".into(),
+            layers: Vec::new(),
             path: "sh".into(),
             args: vec!["-c".into(), "true".into()],
             config: ContainerConfig {
