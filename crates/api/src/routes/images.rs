@@ -166,7 +166,7 @@ async fn list(state: State, request: Request) -> Result<Reply, Error> {
                 if let Some(usage) = &usage {
                     let shared = usage.images.iter().find(|u| u.image.id == image.id).map_or(0, |u| u.shared);
                     let id = image.id.to_string();
-                    let containers = uses.iter().filter(|(_, of, _)| *of == id).count();
+                    let containers = uses.iter().filter(|used| used.image == id).count();
                     summary = summary.with_usage(shared, containers);
                 }
                 summaries.push(summary);

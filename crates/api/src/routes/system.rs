@@ -227,7 +227,7 @@ async fn disk_usage(state: State, request: Request) -> Result<Reply, Error> {
                     .iter()
                     .map(|of| {
                         let id = of.image.id.to_string();
-                        let containers = uses.iter().filter(|(_, image, _)| *image == id).count();
+                        let containers = uses.iter().filter(|used| used.image == id).count();
                         Summary::of(&of.image, version).with_usage(of.shared, containers)
                     })
                     .collect();
