@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use brigantine_sys::signals;
+
 use crate::error::{Error, Kind};
 use crate::spec::{Hook, Hooks};
 
@@ -45,6 +47,8 @@ fn run_one(kind: &str, hook: &Hook, state: &[u8], bundle: Option<&Path>) -> Resu
         command.current_dir(bundle);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    // The caller may have blocked signals to hand them on to the container.
+    signals::unblock_in(&mut command);
     let mut child = command.spawn().map_err(|e| Error::os(what(), e))?;
     if let Some(mut stdin) = child.stdin.take()
         && let Err(e) = stdin.write_all(state)

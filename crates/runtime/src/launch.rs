@@ -254,7 +254,10 @@ fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
         if !cgroup.is_unified() {
             cgroup.add(child.pid)?;
         }
-        setup.say(Message::InCgroup)?;
+        // A child that waits for hooks does so first, and hears of its cgroup right after them.
+        if !spec_hooks.as_ref().is_some_and(hooks::any_before_pivot) {
+            setup.say(Message::InCgroup)?;
+        }
         setup.until_ready(|| {
             let Some(spec_hooks) = &spec_hooks else { return Ok(()) };
             let state = serde_json::json!({
@@ -365,6 +368,7 @@ impl Setup<'_> {
                 (Some(Message::Mounted), _) => {
                     on_mounted()?;
                     self.say(Message::HooksDone)?;
+                    self.say(Message::InCgroup)?;
                 }
                 (Some(Message::Failed(failure)), _) => {
                     return Err(describe::failure(&self.plan.steps, self.subject, failure));

@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, waitid};
 
 use super::options::{Options, parse, signal, wrong};
 use super::record::{Dir, Record, Status, started, timestamp};
-use super::{Global, print, terminal};
+use super::{Global, print, seal, terminal};
 use crate::error::{Error, Kind};
 use crate::launch::{Created, ExecRequest, Launch, Rootfs, Stdio, create, exec, start_waiting};
 use crate::spec::{Capability, LinuxResources, Process, Spec};
@@ -74,6 +74,9 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
         }
     };
     let options = parse(&command, &mut parser)?;
+    if matches!(command.as_str(), "create" | "run" | "exec") {
+        seal()?;
+    }
     match command.as_str() {
         "create" => create_command(global, &options).map(|()| 0),
         "run" => run_command(global, &options),

@@ -10,9 +10,13 @@ mod record;
 mod terminal;
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
+
+use brigantine_sys::SealedExe;
 
 use crate::error::Error;
 
@@ -40,6 +44,22 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// Goes on in a sealed copy of this executable, unless it is one already. A container's process is a
+/// copy of the one that makes it, and reaches its executable as `/proc/self/exe`: a file on disk could
+/// be overwritten from there as soon as nobody runs it (CVE-2019-5736).
+fn seal() -> Result<(), Error> {
+    let failed = |e| Error::os("copying the runtime's executable into memory", e);
+    let current = File::open("/proc/self/exe").map_err(failed)?;
+    if SealedExe::from_fd(current.into()).is_ok() {
+        return Ok(());
+    }
+    let copy = SealedExe::from_current().map_err(failed)?;
+    let mut words = std::env::args_os();
+    let name = words.next().unwrap_or_default();
+    let error = Command::new(copy.path()).arg0(name).args(words).exec();
+    Err(Error::os("executing the runtime's copy in memory", error))
 }
 
 /// On stderr for people, and in the log for the program that called.
