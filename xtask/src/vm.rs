@@ -56,7 +56,7 @@ pub fn vm() -> Result<()> {
 
 /// Runs in the machine.
 const RUN: &str = r#"#!/bin/sh
-export BRIG_TEST_DIST=/payload CARGO_TARGET_DIR=/payload/target
+export BRIG_TEST_DIST=/payload BRIGANTINE_RUNTIME=/payload/brig-runtime CARGO_TARGET_DIR=/payload/target
 failed=0
 for test in tests/*; do
     echo "== $test"

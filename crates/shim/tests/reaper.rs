@@ -1,5 +1,7 @@
 //! The `--init` process: signals, orphans, statuses.
 
+#![expect(clippy::unwrap_used, reason = "a test says so by a panic")]
+
 mod bundle;
 
 use std::fs;
