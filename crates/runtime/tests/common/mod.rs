@@ -66,7 +66,7 @@ impl Case {
         .unwrap();
         let mut case = Self { dir, id, spec: docker_spec() };
         case.args(&["/bin/sh", "-c", script]);
-        let path = format!("/brigantine-test/{}", case.id);
+        let path = format!("/brigantine-test-{}", case.id);
         case.linux(|l| {
             l.set_cgroups_path(Some(path.into()));
         });
@@ -141,7 +141,7 @@ impl Case {
     pub fn error(&self) -> Error {
         let error = self.run().err().expect("this container must not start");
         assert!(!error.to_string().contains('\n'));
-        let left = brigantine_runtime::Cgroup::open(&format!("/brigantine-test/{}", self.id));
+        let left = brigantine_runtime::Cgroup::open(&format!("/brigantine-test-{}", self.id));
         assert!(left.is_err(), "a failed creation must leave no cgroup");
         error
     }
