@@ -56,16 +56,7 @@ impl Containers {
         let id = new_id();
         let name = self.choose_name(request.name.as_deref(), &id)?;
         let built = self
-            .build(
-                &id,
-                &name,
-                &image,
-                (path, args),
-                config,
-                host,
-                networking.as_ref(),
-                &mut warnings,
-            )
+            .build(&id, &name, &image, (path, args), config, host, networking.as_ref(), &mut warnings)
             .await;
         match built {
             Ok(container) => {
