@@ -108,6 +108,9 @@ impl Stage<'_> {
                 rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(whole)
             }
             Step::Session => rustix::process::setsid().map(|_| ()).map_err(whole),
+            // Not by number: a single thread that moves itself needs no lock on all forks and exits of the
+            // machine, for which the kernel would first wait several milliseconds (an RCU grace period).
+            Step::JoinCgroup { tasks, .. } => rustix::io::write(tasks, b"0").map(|_| ()).map_err(whole),
             Step::AwaitCgroup { new_namespace } => {
                 expect(self.channel, Message::InCgroup).map_err(at(Part::Prepare))?;
                 if *new_namespace { spawn::unshare(spawn::ns::CGROUP).map_err(whole) } else { Ok(()) }

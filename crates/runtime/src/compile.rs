@@ -135,7 +135,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let has = |bit: u64| new & bit != 0 || joined.iter().any(|(_, b, _)| *b == bit);
     let maps = maps(spec, user_namespace)?;
 
-    let mut steps = Vec::new();
+    let mut steps = cgroup.entrances()?;
     let hostname = spec.hostname().as_deref().filter(|h| !h.is_empty());
     let domainname = spec.domainname().as_deref().filter(|d| !d.is_empty());
     if (hostname.is_some() || domainname.is_some()) && !has(ns::UTS) {

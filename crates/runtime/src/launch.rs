@@ -251,9 +251,6 @@ fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
         if let Some(score) = compiled.oom_score {
             write_proc(child.pid, "oom_score_adj", &score.to_string())?;
         }
-        if !cgroup.is_unified() {
-            cgroup.add(child.pid)?;
-        }
         // A child that waits for hooks does so first, and hears of its cgroup right after them.
         if !spec_hooks.as_ref().is_some_and(hooks::any_before_pivot) {
             setup.say(Message::InCgroup)?;
@@ -469,7 +466,8 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
             bits |= bit;
         }
     }
-    let mut steps = vec![Step::EnterAll { pidfd: open()?, bits }, Step::Session];
+    let mut steps = request.cgroup.as_ref().map(Cgroup::entrances).transpose()?.unwrap_or_default();
+    steps.extend([Step::EnterAll { pidfd: open()?, bits }, Step::Session]);
     if matches!(request.stdio, Stdio::Terminal) {
         let size = request.process.console_size().as_ref().map(|b| (b.height() as u16, b.width() as u16));
         let owner = rustix::process::Uid::from_raw(request.process.user().uid());
@@ -501,9 +499,6 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     let mut setup =
         Setup { channel: channel.as_fd(), plan: &compiled.plan, subject: &subject, terminal: None };
     let result = (|| {
-        if let Some(cgroup) = request.cgroup.as_ref().filter(|c| !c.is_unified()) {
-            cgroup.add(child.pid)?;
-        }
         if let Some(score) = oom_score {
             write_proc(child.pid, "oom_score_adj", &score.to_string())?;
         }

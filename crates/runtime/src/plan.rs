@@ -52,7 +52,12 @@ pub(crate) enum Step {
     /// Become the new user namespace's root, once the parent has written the maps.
     BecomeRoot,
     Session,
-    /// Wait until the parent has put this process into its cgroups; then perhaps hide what is above.
+    /// Enter a cgroup through its opened list of tasks.
+    JoinCgroup {
+        tasks: OwnedFd,
+        dir: String,
+    },
+    /// Wait until the parent has done its part; then perhaps hide the cgroups above.
     AwaitCgroup {
         new_namespace: bool,
     },

@@ -20,6 +20,7 @@ use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
+use crate::plan::Step;
 use crate::spec::LinuxResources;
 use hierarchy::Hierarchies;
 
@@ -162,6 +163,23 @@ impl Cgroup {
         open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map(Some)
             .map_err(|e| Error::os(format!("opening cgroup {}", dir.display()), e))
+    }
+
+    /// The steps by which a process with one thread enters the group itself; none where a clone can do it.
+    pub(crate) fn entrances(&self) -> Result<Vec<Step>, Error> {
+        use rustix::fs::{Mode, OFlags, open};
+        if self.is_unified() {
+            return Ok(Vec::new());
+        }
+        let enter = |dir: &Path| {
+            // Version 2 knows threads of their own only in threaded groups.
+            let list = if self.v2.as_deref() == Some(dir) { "cgroup.procs" } else { "tasks" };
+            let file = dir.join(list);
+            let tasks = open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| Error::os(format!("opening {}", file.display()), e))?;
+            Ok(Step::JoinCgroup { tasks, dir: dir.display().to_string() })
+        };
+        self.directories().into_iter().map(enter).collect()
     }
 
     /// Moves a process into the group.
