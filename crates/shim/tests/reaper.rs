@@ -68,9 +68,9 @@ fn signals_are_forwarded() {
 #[test]
 fn orphans_are_reaped() {
     // Each subshell ends at once and leaves its sleep to process 1. A zombie would still have a status.
-    let script = "for i in 1 2 3 4 5; do (sleep 0.1 & echo $! >>/tmp/orphans); done; sleep 0.02
+    let script = "for i in 1 2 3 4 5; do (sleep 2 & echo $! >>/tmp/orphans); done; sleep 0.02
         for pid in $(cat /tmp/orphans); do grep PPid /proc/$pid/status; done
-        sleep 1; for pid in $(cat /tmp/orphans); do test -e /proc/$pid && echo left; done; readlink /proc/1/exe; exit 9";
+        sleep 4; for pid in $(cat /tmp/orphans); do test -e /proc/$pid && echo left; done; readlink /proc/1/exe; exit 9";
     let bundle = Bundle::new(&["/sbin/brig-init", "sh", "-c", script]);
     let root = Path::new(bundle.dir()).join("rootfs");
     add_libraries(&root);
