@@ -145,10 +145,14 @@ impl Containers {
             if let Err(error) = plumbing.disconnect(&id) {
                 tracing::warn!(container = id, error = error.report(), "disconnect the network");
             }
-            if let Err(error) = live.client.release()
-                && !matches!(error, brigantine_shim::ClientError::Unreachable { .. })
-            {
-                tracing::warn!(container = id, %error, "release the container's monitor");
+            use brigantine_shim::ClientError;
+            match live.client.release() {
+                Ok(()) => {}
+                // It had nobody to wait for any more and left by itself.
+                Err(error @ (ClientError::Unreachable { .. } | ClientError::Broken { .. })) => {
+                    tracing::debug!(container = id, %error, "the container's monitor has left");
+                }
+                Err(error) => tracing::warn!(container = id, %error, "release the container's monitor"),
             }
             if let Err(error) = crate::volumes::remove_tree(&dir) {
                 tracing::warn!(container = id, error = error.report(), "remove the monitor's directory");
