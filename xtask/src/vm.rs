@@ -1,4 +1,4 @@
-//! `cargo xtask vm`: the runtime's tests on a machine whose cgroups are version 2 throughout.
+//! `cargo xtask vm`: the runtime's tests, and the engine, on a machine whose cgroups are version 2 throughout.
 //!
 //! The virtual machine comes from `../shared/vm/run-in-vm`, which is not part of this repository.
 
@@ -50,18 +50,23 @@ pub fn vm() -> Result<()> {
     let script = payload.join("run.sh");
     fs::write(&script, RUN)?;
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755))?;
-    say::step(&format!("Running {count} test programs on cgroup v2"));
+    fs::write(payload.join("engine.sh"), ENGINE)?;
+    say::step(&format!("Running the engine and {count} test programs on cgroup v2"));
     say::run(Command::new(door).args(["--timeout", "1500"]).arg(&payload).args(["--", "./run.sh"]))
 }
+
+const ENGINE: &str = include_str!("vm-engine.sh");
 
 /// Runs in the machine.
 const RUN: &str = r#"#!/bin/sh
 export BRIG_TEST_DIST=/payload BRIGANTINE_RUNTIME=/payload/brig-runtime CARGO_TARGET_DIR=/payload/target
 failed=0
+echo "== the engine"
+sh ./engine.sh || failed=$((failed + 1))
 for test in tests/*; do
     echo "== $test"
     "./$test" --test-threads 2 || failed=$((failed + 1))
 done
-echo "$failed test programs failed"
+echo "$failed programs failed"
 [ "$failed" = 0 ]
 "#;
