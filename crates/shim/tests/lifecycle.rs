@@ -173,7 +173,7 @@ fn limits_are_updated() {
 fn daemon_half() {
     let Ok(config) = std::env::var("BRIGANTINE_TEST_DAEMON") else { return };
     let config: Config = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
-    let exe = SealedExe::from_path(env!("CARGO_BIN_EXE_brig-runtime").as_ref()).unwrap();
+    let exe = SealedExe::from_path(&common::runtime()).unwrap();
     let (mut events, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let inherited = Inherited { netns: None, held: Vec::new(), attach: Vec::new(), events: Some(theirs) };
     spawn(&exe, &config, inherited).unwrap();
