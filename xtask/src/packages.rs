@@ -25,6 +25,11 @@ pub const TEST: &[Need] = &[
     ("util-linux", &["unshare", "nsenter", "setsid"]),
     ("docker-registry", &["docker-registry"]),
     ("skopeo", &["skopeo"]),
+    ("umoci", &["umoci"]),
+    ("xz-utils", &["xz"]),
+    ("bzip2", &["bzip2"]),
+    ("zstd", &["zstd"]),
+    ("procps", &["ps"]),
 ];
 
 /// What the demo's private network needs.
