@@ -61,6 +61,8 @@ impl Transport {
     }
 
     fn build(&self, insecure: bool) -> Result<reqwest::Client, reqwest::Error> {
+        // Fails when the process has chosen one already, which is as good.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!("brigantine/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())

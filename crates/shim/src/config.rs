@@ -64,6 +64,13 @@ pub struct ConsoleSize {
     pub width: u16,
 }
 
+impl ConsoleSize {
+    /// The same in the OCI spec's words (`process.consoleSize`). Always there: nothing of it can be missing.
+    pub(crate) fn to_spec(self) -> Option<oci_spec::runtime::Box> {
+        oci_spec::runtime::BoxBuilder::default().height(self.height).width(self.width).build().ok()
+    }
+}
+
 /// Where output is recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

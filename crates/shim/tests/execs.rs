@@ -76,6 +76,19 @@ fn an_exec_on_a_terminal_is_resized() {
 }
 
 #[test]
+fn a_terminals_first_size_is_there_before_the_program_looks() {
+    let fixture = Fixture::new(&["/bin/sleep", "1000"]);
+    let running = fixture.start();
+    for n in 0..100 {
+        let mut config = fixture.exec(&format!("tty{n}"), &["stty", "size"]);
+        config.terminal = true;
+        config.console_size = Some(ConsoleSize { height: 20, width: 90 });
+        let mut exec = running.client.exec(&config).unwrap();
+        assert_eq!(read_output(&mut exec.stream).text().trim(), "20 90");
+    }
+}
+
+#[test]
 fn several_execs_run_at_once() {
     let fixture = Fixture::new(&["/bin/sleep", "1000"]);
     let running = fixture.start();

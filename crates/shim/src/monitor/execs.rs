@@ -12,7 +12,7 @@ use super::boot::remove_file;
 use super::end::{Ended, FOREIGN_HOLD};
 use super::relay::{Plumbing, Relay};
 use super::{Monitor, Owner, Wants};
-use crate::config::ExecConfig;
+use crate::config::{ConsoleSize, ExecConfig};
 use crate::frame::Kind;
 use crate::protocol::{Event, ExecState, Failure, FailureKind};
 use crate::record::{self, Durability, ExecRecord, exec_path};
@@ -128,6 +128,8 @@ impl Monitor {
             return Err(Failure::new(FailureKind::Conflict, format!("exec {id} exists")));
         }
         process.set_terminal(Some(terminal));
+        // Set before the program runs: its first look must not find a terminal of 0 by 0.
+        process.set_console_size(console_size.filter(|_| terminal).and_then(ConsoleSize::to_spec));
         if process.oom_score_adj().is_none() {
             // Else the monitor's own would be inherited.
             process.set_oom_score_adj(Some(self.home.oom_score_adj));
@@ -145,7 +147,7 @@ impl Monitor {
         })?;
         let key = self.next_id();
         if let Some(master) = started.terminal
-            && let Err(e) = relay.connect_terminal(master, console_size, stdin, true)
+            && let Err(e) = relay.connect_terminal(master, None, stdin, true)
         {
             // Without its streams it is of no use; the reaping finds nothing to report.
             if let Err(e) = brigantine_sys::signals::send(started.pidfd.as_fd(), libc::SIGKILL) {
