@@ -30,6 +30,7 @@ pub const TEST: &[Need] = &[
     ("bzip2", &["bzip2"]),
     ("zstd", &["zstd"]),
     ("procps", &["ps"]),
+    ("runc", &["runc"]),
 ];
 
 /// What the demo's private network needs.

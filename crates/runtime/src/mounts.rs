@@ -296,6 +296,7 @@ pub(crate) fn compile(
     // /proc and /sys are what they are called: an image's link must not move them elsewhere.
     let fixed = ["/proc", "/sys"].iter().any(|p| destination == Path::new(p));
     let over_proc = over_proc(destination, typ);
+    refuse_forged_proc(entry, options.bind || typ == "bind")?;
     if options.remount && !options.bind {
         let change = Change { set: options.set, clear: options.clear, propagation: 0 };
         steps.push(Step::Change { target: target(destination, fixed)?, change, recursive: false });
@@ -384,6 +385,30 @@ fn over_proc(destination: &Path, typ: &str) -> bool {
     destination == Path::new("/proc") && typ == "proc"
         || typ == "binfmt_misc"
         || OVER_PROC.iter().any(|p| destination == Path::new(p))
+}
+
+/// What is at /proc is a proc file system or nothing: masks and labels in a forgery protect nobody
+/// (CVE-2019-16884).
+fn refuse_forged_proc(entry: &Mount, bind: bool) -> Result<(), Error> {
+    const PROC_MAGIC: u64 = 0x9fa0;
+    if entry.destination() != Path::new("/proc") {
+        return Ok(());
+    }
+    let shown = entry.source().as_ref().map(|s| s.display().to_string()).unwrap_or_default();
+    let genuine = match (bind, entry.source()) {
+        (true, Some(source)) => {
+            let stat = rustix::fs::statfs(source)
+                .map_err(|e| Error::os(format!("mounting {shown:?} at \"/proc\""), e))?;
+            stat.f_type as u64 == PROC_MAGIC
+        }
+        _ => entry.typ().as_deref() == Some("proc"),
+    };
+    if genuine {
+        return Ok(());
+    }
+    Err(Error::invalid(format!(
+        "mounting {shown:?} at \"/proc\": only a proc file system may be mounted there"
+    )))
 }
 
 fn change_tree(tree: &OwnedFd, options: &Options, private: bool) -> Result<(), rustix::io::Errno> {

@@ -256,6 +256,28 @@ container_tests! {
         assert!(!group.exists());
     }
 
+    fn a_frozen_group_is_refused_and_left_alone() {
+        let case = Case::new("true");
+        let path = format!("/brigantine-test-{}", case.id);
+        let group = brigantine_runtime::Cgroup::create(&path, None).unwrap();
+        group.freeze().unwrap();
+        let error = case.run().err().unwrap();
+        assert_eq!(error.to_string(), "container's cgroup unexpectedly frozen");
+        assert!(group.is_frozen().unwrap());
+        group.delete().unwrap();
+    }
+
+    fn a_hybrid_machines_unified_group_is_entered_too() {
+        let case = Case::new("cat");
+        let (stdio, _reader) = pipes();
+        let mut created = case.create(stdio).unwrap();
+        let text = fs::read_to_string(format!("/proc/{}/cgroup", created.pid())).unwrap();
+        let unified = text.lines().find(|l| l.starts_with("0::"));
+        assert!(unified.is_none_or(|l| l.contains(&case.id)), "{text}");
+        created.start().unwrap();
+        finish(created);
+    }
+
     fn exec_sees_the_container_and_its_confinement() {
         let case = Case::new("sleep 100");
         let (stdio, _reader) = pipes();

@@ -89,23 +89,23 @@ pub(super) fn inherit_cpuset(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Creates a group in the unified hierarchy, handing down every controller on the way.
-pub(super) fn make_v2(mount: &Path, dir: &Path, controllers: &[String]) -> Result<(), Error> {
+/// Creates a group in the unified hierarchy, handing down every controller on the way. False if it was there.
+pub(super) fn make_v2(mount: &Path, dir: &Path, controllers: &[String]) -> Result<bool, Error> {
     let Ok(relative) = dir.strip_prefix(mount) else {
         return Err(Error::invalid(format!("cgroup {} is not below {}", dir.display(), mount.display())));
     };
     let mut at = mount.to_owned();
+    let mut made = false;
     for part in relative.components() {
         hand_down(&at, controllers)?;
         at.push(part);
-        match fs::create_dir(&at) {
-            Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(Error::os(format!("creating cgroup {}", at.display()), e));
-            }
-            _ => {}
-        }
+        made = match fs::create_dir(&at) {
+            Ok(()) => true,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+            Err(e) => return Err(Error::os(format!("creating cgroup {}", at.display()), e)),
+        };
     }
-    Ok(())
+    Ok(made)
 }
 
 fn hand_down(dir: &Path, controllers: &[String]) -> Result<(), Error> {

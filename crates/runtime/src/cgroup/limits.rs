@@ -68,12 +68,16 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Er
             }
         }
     }
-    if let Some(pids) = resources.pids().as_ref().filter(|p| p.limit() != 0) {
+    if let Some(pids) = resources.pids() {
         let Some(dir) = group.v1_dir("pids").or_else(|| v2(group, "pids")) else {
             return Err(missing("pids"));
         };
-        let limit = pids.limit();
-        let text = if limit > 0 { limit.to_string() } else { "max".to_owned() };
+        // None at all would not even let the container's own process in.
+        let text = match pids.limit() {
+            0 => "1".to_owned(),
+            limit if limit > 0 => limit.to_string(),
+            _ => "max".to_owned(),
+        };
         write(&dir.join("pids.max"), &text)?;
     }
     if let Some(block) = resources.block_io() {
@@ -117,7 +121,9 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Er
     }
     if let Some(unified) = resources.unified().as_ref().filter(|u| !u.is_empty()) {
         let dir = group.v2_dir().filter(|_| group.is_unified()).ok_or_else(|| {
-            Error::unsupported("\"unified\" resources are given, but cgroup v2 is not in use here")
+            Error::unsupported(
+                "invalid configuration: \"unified\" resources are given, but cgroup v2 is not in use here",
+            )
         })?;
         for (file, value) in unified {
             if file.contains('/') || file == "cgroup.procs" {

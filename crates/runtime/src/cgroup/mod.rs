@@ -73,42 +73,65 @@ impl Cgroup {
         let found = Hierarchies::get()?;
         let wanted = limits::controllers(resources);
         let mut group = Self { path, v1: Vec::new(), v2: None };
-        match group.make(found, &wanted, resources) {
+        let mut made = Vec::new();
+        match group.make(found, &wanted, resources, &mut made) {
             Ok(()) => Ok(group),
             Err(error) => {
-                // The first failure is the one to tell; what is left is empty and harmless.
-                drop(group.delete());
+                // What was there before is somebody's. The first failure is the one to tell; what is
+                // left, if anything, is empty and harmless.
+                for dir in &made {
+                    drop(remove(dir));
+                }
                 Err(error)
             }
         }
     }
 
+    /// `made` gets the directories that did not exist.
     fn make(
         &mut self,
         found: &Hierarchies,
         wanted: &[&str],
         resources: Option<&LinuxResources>,
+        made: &mut Vec<PathBuf>,
     ) -> Result<(), Error> {
+        let mut there = false;
         for (name, mount) in &found.v1 {
             if !wanted.contains(&name.as_str()) {
                 continue;
             }
             let dir = below(mount, &self.path);
-            make_dirs(mount, &dir, name == "cpuset")?;
+            if make_dirs(mount, &dir, name == "cpuset")? {
+                made.push(dir.clone());
+            } else {
+                // Controllers that are mounted together share it.
+                there |= !made.contains(&dir);
+            }
             self.v1.push((name.clone(), dir));
         }
-        // In a hybrid the unified hierarchy is only of use for a controller that v1 lacks.
-        let needs_v2 = found.v1.is_empty()
-            || wanted
-                .iter()
-                .any(|name| self.v1_dir(name).is_none() && found.v2_controllers.iter().any(|c| c == name));
-        if let (true, Some(mount)) = (needs_v2, &found.v2) {
+        // In a hybrid as well: for a controller that v1 lacks, and because programs take a process's
+        // group there for its name. Entering it costs nothing, since the clone does it.
+        if let Some(mount) = &found.v2 {
+            let lacks =
+                |name: &&str| self.v1_dir(name).is_none() && found.v2_controllers.iter().any(|c| c == name);
+            let needed = self.v1.is_empty() || wanted.iter().any(lacks);
             let dir = below(mount, &self.path);
-            hierarchy::make_v2(mount, &dir, &found.v2_controllers)?;
-            self.v2 = Some(dir);
+            match hierarchy::make_v2(mount, &dir, &found.v2_controllers) {
+                Ok(new) => {
+                    there |= !new;
+                    made.extend(new.then(|| dir.clone()));
+                    self.v2 = Some(dir);
+                }
+                Err(error) if needed => return Err(error),
+                // Read-only here, and nothing depends on it.
+                Err(_) => {}
+            }
         }
         if self.v1.is_empty() && self.v2.is_none() {
             return Err(Error::unsupported("no cgroup hierarchy is mounted"));
+        }
+        if there && self.stands_still()? {
+            return Err(Error::new(Kind::State, "container's cgroup unexpectedly frozen"));
         }
         if let Some(resources) = resources {
             limits::apply(self, resources)?;
@@ -156,30 +179,28 @@ impl Cgroup {
         views
     }
 
-    /// For a clone straight into the group, where the kernel can do that for all controllers.
+    /// For a clone straight into the group, which the kernel does in the unified hierarchy.
     pub(crate) fn clone_target(&self) -> Result<Option<OwnedFd>, Error> {
         use rustix::fs::{Mode, OFlags, open};
-        let Some(dir) = self.v2.as_deref().filter(|_| self.v1.is_empty()) else { return Ok(None) };
+        let Some(dir) = self.v2.as_deref() else { return Ok(None) };
         open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map(Some)
             .map_err(|e| Error::os(format!("opening cgroup {}", dir.display()), e))
     }
 
-    /// The steps by which a process with one thread enters the group itself; none where a clone can do it.
+    /// The steps by which a process with one thread enters the group itself, as far as a clone cannot do it.
     pub(crate) fn entrances(&self) -> Result<Vec<Step>, Error> {
         use rustix::fs::{Mode, OFlags, open};
-        if self.is_unified() {
-            return Ok(Vec::new());
-        }
         let enter = |dir: &Path| {
-            // Version 2 knows threads of their own only in threaded groups.
-            let list = if self.v2.as_deref() == Some(dir) { "cgroup.procs" } else { "tasks" };
-            let file = dir.join(list);
+            // Unlike `cgroup.procs`, this list takes the calling thread without stopping every fork of
+            // the machine for an RCU grace period.
+            let file = dir.join("tasks");
             let tasks = open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| Error::os(format!("opening {}", file.display()), e))?;
             Ok(Step::JoinCgroup { tasks, dir: dir.display().to_string() })
         };
-        self.directories().into_iter().map(enter).collect()
+        let version_1 = |dir: &&Path| self.v2.as_deref() != Some(*dir);
+        self.directories().into_iter().filter(version_1).map(enter).collect()
     }
 
     /// Moves a process into the group.
@@ -245,6 +266,15 @@ impl Cgroup {
         }
         let Some(dir) = self.v2_dir() else { return Ok(false) };
         Ok(read(&dir.join("cgroup.events"))?.lines().any(|line| line == "frozen 1"))
+    }
+
+    /// Frozen, or about to be: whoever enters stops before it has said anything.
+    fn stands_still(&self) -> Result<bool, Error> {
+        if let Some(dir) = self.v1_dir("freezer") {
+            return Ok(read(&dir.join("freezer.state"))?.trim() != "THAWED");
+        }
+        let Some(dir) = self.v2_dir() else { return Ok(false) };
+        Ok(read(&dir.join("cgroup.freeze"))?.trim() == "1")
     }
 
     /// SIGKILL to every process in the group and below it; returns when none is left.
@@ -437,15 +467,16 @@ fn read(file: &Path) -> Result<String, Error> {
     fs::read_to_string(file).map_err(|e| Error::os(format!("reading {}", file.display()), e))
 }
 
-fn make_dirs(mount: &Path, dir: &Path, cpuset: bool) -> Result<(), Error> {
+/// False if it was there.
+fn make_dirs(mount: &Path, dir: &Path, cpuset: bool) -> Result<bool, Error> {
     match fs::create_dir(dir) {
         Ok(()) => {
             if cpuset {
                 hierarchy::inherit_cpuset(dir)?;
             }
-            Ok(())
+            Ok(true)
         }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
         Err(e) if e.kind() == io::ErrorKind::NotFound && dir != mount => {
             let parent = dir.parent().unwrap_or(mount);
             if parent == mount {

@@ -23,6 +23,8 @@ pub struct Bundle {
     pub id: String,
     /// The command under test: what was built, or a copy of it that a test may lose.
     pub exe: PathBuf,
+    /// Who deletes the container at the end.
+    owner: PathBuf,
 }
 
 /// What a command left.
@@ -104,7 +106,23 @@ impl Bundle {
             },
         });
         fs::write(temp.path().join("config.json"), config.to_string()).unwrap();
-        Self { temp, id, exe: runtime() }
+        Self { temp, id, exe: runtime(), owner: runtime() }
+    }
+
+    /// For another runtime with the same command line.
+    pub fn of(exe: &Path, args: &[&str]) -> Self {
+        let mut bundle = Self::new(args);
+        exe.clone_into(&mut bundle.exe);
+        exe.clone_into(&mut bundle.owner);
+        bundle
+    }
+
+    /// Changes `config.json`.
+    pub fn spec(&self, change: impl FnOnce(&mut Value)) {
+        let file = self.path("config.json");
+        let mut spec: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut spec);
+        fs::write(&file, spec.to_string()).unwrap();
     }
 
     /// A container that runs until somebody ends it.
@@ -183,7 +201,7 @@ impl Bundle {
 impl Drop for Bundle {
     fn drop(&mut self) {
         // A copy may have been lost.
-        self.exe = runtime();
+        self.exe.clone_from(&self.owner);
         self.run(&["delete", "--force", &self.id]);
     }
 }
