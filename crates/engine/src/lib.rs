@@ -20,6 +20,7 @@ mod users;
 pub mod config;
 pub mod containers;
 pub mod events;
+pub mod files;
 pub mod images;
 pub mod networks;
 pub mod volumes;

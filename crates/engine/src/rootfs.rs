@@ -56,6 +56,11 @@ impl LayerRoot {
         Self::open(&all)
     }
 
+    /// The root that is open already.
+    pub(crate) fn of(root: OwnedFd) -> Self {
+        Self { root }
+    }
+
     /// The root of the process `pid` as it sees it.
     pub(crate) fn of_process(pid: i32) -> Result<Self> {
         let path = PathBuf::from(format!("/proc/{pid}/root"));
@@ -83,43 +88,63 @@ impl LayerRoot {
     }
 }
 
+/// A detached overlay of a container's own changes over its image's layers (top first), read-only.
+pub(crate) fn union_under(upper: &Path, layers: &[PathBuf]) -> Result<OwnedFd> {
+    let mut all = vec![upper.to_owned()];
+    all.extend_from_slice(layers);
+    union(&all)
+}
+
 /// A detached overlay of several layers, top first.
 fn union(layers: &[PathBuf]) -> Result<OwnedFd> {
     let what = || "look into the image's layers".to_owned();
-    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
-    let mut appended = Ok(());
-    for layer in layers {
-        appended = fsconfig_set_string(fs.as_fd(), "lowerdir+", layer);
-        if appended.is_err() {
-            break;
-        }
-    }
-    let fs = match appended {
-        Ok(()) => fs,
-        // Kernels before 6.5 take one string of at most 255 bytes, which descriptors' paths keep short.
-        Err(Errno::INVAL) => {
-            let dirs = layers
-                .iter()
-                .map(|layer| open_dir(layer))
-                .collect::<std::io::Result<Vec<_>>>()
-                .doing(what)?;
-            let joined: Vec<String> =
-                dirs.iter().map(|dir| format!("/proc/self/fd/{}", dir.as_raw_fd())).collect();
-            let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
-            fsconfig_set_string(fs.as_fd(), "lowerdir", joined.join(":")).doing(|| {
-                format!(
-                    "use {} layers at once on this kernel: from 6.5 on there is no such limit",
-                    layers.len()
-                )
-            })?;
-            fsconfig_create(fs.as_fd()).doing(what)?;
-            return fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-                .doing(what);
-        }
-        Err(error) => return Err(error).doing(what),
-    };
+    let Overlay { fs, _dirs } = Overlay::of(layers)?;
     fsconfig_create(fs.as_fd()).doing(what)?;
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(what)
+}
+
+/// An overlay that is not made yet.
+pub(crate) struct Overlay {
+    pub fs: OwnedFd,
+    /// Kept until it is made.
+    _dirs: Vec<OwnedFd>,
+}
+
+impl Overlay {
+    /// With these layers, top first.
+    pub(crate) fn of(layers: &[PathBuf]) -> Result<Self> {
+        let what = || "look into the image's layers".to_owned();
+        let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
+        let mut appended = Ok(());
+        for layer in layers {
+            appended = fsconfig_set_string(fs.as_fd(), "lowerdir+", layer);
+            if appended.is_err() {
+                break;
+            }
+        }
+        match appended {
+            Ok(()) => Ok(Self { fs, _dirs: Vec::new() }),
+            // Kernels before 6.5 take one string of at most 255 bytes, which descriptors' paths keep short.
+            Err(Errno::INVAL) => {
+                let dirs = layers
+                    .iter()
+                    .map(|layer| open_dir(layer))
+                    .collect::<std::io::Result<Vec<_>>>()
+                    .doing(what)?;
+                let joined: Vec<String> =
+                    dirs.iter().map(|dir| format!("/proc/self/fd/{}", dir.as_raw_fd())).collect();
+                let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
+                fsconfig_set_string(fs.as_fd(), "lowerdir", joined.join(":")).doing(|| {
+                    format!(
+                        "use {} layers at once on this kernel: from 6.5 on there is no such limit",
+                        layers.len()
+                    )
+                })?;
+                Ok(Self { fs, _dirs: dirs })
+            }
+            Err(error) => Err(error).doing(what),
+        }
+    }
 }
 
 fn open_dir(path: &Path) -> std::io::Result<OwnedFd> {

@@ -45,7 +45,7 @@ impl Compression {
 }
 
 /// Yields the uncompressed bytes of what `reader` yields.
-pub(crate) fn decode<'a>(mut reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
+pub fn decode<'a>(mut reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> {
     let mut head = Vec::with_capacity(8);
     Read::by_ref(&mut reader).take(8).read_to_end(&mut head)?;
     let compression = Compression::of(&head);

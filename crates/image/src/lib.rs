@@ -20,10 +20,11 @@ mod platform;
 mod reference;
 mod remove;
 mod store;
-mod tar;
+pub mod tar;
 mod temp;
-mod tree;
+pub mod tree;
 
+pub use compress::decode;
 pub use content::{Content, DOCUMENT_MAX, Ingest};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Hashing};
 pub use embedded::HELLO;

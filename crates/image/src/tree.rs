@@ -11,7 +11,7 @@ use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
 const DEPTH: usize = 64;
 
 /// Removes the directory at `path` and everything in it. It is no error when it is not there.
-pub(crate) fn remove(path: &Path) -> io::Result<()> {
+pub fn remove(path: &Path) -> io::Result<()> {
     let top = match rustix::fs::open(
         path,
         OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC,
@@ -29,7 +29,7 @@ pub(crate) fn remove(path: &Path) -> io::Result<()> {
 }
 
 /// Removes what `parent` has under `name`, whatever it is.
-pub(crate) fn remove_at(parent: impl AsFd, name: &[u8]) -> io::Result<()> {
+pub fn remove_at(parent: impl AsFd, name: &[u8]) -> io::Result<()> {
     let parent = parent.as_fd();
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),

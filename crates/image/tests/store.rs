@@ -253,6 +253,7 @@ fn a_commit_adds_one_layer_and_remembers_its_parent() {
     fs::create_dir(&upper).unwrap();
     fs::write(upper.join("new"), b"n").unwrap();
     let commit = Commit {
+        without: Vec::new(),
         parent: Some(base.id.clone()),
         upper: Some(upper),
         config: base.config.config.clone(),

@@ -190,6 +190,12 @@ impl Engine {
         http::exchange(self.connect(), "POST", path, Some((kind, body)))
     }
 
+    /// One PUT with a body of bytes.
+    #[track_caller]
+    pub fn put_bytes(&self, path: &str, kind: &str, body: &[u8]) -> Response {
+        http::exchange(self.connect(), "PUT", path, Some((kind, body)))
+    }
+
     /// Loads an image archive and insists that it worked.
     #[track_caller]
     pub fn load(&self, archive: &Path) {
@@ -273,6 +279,15 @@ impl Engine {
         eventually(&format!("{text:?} in the log of {container}"), || {
             let output = self.docker(["logs", container]).run();
             (output.stdout.contains(text) || output.stderr.contains(text)).then_some(())
+        });
+    }
+
+    /// Waits until a command in the container ends with 0.
+    #[track_caller]
+    pub fn wait_exec(&self, container: &str, command: &[&str]) {
+        eventually(&format!("{command:?} to succeed in {container}"), || {
+            let output = self.docker(["exec", container].iter().chain(command)).run();
+            (output.code == 0).then_some(())
         });
     }
 

@@ -34,12 +34,6 @@ pub fn bind(router: &mut Router<State>) {
         .post("/containers/{id}/resize", resize)
         .post("/containers/{id}/rename", rename)
         .post("/containers/{id}/update", update)
-        .get("/containers/{id}/changes", changes)
-        .get("/containers/{id}/export", export)
-        .get("/containers/{id}/archive", archive)
-        .put("/containers/{id}/archive", archive)
-        .head("/containers/{id}/archive", archive)
-        .post("/commit", commit)
         .delete("/containers/{id}", remove)
         .delete("/containers/{id}/{link}", remove_link);
 }
@@ -276,26 +270,6 @@ async fn remove(state: State, request: Request) -> Result<Reply, Error> {
 
 async fn remove_link(_state: State, _request: Request) -> Result<Reply, Error> {
     Err(Error::not_implemented("legacy links are not supported"))
-}
-
-async fn changes(state: State, request: Request) -> Result<Reply, Error> {
-    state.engine.containers().resolve(request.param("id"))?;
-    Err(Error::not_implemented("listing a container's changed files (diff) is not built yet"))
-}
-
-async fn export(state: State, request: Request) -> Result<Reply, Error> {
-    state.engine.containers().resolve(request.param("id"))?;
-    Err(Error::not_implemented("exporting a container's files is not built yet"))
-}
-
-async fn archive(state: State, request: Request) -> Result<Reply, Error> {
-    state.engine.containers().resolve(request.param("id"))?;
-    Err(Error::not_implemented("copying files to and from containers (cp) is not built yet"))
-}
-
-async fn commit(state: State, request: Request) -> Result<Reply, Error> {
-    state.engine.containers().resolve(request.query().text("container").unwrap_or_default())?;
-    Err(Error::not_implemented("making an image of a container (commit) is not built yet"))
 }
 
 /// Whether a client of this version knows JSON lines.

@@ -41,6 +41,7 @@ mod containers;
 mod credentials;
 mod events;
 mod exec;
+mod files;
 mod host;
 mod images;
 mod networks;
@@ -100,6 +101,7 @@ pub fn bind() -> Router<State> {
     images::bind(&mut router);
     containers::bind(&mut router);
     exec::bind(&mut router);
+    files::bind(&mut router);
     events::bind(&mut router);
     networks::bind(&mut router);
     volumes::bind(&mut router);

@@ -2,11 +2,15 @@
 
 mod attach;
 mod bootstrap;
+mod commit;
 mod completion;
+mod cp;
 mod create;
 mod daemon;
+mod diff;
 mod events;
 mod exec;
+mod export;
 mod history;
 mod images;
 mod import;

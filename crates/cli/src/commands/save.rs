@@ -3,6 +3,7 @@
 use std::io::Write as _;
 
 use http_body_util::BodyExt;
+use hyper::body::Incoming;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::context::Context;
@@ -31,9 +32,12 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     for name in matches.operands() {
         ask = ask.query("names", name);
     }
-    let mut body =
-        ask.maybe("platform", matches.list("platform").first().copied()).send().await?.into_stream();
-    // A file appears under its name only when it is whole.
+    let body = ask.maybe("platform", matches.list("platform").first().copied()).send().await?.into_stream();
+    into_file_or_stdout(body, target).await
+}
+
+/// Writes an answer's bytes to a file, which appears under its name only when it is whole, or to standard output.
+pub async fn into_file_or_stdout(mut body: Incoming, target: Option<&str>) -> Outcome {
     let mut file = match target {
         Some(path) => {
             let dir = std::path::Path::new(path).parent().filter(|dir| !dir.as_os_str().is_empty());

@@ -1,9 +1,9 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, completion, create, daemon, events, exec, history, images, import, info, inspect,
-    kill, load, login, logs, network, pause, port, prune, ps, pull, push, rename, restart, rm, rmi, run,
-    save, start, stats, stop, system, tag, top, update, version, volume, wait,
+    attach, bootstrap, commit, completion, cp, create, daemon, diff, events, exec, export, history, images,
+    import, info, inspect, kill, load, login, logs, network, pause, port, prune, ps, pull, push, rename,
+    restart, rm, rmi, run, save, start, stats, stop, system, tag, top, update, version, volume, wait,
 };
 use crate::args::{Entry, Group, named, verb};
 use Entry::Absent;
@@ -57,13 +57,13 @@ pub static ROOT: Group = Group {
         Absent("builder", "managing builds"),
         Absent("buildx", "building with BuildKit"),
         Absent("checkpoint", "checkpoints of containers"),
-        Absent("commit", "making an image from a container"),
+        verb(&commit::COMMAND),
         Absent("compose", "running applications of many containers"),
         Absent("config", "Swarm configurations"),
         Absent("context", "contexts"),
-        Absent("cp", "copying files from and to containers"),
-        Absent("diff", "listing a container's changed files"),
-        Absent("export", "exporting a container's files"),
+        verb(&cp::COMMAND),
+        verb(&diff::COMMAND),
+        verb(&export::COMMAND),
         Absent("manifest", "manifest lists"),
         Absent("node", "Swarm nodes"),
         Absent("plugin", "plugins"),
@@ -101,10 +101,10 @@ static CONTAINER: Group = Group {
         verb(&pause::UNPAUSE),
         verb(&update::COMMAND),
         verb(&wait::COMMAND),
-        Absent("commit", "making an image from a container"),
-        Absent("cp", "copying files from and to containers"),
-        Absent("diff", "listing a container's changed files"),
-        Absent("export", "exporting a container's files"),
+        verb(&commit::COMMAND),
+        verb(&cp::COMMAND),
+        verb(&diff::COMMAND),
+        verb(&export::COMMAND),
     ],
 };
 

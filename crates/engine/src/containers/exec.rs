@@ -371,9 +371,9 @@ impl Containers {
 }
 
 impl StartedExec {
-    /// Whether bytes go unframed.
+    /// Whether bytes go unframed: as the start says, whatever the exec has.
     pub fn tty(&self) -> bool {
-        self.exec.tty()
+        self.start.tty.unwrap_or_default()
     }
 
     /// Starts the process; with `attached` its streams come back.

@@ -42,6 +42,7 @@ pub use list::ListOptions;
 pub use logs::{LogRequest, Logs};
 pub(crate) use record::Record;
 pub use record::Status;
+pub(crate) use start::mount_sources;
 pub use stats::StatsStream;
 pub use wait::{Condition, Waited, Waiting};
 

@@ -23,7 +23,7 @@ impl Containers {
                     container.name()
                 )));
             }
-            if let Some(live) = live {
+            if live.is_some() || status == Status::Restarting {
                 if !force {
                     return Err(Error::conflict(format!(
                         "cannot remove container \"/{}\": container is {}: stop the container before removing or force remove",
@@ -32,7 +32,9 @@ impl Containers {
                     )));
                 }
                 container.with(|inner| inner.stop_requested = true);
-                self.kill_live(&container, &live).await?;
+                if let Some(live) = live {
+                    self.kill_live(&container, &live).await?;
+                }
             }
             let _lifecycle = container.lifecycle.lock().await;
             // An auto-removed container may be gone by now, and a policy may have started it again.

@@ -200,7 +200,7 @@ impl Containers {
 fn launch(plan: Plan) -> Result<Launched, StartFailure> {
     let record = &plan.record;
     let layers = plan.images.layers(&record.image_id, &record.layers)?;
-    let mount_sources = mount_sources(&plan)?;
+    let mount_sources = mount_sources(record, &plan.volumes)?;
     let wires = Wires::lay(&plan)?;
     let outcome = connect_and_spawn(&plan, &layers, mount_sources, &wires);
     match outcome {
@@ -385,14 +385,14 @@ fn prepare(
 }
 
 /// Host paths of the mounts; what `-v` names and is not there becomes a directory.
-fn mount_sources(plan: &Plan) -> Result<Vec<PathBuf>> {
-    plan.record
+pub(crate) fn mount_sources(record: &Record, volumes: &Volumes) -> Result<Vec<PathBuf>> {
+    record
         .mounts
         .iter()
         .map(|mount| match mount.kind {
             MountKind::Tmpfs => Ok(PathBuf::new()),
             MountKind::Volume => {
-                let source = plan.volumes.source(&mount.name);
+                let source = volumes.source(&mount.name);
                 if mount.subpath.is_empty() { Ok(source) } else { subpath(&source, &mount.subpath) }
             }
             MountKind::Bind => {

@@ -35,6 +35,8 @@ pub struct Commit {
     pub parent: Option<Digest>,
     /// The overlay's upper directory, or none for no new layer.
     pub upper: Option<PathBuf>,
+    /// Paths in it that are the engine's and not the container's: mount points it made.
+    pub without: Vec<Vec<u8>>,
     /// The new image's configuration, before `changes`.
     pub config: ContainerConfig,
     pub changes: Vec<String>,
@@ -119,7 +121,8 @@ pub fn commit(store: &Store, commit: &Commit) -> Result<Image> {
         let mut empty_layer = true;
         if let Some(upper) = &commit.upper {
             let mut ingest = store.content().ingest_unnamed(lease)?;
-            let packed = layer::pack_upper(upper, io::BufWriter::with_capacity(1 << 18, &mut ingest))
+            let output = io::BufWriter::with_capacity(1 << 18, &mut ingest);
+            let packed = layer::pack_upper_without(upper, &commit.without, output)
                 .map_err(|source| Error::Layer { layer: "of the commit".to_owned(), source })?;
             if packed.entries > 0 {
                 let layer = commit_blob(ingest, media::OCI_LAYER, fresh)?;

@@ -28,18 +28,78 @@ pub struct Packed {
 
 /// Writes the layer that an overlay's upper directory amounts to: whiteouts and opaque directories in OCI's form.
 pub fn pack_upper(upper: &Path, output: impl Write) -> Result<Packed> {
-    Packing::new(upper, output, true)?.run()
+    pack_upper_without(upper, &[], output)
+}
+
+/// The same without what is at these paths (relative, no leading slash), and what is below them.
+pub fn pack_upper_without(upper: &Path, without: &[Vec<u8>], output: impl Write) -> Result<Packed> {
+    let mut packing = Packing::new(open_root(upper)?, output, true);
+    packing.without = without;
+    packing.run()
 }
 
 /// Writes a whole tree as it is.
 pub fn pack(tree: &Path, output: impl Write) -> Result<Packed> {
-    Packing::new(tree, output, false)?.run()
+    Packing::new(open_root(tree)?, output, false).run()
 }
 
-struct Packing<W> {
+/// Writes what the directory `parent` has under `base`, with everything below it, as `name`. Links are not followed.
+/// With an empty `base` it is `parent` itself.
+pub fn pack_as(parent: OwnedFd, base: &[u8], name: &[u8], output: impl Write) -> Result<Packed> {
+    let (root, dir) = if base.is_empty() {
+        (parent, true)
+    } else {
+        let stat = rustix::fs::statat(&parent, base, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| os("stat", base, error))?;
+        (parent, FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+    };
+    if dir {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let base = if base.is_empty() { b"." } else { base };
+        let root =
+            rustix::fs::openat(&root, base, flags, Mode::empty()).map_err(|error| os("open", base, error))?;
+        let stat = rustix::fs::fstat(&root).map_err(|error| os("stat", base, error))?;
+        let mut packing = Packing::new(root, output, false);
+        packing.prefix = name.to_vec();
+        packing.directory(&[], &stat)?;
+        return packing.run();
+    }
+    let name = CString::new(name).map_err(|source| LayerError::Os {
+        operation: "name",
+        entry: lossy(name),
+        source: source.into(),
+    })?;
+    let base = CString::new(base).map_err(|source| LayerError::Os {
+        operation: "open",
+        entry: lossy(base),
+        source: source.into(),
+    })?;
+    let stat = rustix::fs::statat(&root, &base, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|error| os("stat", base.to_bytes(), error))?;
+    let dir = root.try_clone().map_err(LayerError::Read)?;
+    let mut packing = Packing::new(root, output, false);
+    packing.one(&dir, &base, name.to_bytes(), &stat)?;
+    packing.writer.finish().map_err(LayerError::Write)?;
+    Ok(packing.packed)
+}
+
+fn open_root(path: &Path) -> Result<OwnedFd> {
+    let file = File::open(path).map_err(|source| LayerError::Os {
+        operation: "open",
+        entry: path.display().to_string(),
+        source,
+    })?;
+    Ok(file.into())
+}
+
+struct Packing<'a, W> {
     root: OwnedFd,
     writer: Writer<W>,
     overlay: bool,
+    /// Goes before every path.
+    prefix: Vec<u8>,
+    /// Paths to leave out.
+    without: &'a [Vec<u8>],
     /// The first name of files with several.
     links: HashMap<(u64, u64), Vec<u8>>,
     packed: Packed,
@@ -52,20 +112,17 @@ struct Frame {
     names: Vec<CString>,
 }
 
-impl<W: Write> Packing<W> {
-    fn new(root: &Path, output: W, overlay: bool) -> Result<Self> {
-        let root = File::open(root).map_err(|source| LayerError::Os {
-            operation: "open",
-            entry: root.display().to_string(),
-            source,
-        })?;
-        Ok(Self {
-            root: root.into(),
+impl<W: Write> Packing<'_, W> {
+    fn new(root: OwnedFd, output: W, overlay: bool) -> Self {
+        Self {
+            root,
             writer: Writer::new(output),
             overlay,
+            prefix: Vec::new(),
+            without: &[],
             links: HashMap::new(),
             packed: Packed::default(),
-        })
+        }
     }
 
     fn run(mut self) -> Result<Packed> {
@@ -74,8 +131,16 @@ impl<W: Write> Packing<W> {
         while let Some(frame) = stack.last_mut() {
             let Some(name) = frame.names.pop() else {
                 stack.pop();
-                if let Some(parent) = stack.last() {
-                    dir = self.open(&parent.path)?;
+                // A directory that has gone meanwhile has nothing more to give.
+                while let Some(parent) = stack.last_mut() {
+                    match self.reopen(&parent.path)? {
+                        Some(again) => {
+                            dir = again;
+                            break;
+                        }
+                        None => parent.names.clear(),
+                    }
+                    stack.pop();
                 }
                 continue;
             };
@@ -88,6 +153,9 @@ impl<W: Write> Packing<W> {
                 let problem = format!("a path of {} bytes: at most {PATH_MAX} are possible", path.len());
                 return Err(LayerError::Entry { entry: lossy(&path[..200]), problem });
             }
+            if self.without.contains(&path) {
+                continue;
+            }
             let stat = match rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
                 Ok(stat) => stat,
                 // Gone meanwhile: the tree of a running container changes.
@@ -95,7 +163,8 @@ impl<W: Write> Packing<W> {
                 Err(error) => return Err(os("stat", &path, error)),
             };
             if self.one(&dir, &name, &path, &stat)? {
-                dir = self.open(&path)?;
+                let Some(child) = self.reopen(&path)? else { continue };
+                dir = child;
                 if self.overlay && is_opaque(&dir).map_err(|error| os("read attributes of", &path, error))? {
                     self.mark([&path[..], b"/", OPAQUE].concat())?;
                 }
@@ -105,6 +174,23 @@ impl<W: Write> Packing<W> {
         }
         self.writer.finish().map_err(LayerError::Write)?;
         Ok(self.packed)
+    }
+
+    /// A directory met before; `None` when it has gone or become something else: a running container's tree changes.
+    fn reopen(&self, path: &[u8]) -> Result<Option<OwnedFd>> {
+        match self.open(path) {
+            Ok(dir) => Ok(Some(dir)),
+            Err(LayerError::Os { source, .. })
+                if !self.overlay
+                    && matches!(
+                        Errno::from_io_error(&source),
+                        Some(Errno::NOENT | Errno::NOTDIR | Errno::LOOP)
+                    ) =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn open(&self, path: &[u8]) -> Result<OwnedFd> {
@@ -117,14 +203,7 @@ impl<W: Write> Packing<W> {
 
     /// Writes one entry; true for a directory whose content is to follow.
     fn one(&mut self, dir: &OwnedFd, name: &CString, path: &[u8], stat: &Stat) -> Result<bool> {
-        let mut entry = Entry {
-            path: path.to_vec(),
-            mode: stat.st_mode & 0o7777,
-            uid: stat.st_uid,
-            gid: stat.st_gid,
-            mtime: Time { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 },
-            ..Entry::default()
-        };
+        let mut entry = entry(path, stat);
         let file_type = FileType::from_raw_mode(stat.st_mode);
         if self.overlay && is_whiteout(stat) {
             let at = path.len() - name.to_bytes().len();
@@ -136,24 +215,13 @@ impl<W: Write> Packing<W> {
             if let Some(first) = self.links.get(&key) {
                 entry.kind = Kind::HardLink;
                 entry.link.clone_from(first);
-                self.append(&entry, &mut io::empty())?;
+                self.append(&mut entry, &mut io::empty())?;
                 return Ok(false);
             }
             self.links.insert(key, path.to_vec());
         }
         match file_type {
-            FileType::Directory => {
-                let child = self.open(path)?;
-                entry.kind = Kind::Directory;
-                entry.path.push(b'/');
-                entry.xattrs = xattrs(
-                    path,
-                    |buffer| rustix::fs::flistxattr(&child, buffer),
-                    |name, buffer| rustix::fs::fgetxattr(&child, name, buffer),
-                )?;
-                self.append(&entry, &mut io::empty())?;
-                return Ok(true);
-            }
+            FileType::Directory => return self.directory(path, stat),
             FileType::RegularFile => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let file = match rustix::fs::openat(dir, name, flags, Mode::empty()) {
@@ -170,7 +238,7 @@ impl<W: Write> Packing<W> {
                 )?;
                 self.packed.size += entry.size;
                 // A file that shrinks while it is read is filled up with zeros.
-                self.append(&entry, &mut file.chain(io::repeat(0)))?;
+                self.append(&mut entry, &mut file.chain(io::repeat(0)))?;
                 return Ok(false);
             }
             FileType::Symlink => {
@@ -192,18 +260,54 @@ impl<W: Write> Packing<W> {
             // Sockets live only while somebody listens.
             _ => return Ok(false),
         }
-        self.append(&entry, &mut io::empty())?;
+        self.append(&mut entry, &mut io::empty())?;
         Ok(false)
+    }
+
+    /// Writes a directory's own entry; false when it has gone.
+    fn directory(&mut self, path: &[u8], stat: &Stat) -> Result<bool> {
+        let Some(child) = self.reopen(path)? else { return Ok(false) };
+        let mut entry = entry(path, stat);
+        entry.kind = Kind::Directory;
+        if !path.is_empty() {
+            entry.path.push(b'/');
+        }
+        entry.xattrs = xattrs(
+            path,
+            |buffer| rustix::fs::flistxattr(&child, buffer),
+            |name, buffer| rustix::fs::fgetxattr(&child, name, buffer),
+        )?;
+        self.append(&mut entry, &mut io::empty())?;
+        Ok(true)
     }
 
     /// Writes an entry that says something by its name.
     fn mark(&mut self, path: Vec<u8>) -> Result<()> {
-        self.append(&Entry { path, ..Entry::default() }, &mut io::empty())
+        self.append(&mut Entry { path, ..Entry::default() }, &mut io::empty())
     }
 
-    fn append(&mut self, entry: &Entry, data: &mut dyn io::Read) -> Result<()> {
+    fn append(&mut self, entry: &mut Entry, data: &mut dyn io::Read) -> Result<()> {
         self.packed.entries += 1;
+        if !self.prefix.is_empty() {
+            let prefixed = |path: &[u8]| [&self.prefix[..], b"/", path].concat();
+            entry.path = prefixed(&entry.path);
+            if entry.kind == Kind::HardLink {
+                entry.link = prefixed(&entry.link);
+            }
+        }
         self.writer.append(entry, data).map_err(LayerError::Write)
+    }
+}
+
+/// An entry with what all kinds have.
+fn entry(path: &[u8], stat: &Stat) -> Entry {
+    Entry {
+        path: path.to_vec(),
+        mode: stat.st_mode & 0o7777,
+        uid: stat.st_uid,
+        gid: stat.st_gid,
+        mtime: Time { seconds: stat.st_mtime, nanos: stat.st_mtime_nsec as u32 },
+        ..Entry::default()
     }
 }
 

@@ -11,7 +11,7 @@ use crate::digest::Digest;
 use crate::tar::TarError;
 
 pub use apply::{Applied, apply};
-pub use diff::{Packed, pack, pack_upper};
+pub use diff::{Packed, pack, pack_as, pack_upper, pack_upper_without};
 
 /// Prefix of the name of an entry that hides what lower layers have.
 const WHITEOUT: &[u8] = b".wh.";

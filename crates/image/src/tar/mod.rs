@@ -5,15 +5,15 @@
 mod reader;
 mod writer;
 
-pub(crate) use reader::{Reader, TarError};
-pub(crate) use writer::Writer;
+pub use reader::{Reader, TarError};
+pub use writer::Writer;
 
 /// Size of a header, and what data is padded to.
 pub(crate) const BLOCK: usize = 512;
 
 /// What an entry makes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub enum Kind {
     #[default]
     File,
     HardLink,
@@ -26,14 +26,14 @@ pub(crate) enum Kind {
 
 /// Seconds since the epoch, and nanoseconds after that second.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Time {
+pub struct Time {
     pub seconds: i64,
     pub nanos: u32,
 }
 
 /// One entry of an archive.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// As the archive has it, not checked in any way.
     pub path: Vec<u8>,
     /// Target of a link.

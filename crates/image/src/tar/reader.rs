@@ -11,7 +11,7 @@ const SEGMENTS_MAX: usize = 1 << 20;
 
 /// Why an archive cannot be read on.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum TarError {
+pub enum TarError {
     #[error("reading the archive")]
     Read(#[source] io::Error),
     #[error("the archive ends early, {position} bytes in")]
@@ -23,7 +23,7 @@ pub(crate) enum TarError {
 type Result<T> = std::result::Result<T, TarError>;
 
 /// Reads an archive.
-pub(crate) struct Reader<R> {
+pub struct Reader<R> {
     input: R,
     position: u64,
     /// Data of the current entry not read yet.

@@ -10,7 +10,7 @@ const OCTAL8_MAX: u64 = 0o777_7777;
 const OCTAL12_MAX: u64 = 0o777_7777_7777;
 
 /// Writes an archive. Call [`Self::finish`] at the end.
-pub(crate) struct Writer<W> {
+pub struct Writer<W> {
     output: W,
 }
 
