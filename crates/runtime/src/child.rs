@@ -17,10 +17,10 @@ use rustix::mount::{
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
-use crate::finish;
 use crate::plan::{
-    Failure, FsMount, Message, Node, Part, Place, Plan, Role, Step, Target, Terminal, TreeMount,
+    Failure, FsMount, Message, Node, Part, Place, Plan, Role, Step, Target, Terminal, Tree, TreeMount,
 };
+use crate::{copy, finish, inside};
 
 /// What a step's own failure is.
 pub(crate) type Outcome = Result<(), (Part, Errno)>;
@@ -77,6 +77,34 @@ pub(crate) fn send(channel: BorrowedFd<'_>, message: Message) -> Result<(), Errn
     rustix::net::send(channel, &message.encode(), SendFlags::NOSIGNAL).map(|_| ())
 }
 
+/// A process in between tells of the container's process; the result is its exit status.
+pub(crate) fn send_process(channel: BorrowedFd<'_>, pid: i32, pidfd: BorrowedFd<'_>) -> i32 {
+    let p = pid.to_le_bytes();
+    match send_with(channel, &[0, 0, 0, 0, p[0], p[1], p[2], p[3]], pidfd) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+/// … or of what it could not enter.
+pub(crate) fn send_refusal(channel: BorrowedFd<'_>, place: u8, errno: Errno) -> i32 {
+    let e = errno.raw_os_error().to_le_bytes();
+    match rustix::net::send(channel, &[0, place, 0, 0, e[0], e[1], e[2], e[3]], SendFlags::NOSIGNAL) {
+        Ok(_) | Err(_) => 1,
+    }
+}
+
+fn send_with(channel: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds = [fd];
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Errno::NOBUFS);
+    }
+    let data = [std::io::IoSlice::new(bytes)];
+    rustix::net::sendmsg(channel, &data, &mut control, SendFlags::NOSIGNAL).map(|_| ())
+}
+
 /// Waits for one particular message; an end of the channel is the parent's death.
 pub(crate) fn expect(channel: BorrowedFd<'_>, wanted: Message) -> Result<(), Errno> {
     let mut buffer = [0_u8; crate::plan::MESSAGE_LENGTH];
@@ -126,7 +154,18 @@ impl Stage<'_> {
                 MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC,
             )
             .map_err(whole),
-            Step::AttachRoot { tree } => self.attach_root(tree),
+            Step::AttachRoot { tree, at } => self.attach_root(tree, at),
+            Step::TimeOffsets(lines) => time_offsets(proc, lines),
+            Step::Affinity { mask, tried } => match process::set_affinity(mask) {
+                Err(e) if !tried => Err((Part::Whole, e)),
+                _ => Ok(()),
+            },
+            Step::Hook(hook) => {
+                // Its working directory is the container's root, which it cannot name.
+                inside::run(hook, Some(self.root()?)).map_err(|failure| {
+                    (Part::Hook, Errno::from_raw_os_error(failure.encode()))
+                })
+            }
             Step::Mount(mount) => self.mount(mount),
             Step::Attach(tree) => self.attach(tree),
             Step::Change { target, change, recursive } => {
@@ -155,7 +194,7 @@ impl Stage<'_> {
             }
             Step::Readonly(target) => self.readonly(target),
             Step::Mask(target) => self.mask(target),
-            Step::PivotRoot { propagation, readonly } => self.pivot(*propagation, *readonly),
+            Step::PivotRoot { propagation, readonly, moved } => self.pivot(*propagation, *readonly, *moved),
             Step::FindTerminals => {
                 let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
                     .map_err(at(Part::Open))?;
@@ -257,13 +296,14 @@ impl Stage<'_> {
         Ok(above)
     }
 
-    fn attach_root(&mut self, tree: &OwnedFd) -> Outcome {
-        let slash = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+    fn attach_root(&mut self, tree: &Tree, place: &CStr) -> Outcome {
+        let target = rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(at(Part::Open))?;
-        attach(tree.as_fd(), slash.as_fd())?;
-        let root = rustix::io::fcntl_dupfd_cloexec(tree, 0).map_err(at(Part::Open))?;
-        self.root = Some(root);
-        Ok(())
+        self.root = Some(match tree {
+            Tree::Open(fd) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(at(Part::Open))?,
+            Tree::Path(_) => detach(tree)?,
+        });
+        attach(self.root()?, target.as_fd())
     }
 
     fn mount(&mut self, m: &FsMount) -> Outcome {
@@ -286,6 +326,12 @@ impl Stage<'_> {
         let target = self.ensure(&m.target, true)?;
         if !m.over_proc {
             refuse_proc(target.as_fd())?;
+        }
+        if m.copy_up {
+            let from = self
+                .open_at(&m.target.path, OFlags::RDONLY | OFlags::DIRECTORY, m.target.strict)
+                .map_err(at(Part::CopyUp))?;
+            copy::directory(from.as_fd(), mounted.as_fd(), 0).map_err(at(Part::CopyUp))?;
         }
         if m.keep_mode {
             let mode = rustix::fs::fstat(&target).map_err(at(Part::Open))?.st_mode & 0o7777;
@@ -310,7 +356,10 @@ impl Stage<'_> {
         if !m.over_proc {
             refuse_proc(target.as_fd())?;
         }
-        attach(m.tree.as_fd(), target.as_fd())
+        match &m.tree {
+            Tree::Open(tree) => attach(tree.as_fd(), target.as_fd()),
+            Tree::Path(_) => attach(detach(&m.tree)?.as_fd(), target.as_fd()),
+        }
     }
 
     fn node(&self, node: &Node) -> Outcome {
@@ -362,17 +411,7 @@ impl Stage<'_> {
             descriptors::become_stdio(peer.as_fd(), number).map_err(at(Part::Whole))?;
         }
         rustix::process::ioctl_tiocsctty(&peer).map_err(at(Part::Whole))?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        let fds = [master.as_fd()];
-        if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-            return Err((Part::Whole, Errno::NOBUFS));
-        }
-        let bytes = Message::Terminal.encode();
-        let data = [std::io::IoSlice::new(&bytes)];
-        rustix::net::sendmsg(self.channel, &data, &mut control, SendFlags::NOSIGNAL)
-            .map(|_| ())
-            .map_err(at(Part::Whole))
+        send_with(self.channel, &Message::Terminal.encode(), master.as_fd()).map_err(at(Part::Whole))
     }
 
     fn readonly(&self, target: &Target) -> Outcome {
@@ -432,7 +471,18 @@ impl Stage<'_> {
         self.null.as_ref().map(AsFd::as_fd).ok_or((Part::Open, Errno::BADF))
     }
 
-    fn pivot(&mut self, propagation: u64, readonly: bool) -> Outcome {
+    fn pivot(&mut self, propagation: u64, readonly: bool, moved: bool) -> Outcome {
+        if moved {
+            let slash =
+                rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                    .map_err(at(Part::Open))?;
+            let root = self.root()?;
+            rustix::process::fchdir(root).map_err(at(Part::Open))?;
+            attach(root, slash.as_fd())?;
+            rustix::process::chroot(c".").map_err(at(Part::Whole))?;
+            rustix::process::chdir(c"/").map_err(at(Part::Prepare))?;
+            return self.finish_root(propagation, readonly);
+        }
         let old = rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(at(Part::Open))?;
         let root = self.root()?;
@@ -442,6 +492,10 @@ impl Stage<'_> {
         rustix::process::fchdir(&old).map_err(at(Part::Prepare))?;
         rustix::mount::unmount(c".", UnmountFlags::DETACH).map_err(at(Part::Prepare))?;
         rustix::process::chdir(c"/").map_err(at(Part::Prepare))?;
+        self.finish_root(propagation, readonly)
+    }
+
+    fn finish_root(&self, propagation: u64, readonly: bool) -> Outcome {
         if propagation != 0 {
             let change = Change { propagation, ..Change::default() };
             mount::set_attributes(self.root()?, true, change, None).map_err(at(Part::Attributes))?;
@@ -459,6 +513,32 @@ impl Stage<'_> {
 fn refuse_proc(target: BorrowedFd<'_>) -> Outcome {
     let magic = rustix::fs::fstatfs(target).map_err(at(Part::Open))?.f_type as u64;
     if magic == PROC_MAGIC { Err((Part::OnProc, Errno::PERM)) } else { Ok(()) }
+}
+
+/// A tree that the parent could not detach.
+fn detach(tree: &Tree) -> Result<OwnedFd, (Part, Errno)> {
+    let Tree::Path(tree) = tree else { return Err((Part::Prepare, Errno::BADF)) };
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if tree.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    let fd = rustix::mount::open_tree(rustix::fs::CWD, &tree.path, flags).map_err(at(Part::Prepare))?;
+    for (change, recursive) in &tree.changes {
+        mount::set_attributes(fd.as_fd(), *recursive, *change, None).map_err(at(Part::Attributes))?;
+    }
+    Ok(fd)
+}
+
+/// Makes a time namespace, sets its clocks while nobody is in it, and enters it.
+fn time_offsets(proc: BorrowedFd<'_>, lines: &[u8]) -> Outcome {
+    spawn::unshare(spawn::ns::TIME).map_err(at(Part::Create))?;
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(proc, c"self/timens_offsets", flags, Mode::empty()).map_err(at(Part::Open))?;
+    rustix::io::write(&file, lines).map_err(at(Part::Parameter))?;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let namespace = rustix::fs::openat(proc, c"self/ns/time_for_children", flags, Mode::empty())
+        .map_err(at(Part::Open))?;
+    spawn::setns(namespace.as_fd(), spawn::ns::TIME).map_err(at(Part::Whole))
 }
 
 fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {

@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::launch::{Launch, Stdio};
 use crate::mounts::{self, c_string, parse_propagation, target};
 use crate::plan::{Gate, Node, Plan, Step, Target, Terminal};
-use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxIdMapping, LinuxNamespaceType, Spec};
-use crate::{identity, seccomp};
+use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
+use crate::{hooks, idmap, identity, netdev, seccomp};
 
 /// A plan with what the parent has to do around it.
 #[derive(Debug)]
@@ -24,8 +24,11 @@ pub(crate) struct Compiled {
     pub new: u64,
     /// Namespaces that the parent's thread enters around the clone.
     pub around: Vec<(OwnedFd, u64, &'static str)>,
+    /// Namespaces that a process in between enters first, for there is no way back from them.
+    pub first: Vec<(OwnedFd, u64, &'static str)>,
     pub maps: Option<(String, String)>,
     pub oom_score: Option<i32>,
+    pub net_devices: Vec<netdev::Move>,
 }
 
 pub(crate) fn bit(typ: LinuxNamespaceType) -> (u64, &'static str) {
@@ -78,23 +81,15 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let spec = &launch.spec;
     let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("the spec has no linux section"))?;
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("the spec has no process"))?;
-    if linux.intel_rdt().is_some() {
-        return Err(Error::unsupported("linux.intelRdt is not built yet"));
+    let label = linux.mount_label().as_deref().filter(|l| !l.is_empty());
+    if let Some(label) = label
+        && !identity::selinux()
+    {
+        return Err(Error::unsupported(format!(
+            "mount label {label:?} is asked for, but this kernel has no SELinux enabled"
+        )));
     }
-    if linux.time_offsets().as_ref().is_some_and(|t| !t.is_empty()) {
-        return Err(Error::unsupported("linux.timeOffsets are not built yet"));
-    }
-    if linux.net_devices().as_ref().is_some_and(|d| !d.is_empty()) {
-        return Err(Error::unsupported("linux.netDevices are not built yet"));
-    }
-    if linux.memory_policy().is_some() {
-        return Err(Error::unsupported("linux.memoryPolicy is not built yet"));
-    }
-    if linux.mount_label().as_deref().is_some_and(|l| !l.is_empty()) {
-        return Err(Error::unsupported(
-            "linux.mountLabel is asked for, but SELinux mount labels are not built yet",
-        ));
-    }
+    let late = !privileged();
 
     let mut new = 0;
     let mut joined: Vec<(OwnedFd, u64, &'static str)> = Vec::new();
@@ -123,46 +118,69 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         new &= !bit;
         joined.push((fd, bit, name));
     }
-    for (_, bit, name) in &joined {
-        if [ns::USER, ns::MOUNT, ns::TIME].contains(bit) {
-            return Err(Error::unsupported(format!("joining a {name} namespace is not built yet")));
-        }
-    }
-    if new & ns::MOUNT == 0 {
-        return Err(Error::invalid("a container needs its own mount namespace"));
+    let has = |joined: &[(OwnedFd, u64, &'static str)], bit: u64| {
+        new & bit != 0 || joined.iter().any(|(_, b, _)| *b == bit)
+    };
+    if !has(&joined, ns::MOUNT) {
+        return Err(Error::invalid("a container needs a mount namespace of its own, or one to join"));
     }
     let user_namespace = new & ns::USER != 0;
-    let has = |bit: u64| new & bit != 0 || joined.iter().any(|(_, b, _)| *b == bit);
-    let maps = maps(spec, user_namespace)?;
+    let joined_user = joined.iter().any(|(_, bit, _)| *bit == ns::USER);
+    let maps = maps(spec, user_namespace, joined_user)?;
 
     let mut steps = cgroup.entrances()?;
     let hostname = spec.hostname().as_deref().filter(|h| !h.is_empty());
     let domainname = spec.domainname().as_deref().filter(|d| !d.is_empty());
-    if (hostname.is_some() || domainname.is_some()) && !has(ns::UTS) {
+    if (hostname.is_some() || domainname.is_some()) && !has(&joined, ns::UTS) {
         return Err(Error::invalid("a hostname needs a UTS namespace of the container's own"));
     }
-    check_sysctls(spec, has(ns::IPC), has(ns::NETWORK), has(ns::UTS))?;
+    check_sysctls(spec, has(&joined, ns::IPC), has(&joined, ns::NETWORK), has(&joined, ns::UTS))?;
+    let net_devices = netdev::compile(linux.net_devices().as_ref())?;
+    if !net_devices.is_empty() && !has(&joined, ns::NETWORK) {
+        return Err(Error::invalid("netDevices need a network namespace of the container's own"));
+    }
+    let time_offsets = time_offsets(spec, new & ns::TIME != 0)?;
+    if time_offsets.is_some() {
+        // Made by the child itself: its clocks must be set while nobody is in it.
+        new &= !ns::TIME;
+    }
     // A namespace that belongs to the host's users cannot be entered once in a user namespace of
     // one's own, and a PID namespace holds only for children: the parent enters those.
     let mut around = Vec::new();
+    let mut first = Vec::new();
     let mut own_cgroup_namespace = None;
+    // Whoever is in it may enter what belongs to it; so it comes before the others.
+    joined.sort_by_key(|(_, bit, _)| *bit != ns::USER);
     for (fd, bit, name) in joined {
         if bit == ns::CGROUP {
             own_cgroup_namespace = Some(fd);
+        } else if bit == ns::USER || joined_user && bit == ns::PID {
+            first.push((fd, bit, name));
         } else if user_namespace || bit == ns::PID {
             around.push((fd, bit, name));
         } else {
             steps.push(Step::Enter { namespace: fd, bit, name });
         }
     }
+    // What the caller's processors were is not the container's business.
+    steps.push(Step::Affinity { mask: vec![u64::MAX; 16], tried: true });
     if user_namespace {
         steps.push(Step::BecomeRoot);
     }
+    steps.extend(time_offsets.map(Step::TimeOffsets));
     steps.push(Step::Session);
     steps.extend(hostname.map(|h| Step::Hostname(h.as_bytes().to_vec())));
     steps.extend(domainname.map(|d| Step::Domainname(d.as_bytes().to_vec())));
     steps.push(Step::CutPropagation);
-    steps.push(Step::AttachRoot { tree: mounts::open_root(&launch.rootfs)? });
+    let propagation = match linux.rootfs_propagation().as_deref().filter(|p| !p.is_empty()) {
+        None => None,
+        Some(word) => {
+            let invalid = || Error::invalid(format!("rootfsPropagation {word:?} is not known"));
+            Some(parse_propagation(word).ok_or_else(invalid)?.0)
+        }
+    };
+    let (tree, at) = mounts::open_root(&launch.rootfs, propagation, late)?;
+    steps.push(Step::AttachRoot { tree, at });
 
     let new_cgroup_namespace = new & ns::CGROUP != 0;
     new &= !ns::CGROUP;
@@ -170,15 +188,22 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         bundle: launch.bundle.as_deref(),
         cgroup: Some(cgroup),
         cgroup_namespace: new_cgroup_namespace,
+        late,
+        user: match (first.first(), linux.uid_mappings(), linux.gid_mappings()) {
+            (Some((fd, ns::USER, _)), _, _) => Some(mounts::UserMaps::Joined(fd)),
+            (_, Some(uid), Some(gid)) if user_namespace => Some(mounts::UserMaps::New(uid, gid)),
+            _ => None,
+        },
+        label,
     };
-    let mut late = Vec::new();
+    let mut afterwards = Vec::new();
     for entry in spec.mounts().iter().flatten() {
-        mounts::compile(entry, &context, &mut steps, &mut late)?;
+        mounts::compile(entry, &context, &mut steps, &mut afterwards)?;
     }
     let foreign_dev = spec.mounts().iter().flatten().any(|m| {
         m.destination() == Path::new("/dev") && m.typ().as_deref().is_none_or(|t| t == "bind" || t.is_empty())
     });
-    devices(spec, foreign_dev, user_namespace, &mut steps)?;
+    devices(spec, foreign_dev, user_namespace || joined_user, &context, &mut steps)?;
     let wants_terminal = matches!(launch.stdio, Stdio::Terminal);
     if wants_terminal {
         let console = (!foreign_dev).then(|| target(Path::new("/dev/console"), true)).transpose()?;
@@ -186,7 +211,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         let owner = Uid::from_raw(process.user().uid());
         steps.push(Step::Terminal(Terminal { size, console, owner }));
     }
-    steps.append(&mut late);
+    steps.append(&mut afterwards);
     for (key, value) in linux.sysctl().iter().flatten() {
         steps.push(Step::Sysctl {
             path: c_string(format!("sys/{}", key.replace('.', "/")), "sysctl")?,
@@ -198,21 +223,21 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     if has_hooks {
         steps.push(Step::AwaitHooks);
     }
+    let create_hooks = spec.hooks().as_ref().and_then(|h| h.create_container().as_ref());
+    let start_hooks = spec.hooks().as_ref().and_then(|h| h.start_container().as_ref());
+    let state = |status| hooks::state(&launch.id, status, None, launch.bundle.as_deref(), spec);
+    for hook in hooks::compile("createContainer", create_hooks, &state("creating"))? {
+        steps.push(Step::Hook(Box::new(hook)));
+    }
+    let start_hooks = hooks::compile("startContainer", start_hooks, &state("created"))?;
     for path in linux.readonly_paths().iter().flatten() {
         steps.push(Step::Readonly(absolute(path, "read-only")?));
     }
     for path in linux.masked_paths().iter().flatten() {
         steps.push(Step::Mask(absolute(path, "masked")?));
     }
-    let propagation = match linux.rootfs_propagation().as_deref().filter(|p| !p.is_empty()) {
-        None => 0,
-        Some(word) => {
-            let invalid = || Error::invalid(format!("rootfsPropagation {word:?} is not known"));
-            parse_propagation(word).ok_or_else(invalid)?.0
-        }
-    };
     let readonly = spec.root().as_ref().and_then(crate::spec::Root::readonly).unwrap_or_default();
-    steps.push(Step::PivotRoot { propagation, readonly });
+    steps.push(Step::PivotRoot { propagation: propagation.unwrap_or(0), readonly, moved: launch.no_pivot });
     steps.push(Step::AwaitCgroup { new_namespace: new_cgroup_namespace });
     if let Some(namespace) = own_cgroup_namespace {
         steps.push(Step::Enter { namespace, bit: ns::CGROUP, name: "cgroup" });
@@ -226,15 +251,11 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let mut plan = identity::compile(process, filter, true)?;
     plan.die_with_parent = launch.die_with_parent;
     plan.preserve_fds = launch.preserve_fds;
+    plan.keyring = !launch.no_new_keyring;
+    plan.start_hooks = start_hooks;
+    plan.memory_policy = identity::memory_policy(linux.memory_policy().as_ref())?;
     if let Some(personality) = linux.personality() {
-        use crate::spec::LinuxPersonalityDomain as D;
-        if personality.flags().as_ref().is_some_and(|f| !f.is_empty()) {
-            return Err(Error::unsupported("personality flags are not supported"));
-        }
-        plan.personality = Some(match personality.domain() {
-            D::PerLinux => 0,
-            D::PerLinux32 => 8,
-        });
+        plan.personality = Some(identity::personality(personality)?);
     }
     let oom_score = process.oom_score_adj();
     if let Some(score) = oom_score.filter(|s| !(-1000..=1000).contains(s)) {
@@ -251,9 +272,35 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         },
         new,
         around,
+        first,
         maps,
         oom_score,
+        net_devices,
     })
+}
+
+/// Whether the caller may make mounts.
+pub(crate) fn privileged() -> bool {
+    rustix::thread::capabilities(None)
+        .is_ok_and(|sets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_ADMIN))
+}
+
+/// Lines for `timens_offsets`.
+fn time_offsets(spec: &Spec, new: bool) -> Result<Option<Vec<u8>>, Error> {
+    let offsets = spec.linux().as_ref().and_then(|l| l.time_offsets().as_ref()).filter(|o| !o.is_empty());
+    let Some(offsets) = offsets else { return Ok(None) };
+    if !new {
+        return Err(Error::invalid("timeOffsets need a new time namespace"));
+    }
+    let mut lines = String::new();
+    for (clock, offset) in offsets {
+        if clock != "monotonic" && clock != "boottime" {
+            return Err(Error::invalid(format!("timeOffsets: clock {clock:?} is not monotonic or boottime")));
+        }
+        let nanoseconds = offset.nanosecs().unwrap_or_default();
+        lines.push_str(&format!("{clock} {} {nanoseconds}\n", offset.secs().unwrap_or_default()));
+    }
+    Ok(Some(lines.into_bytes()))
 }
 
 fn absolute(path: &str, what: &str) -> Result<Target, Error> {
@@ -264,18 +311,16 @@ fn absolute(path: &str, what: &str) -> Result<Target, Error> {
     }
 }
 
-fn maps(spec: &Spec, user_namespace: bool) -> Result<Option<(String, String)>, Error> {
+fn maps(spec: &Spec, user_namespace: bool, joined: bool) -> Result<Option<(String, String)>, Error> {
     let linux = spec.linux().as_ref();
     let uid = linux.and_then(|l| l.uid_mappings().as_ref()).filter(|m| !m.is_empty());
     let gid = linux.and_then(|l| l.gid_mappings().as_ref()).filter(|m| !m.is_empty());
-    let text = |m: &Vec<LinuxIdMapping>| {
-        let line = |m: &LinuxIdMapping| format!("{} {} {}\n", m.container_id(), m.host_id(), m.size());
-        m.iter().map(line).collect::<String>()
-    };
     match (user_namespace, uid, gid) {
-        (true, Some(uid), Some(gid)) => Ok(Some((text(uid), text(gid)))),
+        (true, Some(uid), Some(gid)) => Ok(Some((idmap::lines(uid), idmap::lines(gid)))),
         (true, _, _) => Err(Error::invalid("a new user namespace needs uidMappings and gidMappings")),
         (false, None, None) => Ok(None),
+        // It has its maps; callers repeat them.
+        (false, _, _) if joined => Ok(None),
         (false, _, _) => Err(Error::invalid("id mappings are given, but no user namespace")),
     }
 }
@@ -325,7 +370,13 @@ const LINKS: &[(&str, &str)] = &[
     ("stderr", "/proc/self/fd/2"),
 ];
 
-fn devices(spec: &Spec, foreign_dev: bool, bound: bool, steps: &mut Vec<Step>) -> Result<(), Error> {
+fn devices(
+    spec: &Spec,
+    foreign_dev: bool,
+    bound: bool,
+    context: &mounts::Context<'_>,
+    steps: &mut Vec<Step>,
+) -> Result<(), Error> {
     let dev = || target(Path::new("/dev"), true);
     let extra = spec.linux().as_ref().and_then(|l| l.devices().as_ref());
     if foreign_dev {
@@ -337,7 +388,7 @@ fn devices(spec: &Spec, foreign_dev: bool, bound: bool, steps: &mut Vec<Step>) -
             continue;
         }
         if bound {
-            bind_device(&path, &path, steps)?;
+            bind_device(&path, &path, context, steps)?;
             continue;
         }
         steps.push(Step::Node(Node {
@@ -351,7 +402,7 @@ fn devices(spec: &Spec, foreign_dev: bool, bound: bool, steps: &mut Vec<Step>) -
     for device in extra.into_iter().flatten() {
         let path = device.path();
         if bound {
-            bind_device(path, path, steps)?;
+            bind_device(path, path, context, steps)?;
             continue;
         }
         steps.push(Step::Node(node(device)?));
@@ -365,14 +416,18 @@ fn devices(spec: &Spec, foreign_dev: bool, bound: bool, steps: &mut Vec<Step>) -
     Ok(())
 }
 
-fn bind_device(source: &Path, destination: &Path, steps: &mut Vec<Step>) -> Result<(), Error> {
+fn bind_device(
+    source: &Path,
+    destination: &Path,
+    context: &mounts::Context<'_>,
+    steps: &mut Vec<Step>,
+) -> Result<(), Error> {
     let mut entry = crate::spec::Mount::default();
     entry.set_destination(destination.to_owned());
     entry.set_source(Some(source.to_owned()));
     entry.set_typ(Some("bind".to_owned()));
     entry.set_options(Some(vec!["bind".to_owned()]));
-    let context = mounts::Context { bundle: None, cgroup: None, cgroup_namespace: false };
-    mounts::compile(&entry, &context, steps, &mut Vec::new())
+    mounts::compile(&entry, context, steps, &mut Vec::new())
 }
 
 fn node(device: &LinuxDevice) -> Result<Node, Error> {

@@ -1,7 +1,8 @@
 //! Words for a failure that the child reported by its place in the plan.
 
 use crate::error::{Error, Kind, describe_errno};
-use crate::plan::{Failure, Last, Part, Place, Plan, ProcessPlan, Step};
+use crate::hooks;
+use crate::plan::{Failure, HookFailure, HookPlan, Last, Part, Place, Plan, ProcessPlan, Step};
 
 /// What the last part of a plan was about; enough to describe a failure there.
 #[derive(Debug, Clone)]
@@ -13,6 +14,7 @@ pub(crate) struct Subject {
     pub uid: u32,
     pub gid: u32,
     pub limits: Vec<String>,
+    pub start_hooks: Vec<String>,
 }
 
 impl Subject {
@@ -33,8 +35,26 @@ impl Subject {
             uid: p.uid.as_raw(),
             gid: p.gid.as_raw(),
             limits: p.rlimits.iter().map(limit).collect(),
+            start_hooks: p.start_hooks.iter().map(hook_name).collect(),
         }
     }
+}
+
+fn hook_name(hook: &HookPlan) -> String {
+    format!("{} hook {:?}", hook.kind, hook.path.to_string_lossy())
+}
+
+fn hook_failed(name: &str, code: i32, said: &str) -> Error {
+    let said = if said.is_empty() { String::new() } else { format!(": {said}") };
+    let how = match HookFailure::decode(code) {
+        HookFailure::Os(errno) => {
+            return Error::os(name, std::io::Error::from_raw_os_error(errno));
+        }
+        HookFailure::Exit(status) => format!("exit status: {status}"),
+        HookFailure::Signal(signal) => format!("signal: {signal}"),
+        HookFailure::TimedOut => "timed out".to_owned(),
+    };
+    Error::new(Kind::Os, format!("{name}: {how}{said}"))
 }
 
 /// Descriptions of all steps, taken before the plan is gone.
@@ -50,6 +70,8 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
         Part::OnProc => " (the path leads into /proc)",
         Part::Outside => " (there is no root file system yet)",
         Part::NotADevice => " (something else is in its place)",
+        Part::CopyUp => " (copying what is there into it)",
+        Part::Hook => "",
     };
     let what = match step {
         Step::Enter { name, .. } => format!("entering the {name} namespace"),
@@ -63,6 +85,9 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
         Step::Domainname(name) => format!("setting the domain name {:?}", String::from_utf8_lossy(name)),
         Step::CutPropagation => "isolating the mount namespace".to_owned(),
         Step::AttachRoot { .. } => "attaching the root file system".to_owned(),
+        Step::TimeOffsets(_) => "making a time namespace with offsets".to_owned(),
+        Step::Affinity { .. } => "setting the processors to run on".to_owned(),
+        Step::Hook(hook) => hook_name(hook),
         Step::Mount(m) => format!("mounting {} at {:?}", m.fstype.to_string_lossy(), m.target.shown()),
         Step::Attach(m) => format!("mounting {:?} at {:?}", m.source, m.target.shown()),
         Step::Change { target, .. } => format!("changing the mount at {:?}", target.shown()),
@@ -139,6 +164,11 @@ pub(crate) fn last(subject: &Subject, last: Last, index: u16, errno: i32) -> Err
         Last::Seccomp => os("loading the seccomp filter".into()),
         Last::Descriptors => os("closing descriptors".into()),
         Last::Channel => os("talking to the runtime".into()),
+        Last::MemoryPolicy => os("setting the memory policy".into()),
+        Last::StartHook => {
+            let name = subject.start_hooks.get(usize::from(index)).map_or("startContainer hook", String::as_str);
+            return hook_failed(name, errno, "");
+        }
     };
     error.with_errno(errno)
 }
@@ -147,6 +177,13 @@ pub(crate) fn last(subject: &Subject, last: Last, index: u16, errno: i32) -> Err
 pub(crate) fn failure(steps: &[Step], subject: &Subject, failure: Failure) -> Error {
     match failure.place {
         Place::Last(place, index) => last(subject, place, index, failure.errno),
+        Place::Step(index, Part::Hook) => match steps.get(usize::from(index)) {
+            Some(Step::Hook(hook)) => {
+                let said = hook.said.as_ref().map(hooks::words).unwrap_or_default();
+                hook_failed(&hook_name(hook), failure.errno, &said)
+            }
+            _ => hook_failed("hook", failure.errno, ""),
+        },
         Place::Step(index, part) => {
             let what =
                 steps.get(usize::from(index)).map_or_else(|| "setting up".to_owned(), |s| step(s, part));

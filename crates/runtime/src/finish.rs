@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::child::{expect, fail, send};
+use crate::inside;
 use crate::plan::{Gate, Last, Message, Place, Plan, ProcessPlan};
 
 type Outcome<T = ()> = Result<T, (Last, u16, Errno)>;
@@ -37,7 +38,13 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         },
     };
     let channel = starter.as_ref().map_or(channel, AsFd::as_fd);
-    let (last, errno) = leave(&plan.process, program);
+    for (index, hook) in plan.process.start_hooks.iter().enumerate() {
+        if let Err(failure) = inside::run(hook, None) {
+            let errno = Errno::from_raw_os_error(failure.encode());
+            return fail(channel, Place::Last(Last::StartHook, index as u16), errno);
+        }
+    }
+    let (last, errno) = leave(&plan.process, program, channel);
     fail(channel, Place::Last(last, program as u16), errno)
 }
 
@@ -81,6 +88,9 @@ fn prepare(plan: &mut Plan) -> Outcome<usize> {
     }
     if let Some(value) = p.io_priority {
         process::set_io_priority(value).map_err(at(Last::IoPriority))?;
+    }
+    if let Some(policy) = &p.memory_policy {
+        process::set_memory_policy(policy.mode, &policy.nodes).map_err(at(Last::MemoryPolicy))?;
     }
     if let Some(domain) = p.personality {
         process::set_personality(domain).map_err(at(Last::Personality))?;
@@ -325,7 +335,7 @@ fn find_program(p: &ProcessPlan) -> Outcome<usize> {
 }
 
 /// Behind the gate: filter, descriptors, exec.
-fn leave(p: &ProcessPlan, program: usize) -> (Last, Errno) {
+fn leave(p: &ProcessPlan, program: usize, channel: BorrowedFd<'_>) -> (Last, Errno) {
     let Some(path) = p.candidates.get(program) else { return (Last::Exec, Errno::NOENT) };
     if let Err(e) = descriptors::close_on_exec_from(3 + p.preserve_fds) {
         return (Last::Descriptors, e);
@@ -336,12 +346,31 @@ fn leave(p: &ProcessPlan, program: usize) -> (Last, Errno) {
             Err(e) => return (Last::Descriptors, e),
         }
     }
-    if let Some((code, flags)) = &p.seccomp
-        && let Err(e) = seccomp::load(code, *flags)
-    {
-        return (Last::Seccomp, e);
+    if let Some((code, flags)) = &p.seccomp {
+        match seccomp::load(code, *flags) {
+            Err(e) => return (Last::Seccomp, e),
+            Ok(None) => {}
+            Ok(Some(listener)) => {
+                if let Err(e) = hand_over(&listener, channel) {
+                    return (Last::Seccomp, e);
+                }
+            }
+        }
     }
     (Last::Exec, execve(path, &p.argv, &p.envp))
+}
+
+/// The filter is in force already: `write`, which it may not put before its listener, tells the
+/// parent where the listener's descriptor is; whatever follows is the listener's to answer.
+fn hand_over(listener: &OwnedFd, channel: BorrowedFd<'_>) -> Result<(), Errno> {
+    use std::os::fd::AsRawFd;
+    rustix::io::write(channel, &Message::Listener(listener.as_raw_fd()).encode())?;
+    let mut answer = [0_u8; crate::plan::MESSAGE_LENGTH];
+    let length = rustix::io::read(channel, &mut answer)?;
+    match answer.get(..length).and_then(Message::decode) {
+        Some(Message::HooksDone) => Ok(()),
+        _ => Err(Errno::PIPE),
+    }
 }
 
 #[cfg(test)]

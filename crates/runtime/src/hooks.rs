@@ -1,22 +1,115 @@
 //! Hooks: programs of the host's choosing around a container's life, with its state on stdin.
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use brigantine_sys::exec::StringVector;
 use brigantine_sys::signals;
+use rustix::fs::MemfdFlags;
 
 use crate::error::{Error, Kind};
-use crate::spec::{Hook, Hooks};
+use crate::mounts::c_string;
+use crate::plan::HookPlan;
+use crate::spec::{Hook, Hooks, Spec};
 
-/// What the kinds of hooks that need the container halfway are called.
+/// Whether hooks want to see the container halfway.
 pub(crate) fn any_before_pivot(hooks: &Hooks) -> bool {
-    let prestart = hooks.prestart();
-    [prestart, hooks.create_runtime(), hooks.create_container()]
+    [hooks.prestart(), hooks.create_runtime()]
         .iter()
         .any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
+}
+
+/// A container's state as hooks and listeners see it. `pid`: none before there is a process.
+pub fn state(
+    id: &str,
+    status: &str,
+    pid: Option<i32>,
+    bundle: Option<&Path>,
+    spec: &Spec,
+) -> serde_json::Value {
+    let mut state = serde_json::json!({
+        "ociVersion": crate::OCI_VERSION,
+        "id": id,
+        "status": status,
+        "bundle": bundle.unwrap_or(Path::new("")),
+        "annotations": spec.annotations().clone().unwrap_or_default(),
+    });
+    if let (Some(pid), Some(fields)) = (pid, state.as_object_mut()) {
+        fields.insert("pid".to_owned(), pid.into());
+    }
+    state
+}
+
+/// Hooks for the container's process to run itself; `state` is without its number.
+pub(crate) fn compile(
+    kind: &'static str,
+    hooks: Option<&Vec<Hook>>,
+    state: &serde_json::Value,
+) -> Result<Vec<HookPlan>, Error> {
+    hooks.into_iter().flatten().map(|hook| compile_one(kind, hook, state)).collect()
+}
+
+fn compile_one(kind: &'static str, hook: &Hook, state: &serde_json::Value) -> Result<HookPlan, Error> {
+    use std::os::unix::ffi::OsStrExt;
+    let deadline = check(kind, hook)?;
+    let path = c_string(hook.path().as_os_str().as_bytes(), "hook")?;
+    let strings = |list: Vec<&str>| {
+        list.into_iter().map(|text| c_string(text, "hook argument")).collect::<Result<Vec<_>, _>>()
+    };
+    let args = hook.args().iter().flatten().map(String::as_str).collect::<Vec<_>>();
+    let argv = if args.is_empty() { vec![path.clone()] } else { strings(args)? };
+    let env = hook.env().iter().flatten().map(String::as_str).collect::<Vec<_>>();
+    let said = memory_file()?;
+    let text = state.to_string();
+    let open = text.trim_end_matches('}');
+    Ok(HookPlan {
+        kind,
+        path,
+        argv: StringVector::new(argv),
+        envp: StringVector::new(strings(env)?),
+        timeout: deadline.map(|d| d.as_millis() as u64),
+        state: (format!("{open},\"pid\":").into_bytes(), b"}".to_vec()),
+        said: Some(said),
+    })
+}
+
+fn memory_file() -> Result<OwnedFd, Error> {
+    rustix::fs::memfd_create(c"hook", MemfdFlags::CLOEXEC)
+        .map_err(|e| Error::os("opening a memory file for a hook's output", e))
+}
+
+/// The time a hook may take.
+fn check(kind: &str, hook: &Hook) -> Result<Option<Duration>, Error> {
+    let what = || format!("{kind} hook {:?}", hook.path().display());
+    if !hook.path().is_absolute() {
+        return Err(Error::invalid(format!("{}: the path is not absolute", what())));
+    }
+    match hook.timeout() {
+        None => Ok(None),
+        Some(seconds) if seconds > 0 => Ok(Some(Duration::from_secs(seconds.unsigned_abs()))),
+        Some(seconds) => Err(Error::invalid(format!("{}: a timeout of {seconds} seconds", what()))),
+    }
+}
+
+/// Refuses what can only be found wrong later otherwise.
+pub(crate) fn check_all(hooks: &Hooks) -> Result<(), Error> {
+    for (kind, list) in [
+        ("prestart", hooks.prestart()),
+        ("createRuntime", hooks.create_runtime()),
+        ("createContainer", hooks.create_container()),
+        ("startContainer", hooks.start_container()),
+        ("poststart", hooks.poststart()),
+        ("poststop", hooks.poststop()),
+    ] {
+        for hook in list.iter().flatten() {
+            check(kind, hook)?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs hooks one after the other in the caller's namespaces; the first that fails ends it.
@@ -30,9 +123,7 @@ pub fn run(kind: &str, hooks: Option<&Vec<Hook>>, state: &[u8], bundle: Option<&
 fn run_one(kind: &str, hook: &Hook, state: &[u8], bundle: Option<&Path>) -> Result<(), Error> {
     let path = hook.path();
     let what = || format!("{kind} hook {:?}", path.display());
-    if !path.is_absolute() {
-        return Err(Error::invalid(format!("{}: the path is not absolute", what())));
-    }
+    let deadline = check(kind, hook)?.map(|time| Instant::now() + time);
     let mut command = Command::new(path);
     if let Some((name, rest)) = hook.args().as_ref().and_then(|a| a.split_first()) {
         command.arg0(name).args(rest);
@@ -46,7 +137,11 @@ fn run_one(kind: &str, hook: &Hook, state: &[u8], bundle: Option<&Path>) -> Resu
     if let Some(bundle) = bundle {
         command.current_dir(bundle);
     }
-    command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::null());
+    // A file, not a pipe: nobody reads while the hook runs, and one that says much must not block.
+    let said = std::fs::File::from(memory_file()?);
+    let copy = said.try_clone().map_err(|e| Error::os(what(), e))?;
+    command.stderr(Stdio::from(copy));
     // The caller may have blocked signals to hand them on to the container.
     signals::unblock_in(&mut command);
     let mut child = command.spawn().map_err(|e| Error::os(what(), e))?;
@@ -57,7 +152,6 @@ fn run_one(kind: &str, hook: &Hook, state: &[u8], bundle: Option<&Path>) -> Resu
         drop((child.kill(), child.wait()));
         return Err(Error::os(format!("{}: handing over the state", what()), e));
     }
-    let deadline = hook.timeout().map(|s| Instant::now() + Duration::from_secs(s.max(0).unsigned_abs()));
     let status = loop {
         let status = match deadline {
             None => Some(child.wait().map_err(|e| Error::os(what(), e))?),
@@ -75,15 +169,17 @@ fn run_one(kind: &str, hook: &Hook, state: &[u8], bundle: Option<&Path>) -> Resu
     if status.success() {
         return Ok(());
     }
-    let mut said = String::new();
-    if let Some(stderr) = child.stderr.take() {
-        use std::io::Read;
-        // What it said is an extra; whatever cannot be read is not worth another error.
-        drop(stderr.take(4096).read_to_string(&mut said));
-    }
-    let said = said.trim().replace('\n', "; ");
+    let said = words(&said);
     Err(Error::new(
         Kind::Os,
         format!("{}: {status}{}{said}", what(), if said.is_empty() { "" } else { ": " }),
     ))
+}
+
+/// What a hook said on stderr, in one line.
+pub(crate) fn words(said: &impl std::os::fd::AsFd) -> String {
+    let mut buffer = [0_u8; 4096];
+    // What it said is an extra; what cannot be read is not worth another error.
+    let length = rustix::io::pread(said, &mut buffer, 0).unwrap_or_default();
+    String::from_utf8_lossy(&buffer[..length]).trim().replace('\n', "; ")
 }

@@ -160,6 +160,8 @@ pub(crate) fn compile(
             };
             class << 13 | (p.priority() as i32 & 7)
         }),
+        memory_policy: None,
+        start_hooks: Vec::new(),
         uid: uid_of(user.uid())?,
         gid: gid_of(user.gid())?,
         groups,
@@ -239,9 +241,17 @@ fn resource(typ: PosixRlimitType) -> (Resource, &'static str) {
 
 fn scheduling(process: &Process) -> Result<Option<Scheduling>, Error> {
     let Some(s) = process.scheduler() else { return Ok(None) };
-    if s.flags().as_ref().is_some_and(|f| !f.is_empty()) {
-        return Err(Error::unsupported("scheduler flags are not built yet"));
-    }
+    use crate::spec::LinuxSchedulerFlag as F;
+    let flags = s.flags().iter().flatten().map(|flag| match flag {
+        F::SchedResetOnFork => 0x01,
+        F::SchedFlagReclaim => 0x02,
+        F::SchedFlagDLOverrun => 0x04,
+        F::SchedFlagKeepPolicy => 0x08,
+        F::SchedFlagKeepParams => 0x10,
+        F::SchedFlagUtilClampMin => 0x20,
+        F::SchedFlagUtilClampMax => 0x40,
+    });
+    let flags = flags.fold(0_u64, |all, flag| all | flag);
     let policy = match s.policy() {
         LinuxSchedulerPolicy::SchedOther => 0,
         LinuxSchedulerPolicy::SchedFifo => 1,
@@ -254,13 +264,77 @@ fn scheduling(process: &Process) -> Result<Option<Scheduling>, Error> {
     Ok(Some(Scheduling {
         size: 0,
         policy,
-        flags: 0,
+        flags,
         nice: s.nice().unwrap_or_default(),
         priority: s.priority().unwrap_or_default() as u32,
         runtime: s.runtime().unwrap_or_default(),
         deadline: s.deadline().unwrap_or_default(),
         period: s.period().unwrap_or_default(),
     }))
+}
+
+/// A list like `0-3,7` as one bit for each number.
+pub(crate) fn bit_list(text: &str, what: &str) -> Result<Vec<u64>, Error> {
+    let wrong = || Error::invalid(format!("{what} {text:?} is not a list like \"0-3,7\""));
+    let number = |t: &str| t.trim().parse::<usize>().ok().filter(|&n| n < 8192).ok_or_else(wrong);
+    let mut words = Vec::new();
+    for part in text.split(',').filter(|p| !p.trim().is_empty()) {
+        let (first, last) = match part.split_once('-') {
+            Some((first, last)) => (number(first)?, number(last)?),
+            None => (number(part)?, number(part)?),
+        };
+        if first > last {
+            return Err(wrong());
+        }
+        for bit in first..=last {
+            if words.len() <= bit / 64 {
+                words.resize(bit / 64 + 1, 0_u64);
+            }
+            words[bit / 64] |= 1 << (bit % 64);
+        }
+    }
+    if words.is_empty() { Err(wrong()) } else { Ok(words) }
+}
+
+pub(crate) fn personality(personality: &crate::spec::LinuxPersonality) -> Result<u64, Error> {
+    use crate::spec::LinuxPersonalityDomain as D;
+    if personality.flags().as_ref().is_some_and(|f| !f.is_empty()) {
+        // The specification has none yet.
+        return Err(Error::unsupported("personality flags are not supported"));
+    }
+    Ok(match personality.domain() {
+        D::PerLinux => 0,
+        D::PerLinux32 => 8,
+    })
+}
+
+pub(crate) fn selinux() -> bool {
+    Path::new("/sys/fs/selinux/status").exists()
+}
+
+pub(crate) fn memory_policy(
+    policy: Option<&crate::spec::LinuxMemoryPolicy>,
+) -> Result<Option<crate::plan::MemoryPolicy>, Error> {
+    use crate::spec::{MemoryPolicyFlagType as F, MemoryPolicyModeType as M};
+    let Some(policy) = policy else { return Ok(None) };
+    let mode = match policy.mode() {
+        M::MpolDefault => 0,
+        M::MpolPreferred => 1,
+        M::MpolBind => 2,
+        M::MpolInterleave => 3,
+        M::MpolLocal => 4,
+        M::MpolPreferredMany => 5,
+        M::MpolWeightedInterleave => 6,
+    };
+    let flags = policy.flags().iter().flatten().map(|flag| match flag {
+        F::MpolFStaticNodes => 1 << 15,
+        F::MpolFRelativeNodes => 1 << 14,
+        F::MpolFNumaBalancing => 1 << 13,
+    });
+    let mode = flags.fold(mode, |all, flag| all | flag);
+    let nodes = policy.nodes().as_deref().filter(|n| !n.is_empty());
+    let nodes = nodes.map(|n| bit_list(n, "memoryPolicy.nodes")).transpose()?.unwrap_or_default();
+    Ok(Some(crate::plan::MemoryPolicy { mode, nodes }))
 }
 
 /// A label that is asked for and cannot be had stops the container.
@@ -283,7 +357,7 @@ fn labels(process: &Process) -> Result<Vec<(CString, Vec<u8>)>, Error> {
         }
     }
     if let Some(label) = process.selinux_label().as_deref().filter(|l| !l.is_empty()) {
-        if !Path::new("/sys/fs/selinux/status").exists() {
+        if !selinux() {
             return Err(Error::unsupported(format!(
                 "SELinux label {label:?} is asked for, but this kernel has no SELinux enabled"
             )));
@@ -304,6 +378,15 @@ mod tests {
         let all: Capabilities = [Capability::Chown, Capability::SysAdmin].into_iter().collect();
         assert_eq!(bits(Some(&all)), 1 | 1 << 21);
         assert_eq!(CapabilitySet::SYS_ADMIN.bits(), 1 << 21);
+    }
+
+    #[test]
+    fn lists_are_bits() {
+        assert_eq!(bit_list("0-2,5", "x").unwrap(), [0b10_0111]);
+        assert_eq!(bit_list("64", "x").unwrap(), [0, 1]);
+        for bad in ["", "a", "3-1", "-1", "99999", "1-"] {
+            assert!(bit_list(bad, "x").is_err(), "{bad}");
+        }
     }
 
     #[test]

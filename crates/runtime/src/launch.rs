@@ -18,8 +18,9 @@ use crate::compile::{self, Compiled, within};
 use crate::describe::{self, Subject};
 use crate::error::{Error, Kind};
 use crate::plan::{Gate, MESSAGE_LENGTH, Message, Plan, Step, Terminal};
-use crate::spec::{Hooks, LinuxNamespaceType, Process, Spec};
-use crate::{hooks, identity, seccomp};
+use crate::listener::Listener;
+use crate::spec::{LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process, Spec};
+use crate::{hooks, identity, netdev, seccomp};
 
 /// Where the container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,6 +79,8 @@ pub struct Launch {
     /// win over what the spec says about the same type.
     pub joined: Vec<(LinuxNamespaceType, OwnedFd)>,
     pub systemd_cgroup: bool,
+    /// A caller that may not make cgroups does without, unless limits are asked for.
+    pub rootless: bool,
     /// Kill the container's init when the calling thread ends.
     pub die_with_parent: bool,
     /// A filter compiled before from the same spec; otherwise it is compiled now.
@@ -87,6 +90,9 @@ pub struct Launch {
     /// A listening socket (`SOCK_SEQPACKET`) on which [`start_waiting`] will be heard: for a caller
     /// that does not stay. Without it, [`Created::start`] starts the container.
     pub start_listener: Option<OwnedFd>,
+    /// Without pivot_root (`--no-pivot`), for a host whose root is its initial ram disk.
+    pub no_pivot: bool,
+    pub no_new_keyring: bool,
 }
 
 impl Launch {
@@ -100,10 +106,13 @@ impl Launch {
             stdio,
             joined: Vec::new(),
             systemd_cgroup: false,
+            rootless: false,
             die_with_parent: false,
             seccomp: None,
             preserve_fds: 0,
             start_listener: None,
+            no_pivot: false,
+            no_new_keyring: false,
         }
     }
 }
@@ -118,6 +127,7 @@ pub struct Created {
     cgroup: Cgroup,
     channel: OwnedFd,
     subject: Subject,
+    listener: Option<Listener>,
     /// The process is somebody's: it has started, or others will start it.
     released: bool,
 }
@@ -144,7 +154,8 @@ impl Created {
     /// Lets the process exec; returns once that has succeeded, or with its error. A failed start
     /// ends the process.
     pub fn start(&mut self) -> Result<(), Error> {
-        start_over(self.channel.as_fd(), &self.subject)?;
+        let process = (self.pid, self.pidfd.as_fd());
+        start_over(self.channel.as_fd(), &self.subject, process, self.listener.as_ref())?;
         self.released = true;
         Ok(())
     }
@@ -165,21 +176,63 @@ impl Drop for Created {
     }
 }
 
-/// Starts a container that waits on a [`Launch::start_listener`]; `connection` is connected to it.
-pub fn start_waiting(connection: BorrowedFd<'_>, process: &Process) -> Result<(), Error> {
-    let plan = identity::compile(process, None, false)?;
+/// Starts a container that waits on a [`Launch::start_listener`]; `connection` is connected to it, and
+/// `pid` is its process.
+pub fn start_waiting(
+    connection: BorrowedFd<'_>,
+    spec: &Spec,
+    pid: i32,
+    listener: Option<&Listener>,
+) -> Result<(), Error> {
+    let process = spec.process().as_ref().ok_or_else(|| Error::invalid("the spec has no process"))?;
+    let mut plan = identity::compile(process, None, false)?;
+    let hooks = spec.hooks().as_ref().and_then(|h| h.start_container().as_ref());
+    plan.start_hooks = hooks::compile("startContainer", hooks, &serde_json::json!({}))?;
     let subject = Subject::of_process(&plan);
-    start_over(connection, &subject)
+    let pidfd = open_process(pid)?;
+    start_over(connection, &subject, (pid, pidfd.as_fd()), listener)
 }
 
-fn start_over(channel: BorrowedFd<'_>, subject: &Subject) -> Result<(), Error> {
+fn open_process(pid: i32) -> Result<OwnedFd, Error> {
+    let number = rustix::process::Pid::from_raw(pid).filter(|_| pid > 0);
+    let number = number.ok_or_else(|| Error::invalid(format!("{pid} is not a process id")))?;
+    rustix::process::pidfd_open(number, PidfdFlags::empty()).map_err(|e| match e {
+        rustix::io::Errno::SRCH => Error::new(Kind::State, "the container is not running"),
+        e => Error::os(format!("opening process {pid}"), e),
+    })
+}
+
+fn start_over(
+    channel: BorrowedFd<'_>,
+    subject: &Subject,
+    (pid, pidfd): (i32, BorrowedFd<'_>),
+    listener: Option<&Listener>,
+) -> Result<(), Error> {
     let lost = |e| Error::os("telling the container to start", e);
     child::send(channel, Message::Start).map_err(lost)?;
-    match receive(channel)?.0 {
-        // The exec closed the channel.
-        None => Ok(()),
-        Some(Message::Failed(failure)) => Err(describe::failure(&[], subject, failure)),
-        Some(_) => Err(lost(rustix::io::Errno::PROTO)),
+    let mut asked = false;
+    loop {
+        match (receive(channel)?.0, listener) {
+            (None, Some(_)) if !asked => {
+                return Err(Error::new(
+                    Kind::Os,
+                    "the container's process ended before it handed its seccomp listener over",
+                ));
+            }
+            // The exec closed the channel.
+            (None, _) => return Ok(()),
+            (Some(Message::Failed(failure)), _) => return Err(describe::failure(&[], subject, failure)),
+            (Some(Message::Listener(fd)), Some(listener)) => {
+                asked = true;
+                if let Err(error) = listener.hand_over(pid, pidfd, fd) {
+                    // It waits for an answer that would let it run without its listener.
+                    rustix::process::pidfd_send_signal(pidfd, Signal::KILL).ok();
+                    return Err(error);
+                }
+                child::send(channel, Message::HooksDone).map_err(lost)?;
+            }
+            (Some(_), _) => return Err(lost(rustix::io::Errno::PROTO)),
+        }
     }
 }
 
@@ -194,8 +247,29 @@ pub struct ExecRequest {
     pub cgroup: Option<Cgroup>,
     /// The container's own filter, if it has one.
     pub seccomp: Option<seccomp::Program>,
+    /// Who answers that filter's notifications.
+    pub listener: Option<Listener>,
+    /// What else of the container's spec holds for every process in it.
+    pub common: Common,
     pub die_with_parent: bool,
     pub preserve_fds: u32,
+}
+
+/// What a container's spec says about all of its processes, beside what each is given.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    personality: Option<LinuxPersonality>,
+    memory_policy: Option<LinuxMemoryPolicy>,
+}
+
+impl Common {
+    pub fn of(spec: &Spec) -> Self {
+        let linux = spec.linux().as_ref();
+        Self {
+            personality: linux.and_then(|l| l.personality().clone()),
+            memory_policy: linux.and_then(|l| l.memory_policy().clone()),
+        }
+    }
 }
 
 /// A process started by [`exec`].
@@ -213,7 +287,9 @@ pub fn create(mut launch: Launch) -> Result<Created, Error> {
         return Err(Error::unsupported("the systemd cgroup driver is not built yet; use cgroupfs"));
     }
     check_id(&launch.id)?;
-    check_hooks(launch.spec.hooks().as_ref())?;
+    if let Some(list) = launch.spec.hooks() {
+        hooks::check_all(list)?;
+    }
     let linux = launch.spec.linux().as_ref();
     let path = match linux.and_then(|l| l.cgroups_path().as_ref()) {
         Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
@@ -221,7 +297,10 @@ pub fn create(mut launch: Launch) -> Result<Created, Error> {
         _ => format!("/brigantine/{}", launch.id),
     };
     let resources = linux.and_then(|l| l.resources().as_ref());
-    let cgroup = Cgroup::create(&path, resources)?;
+    let cgroup = match Cgroup::create(&path, resources) {
+        Err(e) if launch.rootless && Cgroup::dispensable(&e, resources) => Cgroup::none(&path),
+        other => other?,
+    };
     let made = create_in(&mut launch, &cgroup);
     if made.is_err() {
         // The cause is what matters; an empty group that stays is removed with the record.
@@ -233,8 +312,10 @@ pub fn create(mut launch: Launch) -> Result<Created, Error> {
 fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
     let id = launch.id.clone();
     let spec_hooks = launch.spec.hooks().clone();
-    let annotations = launch.spec.annotations().clone();
     let bundle = launch.bundle.clone();
+    let state = hooks::state(&id, "creating", None, bundle.as_deref(), &launch.spec);
+    let filter = launch.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+    let listener = Listener::of(filter, state.clone());
     let gate = launch.start_listener.take().map_or(Gate::Channel, Gate::Listener);
     let empty = Launch::new("", Spec::default(), Rootfs::Path(PathBuf::new()), Stdio::Null);
     let mut compiled = compile::compile(std::mem::replace(launch, empty), cgroup, gate)?;
@@ -248,6 +329,16 @@ fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
             write_maps(child.pid, uid, gid)?;
             setup.say(Message::Mapped)?;
         }
+        if !compiled.net_devices.is_empty() {
+            let joined = compiled.plan.steps.iter().find_map(|step| match step {
+                Step::Enter { namespace, bit: ns::NETWORK, .. } => Some(namespace.as_fd()),
+                _ => None,
+            });
+            let path = format!("/proc/{}/ns/net", child.pid);
+            let own = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(|e| Error::os(format!("opening {path}"), e))?;
+            netdev::apply(&compiled.net_devices, joined.unwrap_or(own.as_fd()))?;
+        }
         if let Some(score) = compiled.oom_score {
             write_proc(child.pid, "oom_score_adj", &score.to_string())?;
         }
@@ -257,14 +348,10 @@ fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
         }
         setup.until_ready(|| {
             let Some(spec_hooks) = &spec_hooks else { return Ok(()) };
-            let state = serde_json::json!({
-                "ociVersion": "1.2.0",
-                "id": id,
-                "status": "creating",
-                "pid": child.pid,
-                "bundle": bundle.clone().unwrap_or_default(),
-                "annotations": annotations.clone().unwrap_or_default(),
-            });
+            let mut state = state.clone();
+            if let Some(fields) = state.as_object_mut() {
+                fields.insert("pid".to_owned(), child.pid.into());
+            }
             let state = state.to_string().into_bytes();
             let prestart = spec_hooks.prestart().as_ref();
             hooks::run("prestart", prestart, &state, bundle.as_deref())?;
@@ -285,6 +372,7 @@ fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
         cgroup: cgroup.clone(),
         channel,
         subject,
+        listener,
         released: false,
     })
 }
@@ -300,18 +388,6 @@ pub(crate) fn check_id(id: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_hooks(hooks: Option<&Hooks>) -> Result<(), Error> {
-    let Some(hooks) = hooks else { return Ok(()) };
-    for (name, list) in
-        [("createContainer", hooks.create_container()), ("startContainer", hooks.start_container())]
-    {
-        if list.as_ref().is_some_and(|l| !l.is_empty()) {
-            return Err(Error::unsupported(format!("{name} hooks are not built yet")));
-        }
-    }
-    Ok(())
-}
-
 fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|e| Error::os("opening a channel to the container", e))
@@ -323,7 +399,13 @@ fn spawn_plan(
 ) -> Result<(OwnedFd, spawn::Child), Error> {
     let (ours, theirs) = pair()?;
     let mut ours = Some(ours);
-    let Compiled { plan, new, around, .. } = compiled;
+    let Compiled { plan, new, around, first, .. } = compiled;
+    if !first.is_empty() {
+        let child = spawn_behind(first, around, *new, target, plan, &theirs, &mut ours)?;
+        let ours =
+            ours.ok_or_else(|| Error::os("opening a channel to the container", rustix::io::Errno::BADF))?;
+        return Ok((ours, child));
+    }
     let child = within(around, || {
         spawn::clone(*new, target, || {
             // The parent's end must not stay open in the child, or its death would go unnoticed.
@@ -342,6 +424,77 @@ fn spawn_plan(
     let ours =
         ours.ok_or_else(|| Error::os("opening a channel to the container", rustix::io::Errno::BADF))?;
     Ok((ours, child))
+}
+
+/// Clones the container's process from one in between, which has entered namespaces from which there is
+/// no way back. The container's process is the caller's child all the same.
+fn spawn_behind(
+    first: &[(OwnedFd, u64, &'static str)],
+    around: &[(OwnedFd, u64, &'static str)],
+    new: u64,
+    target: Option<BorrowedFd<'_>>,
+    plan: &mut Plan,
+    theirs: &OwnedFd,
+    ours: &mut Option<OwnedFd>,
+) -> Result<spawn::Child, Error> {
+    let what = "cloning the container's process in its user namespace";
+    let (here, there) = pair()?;
+    let mut here = Some(here);
+    let between = spawn::clone(0, None, || {
+        drop(here.take());
+        let made = enter_first(first, around).and_then(|()| {
+            spawn::clone_sibling(new, target, || {
+                drop(ours.take());
+                child::run(plan, theirs.as_fd())
+            })
+            .map_err(|e| (u8::MAX, e))
+        });
+        match made {
+            Ok(child) => child::send_process(there.as_fd(), child.pid, child.pidfd.as_fd()),
+            Err((place, errno)) => child::send_refusal(there.as_fd(), place, errno),
+        }
+    })
+    .map_err(|e| Error::os(what, e))?;
+    drop(there);
+    let here = here.ok_or_else(|| Error::os(what, rustix::io::Errno::BADF))?;
+    let mut bytes = [0_u8; MESSAGE_LENGTH];
+    let received = receive_raw(here.as_fd(), &mut bytes);
+    while let Err(rustix::io::Errno::INTR) =
+        waitid(WaitId::PidFd(between.pidfd.as_fd()), WaitIdOptions::EXITED)
+    {}
+    let number = i32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+    match received? {
+        (MESSAGE_LENGTH, Some(pidfd)) => Ok(spawn::Child { pid: number, pidfd }),
+        (MESSAGE_LENGTH, None) => {
+            let place = usize::from(bytes[1]);
+            let name = first.iter().chain(around).nth(place).map(|(_, _, name)| *name);
+            let step = name.map_or_else(|| what.to_owned(), |name| format!("entering the {name} namespace"));
+            Err(Error::os(step, std::io::Error::from_raw_os_error(number)))
+        }
+        _ => Err(Error::os(what, rustix::io::Errno::SRCH)),
+    }
+}
+
+/// In the process in between: nothing here allocates.
+fn enter_first(
+    first: &[(OwnedFd, u64, &'static str)],
+    around: &[(OwnedFd, u64, &'static str)],
+) -> Result<(), (u8, rustix::io::Errno)> {
+    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+    // Whoever lives in that user namespace must not trace or read this process.
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+        .map_err(|e| (u8::MAX, e))?;
+    for (place, (fd, bits, _)) in first.iter().chain(around).enumerate() {
+        spawn::setns(fd.as_fd(), *bits).map_err(|e| (place as u8, e))?;
+        if bits & ns::USER != 0 {
+            let (uid, gid) = (rustix::process::Uid::ROOT, rustix::process::Gid::ROOT);
+            // Denied where a user without privileges made the namespace; then there are none to drop.
+            set_thread_groups(&[]).ok();
+            set_thread_res_gid(gid, gid, gid).map_err(|e| (u8::MAX, e))?;
+            set_thread_res_uid(uid, uid, uid).map_err(|e| (u8::MAX, e))?;
+        }
+    }
+    Ok(())
 }
 
 /// The parent's side of a child's setting up.
@@ -399,13 +552,27 @@ impl Setup<'_> {
 
 /// One message and perhaps a descriptor; no message is the end of the channel.
 fn receive(channel: BorrowedFd<'_>) -> Result<(Option<Message>, Option<OwnedFd>), Error> {
-    let failed = |e| Error::os("hearing from the container's process", e);
     let mut bytes = [0_u8; MESSAGE_LENGTH];
+    let (length, fd) = receive_raw(channel, &mut bytes)?;
+    if length == 0 {
+        return Ok((None, fd));
+    }
+    let message = bytes.get(..length).and_then(Message::decode);
+    let message = message
+        .ok_or_else(|| Error::os("hearing from the container's process", rustix::io::Errno::PROTO))?;
+    Ok((Some(message), fd))
+}
+
+fn receive_raw(
+    channel: BorrowedFd<'_>,
+    bytes: &mut [u8; MESSAGE_LENGTH],
+) -> Result<(usize, Option<OwnedFd>), Error> {
+    let failed = |e| Error::os("hearing from the container's process", e);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut reset = false;
     let length = loop {
-        let mut data = [std::io::IoSliceMut::new(&mut bytes)];
+        let mut data = [std::io::IoSliceMut::new(bytes)];
         match rustix::net::recvmsg(channel, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC) {
             Ok(received) => break received.bytes,
             Err(rustix::io::Errno::INTR) => {}
@@ -422,11 +589,7 @@ fn receive(channel: BorrowedFd<'_>) -> Result<(Option<Message>, Option<OwnedFd>)
             fd = fds.last();
         }
     }
-    if length == 0 {
-        return Ok((None, fd));
-    }
-    let message = bytes.get(..length).and_then(Message::decode);
-    Ok((Some(message.ok_or_else(|| failed(rustix::io::Errno::PROTO))?), fd))
+    Ok((length, fd))
 }
 
 /// Kills and reaps a child of ours.
@@ -441,33 +604,96 @@ fn write_proc(pid: i32, file: &str, text: &str) -> Result<(), Error> {
         .map_err(|e| Error::os(format!("writing {:?} to {file} of the container's process", text.trim()), e))
 }
 
+/// The maps of a new user namespace: by oneself where the kernel allows it, else by the system's set-uid
+/// helpers, which know what the user was given.
 fn write_maps(pid: i32, uid: &str, gid: &str) -> Result<(), Error> {
-    if !rustix::process::geteuid().is_root() {
-        write_proc(pid, "setgroups", "deny")?;
+    if rustix::process::geteuid().is_root() && compile::privileged() {
+        write_proc(pid, "gid_map", gid)?;
+        return write_proc(pid, "uid_map", uid);
     }
-    write_proc(pid, "gid_map", gid)?;
-    write_proc(pid, "uid_map", uid)
+    let own = |text: &str, id: u32| {
+        let mut fields = text.split_whitespace().skip(1);
+        let host = fields.next().and_then(|f| f.parse().ok());
+        text.lines().count() == 1 && host == Some(id) && fields.next() == Some("1")
+    };
+    if own(gid, rustix::process::getegid().as_raw()) {
+        write_proc(pid, "setgroups", "deny")?;
+        write_proc(pid, "gid_map", gid)?;
+    } else {
+        map_by_helper("newgidmap", pid, gid)?;
+    }
+    if own(uid, rustix::process::geteuid().as_raw()) {
+        write_proc(pid, "uid_map", uid)
+    } else {
+        map_by_helper("newuidmap", pid, uid)
+    }
+}
+
+fn map_by_helper(program: &str, pid: i32, map: &str) -> Result<(), Error> {
+    let what = || format!("{program} {pid} {}", map.trim().replace('\n', " "));
+    let mut command = std::process::Command::new(program);
+    command.arg(pid.to_string()).args(map.split_whitespace());
+    command.stdin(std::process::Stdio::null());
+    brigantine_sys::signals::unblock_in(&mut command);
+    let done = command.output().map_err(|e| {
+        let hint = match e.kind() {
+            std::io::ErrorKind::NotFound => " (more ids than one's own need the package uidmap)",
+            _ => "",
+        };
+        Error::os(format!("{}{hint}", what()), e)
+    })?;
+    if done.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&done.stderr).trim().replace('\n', "; ");
+    Err(Error::new(Kind::Os, format!("{}: {said}", what())))
 }
 
 /// Runs a process in a running container; returns once its exec has succeeded.
 pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
-    let what = || format!("entering the container of process {}", request.pid);
-    let pid = rustix::process::Pid::from_raw(request.pid).filter(|_| request.pid > 0);
-    let pid = pid.ok_or_else(|| Error::invalid(format!("{} is not a process id", request.pid)))?;
-    let open = || {
-        rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|e| match e {
-            rustix::io::Errno::SRCH => Error::new(Kind::State, "the container is not running"),
-            e => Error::os(what(), e),
-        })
-    };
+    let pidfd = || open_process(request.pid);
+    let own = |name: &str| Ok::<_, Error>(namespace_of(&request.pid.to_string(), name)? == namespace_of("self", name)?);
     let mut bits = ns::MOUNT | ns::CGROUP | ns::UTS | ns::IPC | ns::NETWORK;
-    for (bit, name) in [(ns::USER, "user"), (ns::TIME, "time")] {
-        if namespace_of(&request.pid.to_string(), name)? != namespace_of("self", name)? {
-            bits |= bit;
-        }
+    let mut first = Vec::new();
+    let mut around = vec![(pidfd()?, ns::PID, "pid")];
+    let user = !own("user")?;
+    if !own("time")? {
+        bits |= ns::TIME;
     }
-    let mut steps = request.cgroup.as_ref().map(Cgroup::entrances).transpose()?.unwrap_or_default();
-    steps.extend([Step::EnterAll { pidfd: open()?, bits }, Step::Session]);
+    if user && !compile::privileged() {
+        // The container's namespaces may be entered only by who is in its user namespace, and those that
+        // are not its own not at all.
+        for (bit, name) in
+            [(ns::MOUNT, "mnt"), (ns::CGROUP, "cgroup"), (ns::UTS, "uts"), (ns::IPC, "ipc"), (ns::NETWORK, "net")]
+        {
+            if own(name)? {
+                bits &= !bit;
+            }
+        }
+        if own("pid")? {
+            around.clear();
+        }
+        first.push((pidfd()?, ns::USER, "user"));
+    } else if user {
+        bits |= ns::USER;
+    }
+    let affinity = request.process.exec_cpu_affinity().as_ref();
+    let wish = |list: Option<&String>| {
+        let list = list.filter(|l| !l.is_empty());
+        list.map(|l| identity::bit_list(l, "execCPUAffinity")).transpose()
+    };
+    let initial = wish(affinity.and_then(|a| a.initial().as_ref()))?;
+    let last = wish(affinity.and_then(|a| a.cpu_affinity_final().as_ref()))?;
+    let mut steps = Vec::new();
+    steps.extend(initial.map(|mask| Step::Affinity { mask, tried: false }));
+    if let Some(group) = &request.cgroup {
+        steps.extend(group.entrances()?);
+    }
+    steps.push(match last {
+        Some(mask) => Step::Affinity { mask, tried: false },
+        None => Step::Affinity { mask: vec![u64::MAX; 16], tried: true },
+    });
+    steps.extend([Step::EnterAll { pidfd: pidfd()?, bits }, Step::Session]);
     if matches!(request.stdio, Stdio::Terminal) {
         let size = request.process.console_size().as_ref().map(|b| (b.height() as u16, b.width() as u16));
         let owner = rustix::process::Uid::from_raw(request.process.user().uid());
@@ -479,6 +705,8 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     let mut process = identity::compile(&request.process, request.seccomp, false)?;
     process.die_with_parent = request.die_with_parent;
     process.preserve_fds = request.preserve_fds;
+    process.personality = request.common.personality.as_ref().map(identity::personality).transpose()?;
+    process.memory_policy = identity::memory_policy(request.common.memory_policy.as_ref())?;
     let mut compiled = Compiled {
         plan: Plan {
             steps,
@@ -489,9 +717,11 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
             hide: true,
         },
         new: 0,
-        around: vec![(open()?, ns::PID, "pid")],
+        around,
+        first,
         maps: None,
         oom_score,
+        net_devices: Vec::new(),
     };
     let subject = Subject::of(&compiled.plan);
     let target = request.cgroup.as_ref().map(Cgroup::clone_target).transpose()?.flatten();
@@ -504,7 +734,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
         }
         setup.say(Message::InCgroup)?;
         setup.until_ready(|| Ok(()))?;
-        start_over(channel.as_fd(), &subject)
+        start_over(channel.as_fd(), &subject, (child.pid, child.pidfd.as_fd()), request.listener.as_ref())
     })();
     let terminal = setup.terminal.take();
     if let Err(error) = result.map_err(|e| setup.better(e)) {

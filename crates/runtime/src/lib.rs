@@ -6,17 +6,25 @@
 
 pub use oci_spec::runtime as spec;
 
+/// The version of runtime-spec that is followed.
+pub(crate) const OCI_VERSION: &str = "1.3.0";
+
 pub mod cgroup;
 mod child;
 pub mod cli;
 mod compile;
+mod copy;
 mod describe;
 mod error;
 mod finish;
 pub mod hooks;
 mod identity;
+mod idmap;
+mod inside;
 mod launch;
+mod listener;
 mod mounts;
+mod netdev;
 mod plan;
 pub mod profile;
 pub mod reaper;
@@ -24,6 +32,7 @@ pub mod seccomp;
 
 pub use cgroup::Cgroup;
 pub use error::{Error, Kind};
+pub use listener::Listener;
 pub use launch::{
-    Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec, start_waiting,
+    Common, Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec, start_waiting,
 };

@@ -12,8 +12,9 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::launch::Rootfs;
-use crate::plan::{FsMount, Role, Step, Target, TreeMount};
-use crate::spec::Mount;
+use crate::idmap;
+use crate::plan::{FsMount, PathTree, Role, Step, Target, Tree, TreeMount};
+use crate::spec::{LinuxIdMapping, Mount};
 
 /// A mount's options, sorted by what they act on.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub(crate) struct Options {
     pub recursive: bool,
     pub remount: bool,
     pub copy_up: bool,
+    /// Whether ids are mapped, and recursively.
+    pub idmap: Option<bool>,
     pub set: u64,
     pub clear: u64,
     pub recursive_set: u64,
@@ -48,9 +51,8 @@ impl Options {
                 "rbind" => (o.bind, o.recursive) = (true, true),
                 "remount" => o.remount = true,
                 "tmpcopyup" => o.copy_up = true,
-                "idmap" | "ridmap" => {
-                    return Err(Error::unsupported("idmapped mounts are not built yet"));
-                }
+                "idmap" => o.idmap = Some(false),
+                "ridmap" => o.idmap = Some(true),
                 _ => o.parameters.push(match word.split_once('=') {
                     Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                     None => (word.to_owned(), None),
@@ -164,23 +166,43 @@ pub(crate) fn target(path: &Path, strict: bool) -> Result<Target, Error> {
     Ok(Target { path: c_string(parts.as_os_str().as_bytes(), "path")?, strict })
 }
 
-/// The root file system as a detached mount.
-pub(crate) fn open_root(rootfs: &Rootfs) -> Result<OwnedFd, Error> {
+/// The root file system as a tree, and where it is to be attached. `propagation`: as the spec wishes.
+pub(crate) fn open_root(
+    rootfs: &Rootfs,
+    propagation: Option<u64>,
+    late: bool,
+) -> Result<(Tree, CString), Error> {
     match rootfs {
         Rootfs::Path(path) => {
-            let tree = open_tree(path, true)
-                .map_err(|e| Error::os(format!("opening the root file system {:?}", path.display()), e))?;
-            if !is_directory(&tree)? {
+            let what = |e| Error::os(format!("opening the root file system {:?}", path.display()), e);
+            let path = std::fs::canonicalize(path).map_err(what)?;
+            if !std::fs::metadata(&path).map_err(what)?.is_dir() {
                 return Err(Error::invalid(format!(
                     "root file system {:?} is not a directory",
                     path.display()
                 )));
             }
-            // What is mounted inside must not travel back to the host, nor come in later.
-            let change = Change { propagation: propagation::PRIVATE, ..Change::default() };
-            mount::set_attributes(tree.as_fd(), true, change, None)
-                .map_err(|e| Error::os(format!("isolating the root file system {:?}", path.display()), e))?;
-            Ok(tree)
+            use std::os::unix::ffi::OsStrExt;
+            let at = c_string(path.as_os_str().as_bytes(), "root file system")?;
+            // What is mounted inside must not travel back to the host, nor come in later, unless it is
+            // asked for: a tree made from a shared one is shared with it from the start.
+            let changes = match propagation {
+                Some(propagation::SHARED) => Vec::new(),
+                Some(propagation::SLAVE) => {
+                    vec![(Change { propagation: propagation::SLAVE, ..Change::default() }, true)]
+                }
+                _ => vec![(Change { propagation: propagation::PRIVATE, ..Change::default() }, true)],
+            };
+            if late {
+                return Ok((Tree::Path(Box::new(PathTree { path: at.clone(), recursive: true, changes })), at));
+            }
+            let tree = open_tree(&path, true).map_err(|e| what(e.into()))?;
+            for (change, recursive) in changes {
+                mount::set_attributes(tree.as_fd(), recursive, change, None).map_err(|e| {
+                    Error::os(format!("isolating the root file system {:?}", path.display()), e)
+                })?;
+            }
+            Ok((Tree::Open(tree), at))
         }
         Rootfs::Overlay { lower, upper, work, options } => {
             let failed = |step: &str, e: rustix::io::Errno, said: String| {
@@ -244,6 +266,7 @@ pub(crate) fn open_root(rootfs: &Rootfs) -> Result<OwnedFd, Error> {
                 .map_err(|e| failed(&dirs(), e, context_message(context.as_fd())))?;
             drop(layers);
             rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+                .map(|fd| (Tree::Open(fd), c"/".to_owned()))
                 .map_err(|e| failed(&dirs(), e, String::new()))
         }
     }
@@ -269,6 +292,19 @@ pub(crate) struct Context<'a> {
     pub bundle: Option<&'a Path>,
     pub cgroup: Option<&'a Cgroup>,
     pub cgroup_namespace: bool,
+    /// The caller may not make detached trees: the child, root of its user namespace, does.
+    pub late: bool,
+    /// The container's own user namespace, for idmapped mounts that have no maps of their own.
+    pub user: Option<UserMaps<'a>>,
+    /// SELinux' context for new file systems.
+    pub label: Option<&'a str>,
+}
+
+/// Where the container's user namespace comes from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum UserMaps<'a> {
+    Joined(&'a OwnedFd),
+    New(&'a [LinuxIdMapping], &'a [LinuxIdMapping]),
 }
 
 /// Compiles one entry. `late` receives what must come after devices are made.
@@ -287,11 +323,14 @@ pub(crate) fn compile(
         return Err(Error::invalid(format!("mount destination {:?} is not absolute", destination.display())));
     }
     let mapped = |m: &Option<Vec<_>>| m.as_ref().is_some_and(|m| !m.is_empty());
-    if mapped(entry.uid_mappings()) || mapped(entry.gid_mappings()) {
-        return Err(Error::unsupported(format!("mount {shown}: idmapped mounts are not built yet")));
+    let own_maps = mapped(entry.uid_mappings()) || mapped(entry.gid_mappings());
+    if (own_maps || options.idmap.is_some()) && !(options.bind || typ == "bind") {
+        return Err(Error::unsupported(format!(
+            "mount {shown}: idmapped mounts are only supported for bind mounts"
+        )));
     }
-    if options.copy_up {
-        return Err(Error::unsupported(format!("mount {shown}: tmpcopyup is not built yet")));
+    if options.copy_up && typ != "tmpfs" {
+        return Err(Error::invalid(format!("mount {shown}: tmpcopyup is for tmpfs only, this is {typ:?}")));
     }
     // /proc and /sys are what they are called: an image's link must not move them elsewhere.
     let fixed = ["/proc", "/sys"].iter().any(|p| destination == Path::new(p));
@@ -312,9 +351,14 @@ pub(crate) fn compile(
             _ => source.clone(),
         };
         let what = || format!("mounting {:?} at {:?}", source.display(), destination.display());
-        let tree = open_tree(&source, options.recursive).map_err(|e| Error::os(what(), e))?;
-        change_tree(&tree, &options, true).map_err(|e| Error::os(what(), e))?;
-        let directory = is_directory(&tree)?;
+        let tree = tree(&source, &options, context).map_err(|e| Error::os(what(), e))?;
+        if own_maps || options.idmap.is_some() {
+            idmap(entry, &options, context, &tree, &what)?;
+        }
+        let directory = match &tree {
+            Tree::Open(fd) => is_directory(fd)?,
+            Tree::Path(_) => std::fs::metadata(&source).map_err(|e| Error::os(what(), e))?.is_dir(),
+        };
         steps.push(Step::Attach(TreeMount {
             tree,
             directory,
@@ -340,6 +384,10 @@ pub(crate) fn compile(
         let value = value.as_deref().map(|v| c_string(v, "mount option")).transpose()?;
         parameters.push((c_string(key.as_str(), "mount option")?, value));
     }
+    // proc and sysfs have their labels from the policy alone.
+    if let Some(label) = context.label.filter(|_| !matches!(typ, "proc" | "sysfs" | "mqueue")) {
+        parameters.push((c"context".to_owned(), Some(c_string(label, "mount label")?)));
+    }
     let is_dev = destination == Path::new("/dev");
     let mut attributes = options.set;
     if is_dev && attributes & attr::RDONLY != 0 {
@@ -361,6 +409,7 @@ pub(crate) fn compile(
         target: target(destination, fixed)?,
         role,
         keep_mode,
+        copy_up: options.copy_up,
         over_proc,
     })));
     Ok(())
@@ -411,28 +460,74 @@ fn refuse_forged_proc(entry: &Mount, bind: bool) -> Result<(), Error> {
     )))
 }
 
-fn change_tree(tree: &OwnedFd, options: &Options, private: bool) -> Result<(), rustix::io::Errno> {
+/// What the options make of a tree: (change, recursively), in order.
+fn changes(options: &Options) -> Vec<(Change, bool)> {
     let plain = Change { set: options.set, clear: options.clear, propagation: 0 };
-    if !plain.is_nothing() {
-        mount::set_attributes(tree.as_fd(), false, plain, None)?;
-    }
     let below = Change { set: options.recursive_set, clear: options.recursive_clear, propagation: 0 };
-    if !below.is_nothing() {
-        mount::set_attributes(tree.as_fd(), true, below, None)?;
+    let mut all = vec![(plain, false), (below, true)];
+    all.retain(|(change, _)| !change.is_nothing());
+    if options.propagation.is_empty() {
+        all.push((Change { propagation: propagation::PRIVATE, ..Change::default() }, true));
     }
-    if options.propagation.is_empty() && private {
-        let change = Change { propagation: propagation::PRIVATE, ..Change::default() };
-        mount::set_attributes(tree.as_fd(), true, change, None)?;
+    let propagation = options.propagation.iter();
+    all.extend(propagation.map(|&(bits, recursive)| (Change { propagation: bits, ..Change::default() }, recursive)));
+    all
+}
+
+/// A bind mount's tree, changed as its options say.
+fn tree(source: &Path, options: &Options, context: &Context<'_>) -> Result<Tree, rustix::io::Errno> {
+    let changes = changes(options);
+    if context.late {
+        use std::os::unix::ffi::OsStrExt;
+        let Ok(path) = CString::new(source.as_os_str().as_bytes()) else { return Err(rustix::io::Errno::INVAL) };
+        return Ok(Tree::Path(Box::new(PathTree { path, recursive: options.recursive, changes })));
     }
-    for &(bits, recursive) in &options.propagation {
-        mount::set_attributes(
-            tree.as_fd(),
-            recursive,
-            Change { propagation: bits, ..Change::default() },
-            None,
-        )?;
+    let tree = open_tree(source, options.recursive)?;
+    for (change, recursive) in changes {
+        mount::set_attributes(tree.as_fd(), recursive, change, None)?;
     }
-    Ok(())
+    Ok(Tree::Open(tree))
+}
+
+/// Maps the ids of a tree: by the entry's own maps, else as the container's user namespace does.
+fn idmap(
+    entry: &Mount,
+    options: &Options,
+    context: &Context<'_>,
+    tree: &Tree,
+    what: &dyn Fn() -> String,
+) -> Result<(), Error> {
+    let Tree::Open(tree) = tree else {
+        return Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what())));
+    };
+    let list = |m: &Option<Vec<LinuxIdMapping>>| m.clone().unwrap_or_default();
+    let (uid, gid) = (list(entry.uid_mappings()), list(entry.gid_mappings()));
+    let made;
+    let namespace = match (uid.is_empty(), gid.is_empty(), context.user) {
+        (false, false, _) => {
+            made = idmap::user_namespace(&idmap::lines(&uid), &idmap::lines(&gid))?;
+            &made
+        }
+        (true, true, Some(UserMaps::Joined(namespace))) => namespace,
+        (true, true, Some(UserMaps::New(uid, gid))) => {
+            made = idmap::user_namespace(&idmap::lines(uid), &idmap::lines(gid))?;
+            &made
+        }
+        (true, true, None) => {
+            return Err(Error::invalid(format!(
+                "{}: an idmapped mount needs uidMappings and gidMappings, or a user namespace of the container's",
+                what()
+            )));
+        }
+        _ => {
+            return Err(Error::invalid(format!("{}: uidMappings and gidMappings go together", what())));
+        }
+    };
+    let change = Change { set: attr::IDMAP, ..Change::default() };
+    mount::set_attributes(tree.as_fd(), options.idmap == Some(true), change, Some(namespace.as_fd())).map_err(|e| {
+        let hint = if e == rustix::io::Errno::INVAL { " (this file system has no idmapped mounts)" } else { "" };
+        Error::os(format!("{}: mapping its ids{hint}", what()), e)
+    })
 }
 
 /// The container's own groups at `destination`: on v1 a directory per hierarchy, on v2 the group.
@@ -445,8 +540,7 @@ fn cgroup(
     let Some(group) = context.cgroup else { return Ok(()) };
     let own = |dir: &Path, at: &Path| -> Result<Step, Error> {
         let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
-        let tree = open_tree(dir, false).map_err(|e| Error::os(what(), e))?;
-        change_tree(&tree, options, true).map_err(|e| Error::os(what(), e))?;
+        let tree = tree(dir, options, context).map_err(|e| Error::os(what(), e))?;
         Ok(Step::Attach(TreeMount {
             tree,
             directory: true,
@@ -470,6 +564,7 @@ fn cgroup(
         target: target(destination, false)?,
         role: Role::None,
         keep_mode: false,
+        copy_up: false,
         over_proc: false,
     })));
     for (label, names, dir) in group.v1_views() {

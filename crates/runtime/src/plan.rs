@@ -68,8 +68,19 @@ pub(crate) enum Step {
     /// No mount event of ours reaches the host.
     CutPropagation,
     AttachRoot {
-        tree: OwnedFd,
+        tree: Tree,
+        /// Where it belongs, for who looks from outside; `/` where it has no place of its own.
+        at: CString,
     },
+    /// A new time namespace with these offsets (lines for `timens_offsets`).
+    TimeOffsets(Vec<u8>),
+    /// Processors to run on; only tried, if it is nobody's wish.
+    Affinity {
+        mask: Vec<u64>,
+        tried: bool,
+    },
+    /// A createContainer hook.
+    Hook(Box<HookPlan>),
     Mount(Box<FsMount>),
     Attach(TreeMount),
     Change {
@@ -95,6 +106,8 @@ pub(crate) enum Step {
     PivotRoot {
         propagation: u64,
         readonly: bool,
+        /// Without pivot_root, which an initial ram disk does not have.
+        moved: bool,
     },
     /// Open the devpts of the container just entered.
     FindTerminals,
@@ -136,14 +149,57 @@ pub(crate) struct FsMount {
     pub role: Role,
     /// Give the new root the mode of the directory it covers.
     pub keep_mode: bool,
+    /// Begin with a copy of what it covers.
+    pub copy_up: bool,
     /// May cover something in /proc.
     pub over_proc: bool,
 }
 
-/// A detached tree, with its attributes set, to be attached.
+/// A tree of mounts to be attached.
+#[derive(Debug)]
+pub(crate) enum Tree {
+    /// Detached by the parent, its attributes set.
+    Open(OwnedFd),
+    /// To be detached by the child, which has privileges that its parent lacks.
+    Path(Box<PathTree>),
+}
+
+#[derive(Debug)]
+pub(crate) struct PathTree {
+    /// On the host.
+    pub path: CString,
+    pub recursive: bool,
+    /// (what, recursively).
+    pub changes: Vec<(Change, bool)>,
+}
+
+/// A program run inside on somebody else's behalf.
+#[derive(Debug)]
+pub(crate) struct HookPlan {
+    pub kind: &'static str,
+    pub path: CString,
+    pub argv: StringVector,
+    pub envp: StringVector,
+    /// Milliseconds.
+    pub timeout: Option<u64>,
+    /// The container's state, before and after the number of its process.
+    pub state: (Vec<u8>, Vec<u8>),
+    /// A memory file that takes what it says on stderr.
+    pub said: Option<OwnedFd>,
+}
+
+/// `set_mempolicy`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MemoryPolicy {
+    pub mode: i32,
+    /// One bit a node.
+    pub nodes: Vec<u64>,
+}
+
+/// A tree to be attached in the root file system.
 #[derive(Debug)]
 pub(crate) struct TreeMount {
-    pub tree: OwnedFd,
+    pub tree: Tree,
     pub directory: bool,
     pub target: Target,
     pub source: String,
@@ -187,6 +243,8 @@ pub(crate) struct ProcessPlan {
     pub personality: Option<u64>,
     pub scheduling: Option<Scheduling>,
     pub io_priority: Option<i32>,
+    pub memory_policy: Option<MemoryPolicy>,
+    pub start_hooks: Vec<HookPlan>,
     pub uid: Uid,
     pub gid: Gid,
     pub groups: Vec<Gid>,
@@ -229,6 +287,9 @@ pub(crate) enum Last {
     Descriptors,
     Exec,
     Channel,
+    MemoryPolicy,
+    /// The error number is what [`HookFailure`] encodes.
+    StartHook,
 }
 
 const LASTS: &[Last] = &[
@@ -256,6 +317,8 @@ const LASTS: &[Last] = &[
     Last::Descriptors,
     Last::Exec,
     Last::Channel,
+    Last::MemoryPolicy,
+    Last::StartHook,
 ];
 
 /// What exactly failed within a step.
@@ -273,6 +336,9 @@ pub(crate) enum Part {
     OnProc,
     Outside,
     NotADevice,
+    CopyUp,
+    /// The error number is what [`HookFailure`] encodes.
+    Hook,
 }
 
 const PARTS: &[Part] = &[
@@ -287,6 +353,8 @@ const PARTS: &[Part] = &[
     Part::OnProc,
     Part::Outside,
     Part::NotADevice,
+    Part::CopyUp,
+    Part::Hook,
 ];
 
 /// Where in the plan.
@@ -294,6 +362,36 @@ const PARTS: &[Part] = &[
 pub(crate) enum Place {
     Step(u16, Part),
     Last(Last, u16),
+}
+
+/// How a hook failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HookFailure {
+    /// It could not be run; an error number.
+    Os(i32),
+    Exit(i32),
+    Signal(i32),
+    TimedOut,
+}
+
+impl HookFailure {
+    pub fn encode(self) -> i32 {
+        match self {
+            Self::Os(errno) => errno & 0xffff,
+            Self::Exit(status) => 0x1_0000 | status & 0xffff,
+            Self::Signal(signal) => 0x2_0000 | signal & 0xffff,
+            Self::TimedOut => 0x3_0000,
+        }
+    }
+
+    pub fn decode(code: i32) -> Self {
+        match code >> 16 {
+            0 => Self::Os(code),
+            1 => Self::Exit(code & 0xffff),
+            2 => Self::Signal(code & 0xffff),
+            _ => Self::TimedOut,
+        }
+    }
 }
 
 /// One failure: where, and the error number.
@@ -317,6 +415,8 @@ pub(crate) enum Message {
     InCgroup,
     HooksDone,
     Start,
+    /// The seccomp listener's descriptor in the child: take it, then say [`Message::HooksDone`].
+    Listener(i32),
 }
 
 pub(crate) const MESSAGE_LENGTH: usize = 8;
@@ -345,6 +445,10 @@ impl Message {
             Self::InCgroup => simple(7),
             Self::HooksDone => simple(8),
             Self::Start => simple(9),
+            Self::Listener(fd) => {
+                let f = fd.to_le_bytes();
+                [10, 0, 0, 0, f[0], f[1], f[2], f[3]]
+            }
         }
     }
 
@@ -363,6 +467,7 @@ impl Message {
             7 => Self::InCgroup,
             8 => Self::HooksDone,
             9 => Self::Start,
+            10 => Self::Listener(errno),
             _ => return None,
         })
     }
@@ -383,8 +488,13 @@ mod tests {
             let m = Message::Failed(Failure { place: Place::Last(*last, 7), errno: 2 });
             assert_eq!(Message::decode(&m.encode()), Some(m));
         }
-        for m in [Message::Terminal, Message::Mounted, Message::Ready, Message::Start] {
+        for m in
+            [Message::Terminal, Message::Mounted, Message::Ready, Message::Start, Message::Listener(517)]
+        {
             assert_eq!(Message::decode(&m.encode()), Some(m));
+        }
+        for f in [HookFailure::Os(2), HookFailure::Exit(1), HookFailure::Signal(9), HookFailure::TimedOut] {
+            assert_eq!(HookFailure::decode(f.encode()), f);
         }
         assert_eq!(Message::decode(&[99; 8]), None);
         assert_eq!(Message::decode(b""), None);

@@ -49,6 +49,7 @@ const RET_KILL_PROCESS: u32 = 0x8000_0000;
 const RET_KILL_THREAD: u32 = 0;
 const RET_TRAP: u32 = 0x0003_0000;
 const RET_ERRNO: u32 = 0x0005_0000;
+const RET_USER_NOTIF: u32 = 0x7fc0_0000;
 const RET_TRACE: u32 = 0x7ff0_0000;
 const RET_LOG: u32 = 0x7ffc_0000;
 const RET_ALLOW: u32 = 0x7fff_0000;
@@ -87,9 +88,7 @@ struct Verdict {
 
 /// Compiles `filter`; `None` if it would let everything through anyway.
 pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
-    if filter.listener_path().as_ref().is_some_and(|p| !p.as_os_str().is_empty()) {
-        return Err(Error::unsupported("seccomp listenerPath is not built yet"));
-    }
+    let listener = check_notification(filter)?;
     let default = action(filter.default_action(), filter.default_errno_ret())?;
     let mut flags = 0;
     for word in filter.flags().iter().flatten() {
@@ -97,12 +96,14 @@ pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => flag::LOG,
             LinuxSeccompFilterFlag::SeccompFilterFlagTsync => flag::TSYNC,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => flag::SPEC_ALLOW,
-            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => {
-                return Err(Error::unsupported(
-                    "a seccomp flag for notification is given, which is not built yet",
-                ));
-            }
+            // Of no meaning without a listener, and refused by the kernel then.
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listener => flag::WAIT_KILLABLE_RECV,
+            LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv => 0,
         };
+    }
+    if listener {
+        // The process has one thread; the kernel does not take both flags together.
+        flags = flags & !flag::TSYNC | flag::NEW_LISTENER;
     }
     if default == RET_ALLOW && filter.syscalls().as_ref().is_none_or(Vec::is_empty) && flags == 0 {
         return Ok(None);
@@ -121,6 +122,34 @@ pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
         tables.push((*abi, table(filter, *abi, default)?));
     }
     Ok(Some(Program { code: assemble(&tables, default)?, flags }))
+}
+
+/// Whether any rule asks its listener.
+pub(crate) fn notifies(filter: &LinuxSeccomp) -> bool {
+    filter.syscalls().iter().flatten().any(|rule| rule.action() == LinuxSeccompAction::ScmpActNotify)
+}
+
+/// Whether the filter has a listener; one that can never work is refused.
+fn check_notification(filter: &LinuxSeccomp) -> Result<bool, Error> {
+    if filter.default_action() == LinuxSeccompAction::ScmpActNotify {
+        // The listener must first get its descriptor, and the program be executed.
+        return Err(Error::invalid("SCMP_ACT_NOTIFY cannot be used as default action"));
+    }
+    if !notifies(filter) {
+        return Ok(false);
+    }
+    if filter.listener_path().as_ref().is_none_or(|p| p.as_os_str().is_empty()) {
+        return Err(Error::invalid("SCMP_ACT_NOTIFY is given without a listenerPath"));
+    }
+    let asks = |rule: &crate::spec::LinuxSyscall| {
+        rule.action() == LinuxSeccompAction::ScmpActNotify && rule.names().iter().any(|n| n == "write")
+    };
+    if filter.syscalls().iter().flatten().any(asks) {
+        return Err(Error::invalid(
+            "SCMP_ACT_NOTIFY cannot be used for the write syscall: the listener gets its descriptor by it",
+        ));
+    }
+    Ok(true)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -242,9 +271,7 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> 
         A::ScmpActTrace => RET_TRACE | data(libc::EPERM as u32)?,
         A::ScmpActLog => RET_LOG,
         A::ScmpActAllow => RET_ALLOW,
-        A::ScmpActNotify => {
-            return Err(Error::unsupported("the seccomp action SCMP_ACT_NOTIFY is not built yet"));
-        }
+        A::ScmpActNotify => RET_USER_NOTIF,
     })
 }
 

@@ -293,7 +293,7 @@ container_tests! {
             other.args(&["/nonexistent"]);
             let process = other.spec.process().clone().unwrap();
             brigantine_runtime::exec(brigantine_runtime::ExecRequest {
-                process, stdio: Stdio::Null, pid: created.pid(), cgroup: None, seccomp: None, die_with_parent: true, preserve_fds: 0,
+                process, stdio: Stdio::Null, pid: created.pid(), cgroup: None, seccomp: None, listener: None, common: brigantine_runtime::Common::default(), die_with_parent: true, preserve_fds: 0,
             }).unwrap_err()
         };
         assert_eq!((error.kind(), error.to_string().as_str()), (Kind::NotFound, "exec: \"/nonexistent\": stat /nonexistent: no such file or directory"));
@@ -332,7 +332,7 @@ container_tests! {
         let mut process = case.spec.process().clone().unwrap();
         process.set_args(Some(vec!["tty".to_owned()]));
         let done = brigantine_runtime::exec(brigantine_runtime::ExecRequest {
-            process, stdio: Stdio::Terminal, pid: created.pid(), cgroup: None, seccomp: None, die_with_parent: true, preserve_fds: 0,
+            process, stdio: Stdio::Terminal, pid: created.pid(), cgroup: None, seccomp: None, listener: None, common: brigantine_runtime::Common::default(), die_with_parent: true, preserve_fds: 0,
         }).unwrap();
         let mut buffer = [0; 64];
         let n = rustix::io::read(done.terminal.as_ref().unwrap(), &mut buffer).unwrap();

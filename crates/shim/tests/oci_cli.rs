@@ -220,7 +220,8 @@ fn bad_words_are_errors() {
         (&["list", "--format", "yaml"], "format \"yaml\""),
         (&["--log-format", "yaml", "list"], "log format \"yaml\""),
         (&["run", "--bundle", "/no/such/bundle", "x"], "/no/such/bundle"),
-        (&["checkpoint", id], "checkpoint is not built yet"),
+        (&["update", "--memory", "much", id], "--memory: \"much\""),
+        (&["state", id, "more"], "one argument too many"),
     ] {
         let text = bundle.bad(words);
         assert!(text.contains(says), "{words:?}: {text}");
@@ -315,5 +316,5 @@ fn statistics_and_new_limits() {
     let stats: Value = serde_json::from_str(&bundle.good(&["events", "--stats", &bundle.id])).unwrap();
     assert_eq!((&stats["type"], &stats["id"]), (&json!("stats"), &json!(bundle.id)));
     assert_eq!(stats["data"]["pids"]["limit"], json!(17));
-    assert_eq!(stats["data"]["memory"]["limit"], json!(64 << 20));
+    assert_eq!(stats["data"]["memory"]["usage"]["limit"], json!(64 << 20));
 }

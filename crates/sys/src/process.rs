@@ -66,6 +66,22 @@ pub fn set_io_priority(value: i32) -> Result<(), Errno> {
     check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value) }).map(drop)
 }
 
+/// `set_mempolicy`: `mode` with its flags, and one bit for each node.
+pub fn set_memory_policy(mode: i32, nodes: &[u64]) -> Result<(), Errno> {
+    // The kernel reads one bit less than it is told.
+    let count = if nodes.is_empty() { 0 } else { nodes.len() * 64 + 1 };
+    let mask = if nodes.is_empty() { std::ptr::null() } else { nodes.as_ptr() };
+    // SAFETY: the mask is a live array of at least `count - 1` bits, or null with a count of zero.
+    check(unsafe { libc::syscall(libc::SYS_set_mempolicy, mode, mask, count) }).map(drop)
+}
+
+/// `sched_setaffinity` of the calling thread, one bit for each processor.
+pub fn set_affinity(processors: &[u64]) -> Result<(), Errno> {
+    let size = size_of_val(processors);
+    // SAFETY: the kernel reads `size` bytes from a live array.
+    check(unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, size, processors.as_ptr()) }).map(drop)
+}
+
 /// A scheduling policy with everything it may need (`struct sched_attr`, first version).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]

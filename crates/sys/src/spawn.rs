@@ -56,12 +56,35 @@ pub fn clone(
     cgroup: Option<BorrowedFd<'_>>,
     child: impl FnOnce() -> i32,
 ) -> Result<Child, Errno> {
+    clone_as(namespaces, cgroup, false, child)
+}
+
+/// Like [`clone`], but the new process is its caller's sibling: a child of the caller's parent.
+pub fn clone_sibling(
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    child: impl FnOnce() -> i32,
+) -> Result<Child, Errno> {
+    clone_as(namespaces, cgroup, true, child)
+}
+
+fn clone_as(
+    namespaces: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+    sibling: bool,
+    child: impl FnOnce() -> i32,
+) -> Result<Child, Errno> {
     let mut pidfd: libc::c_int = -1;
     // SAFETY: clone_args is plain integers, for which all-zero is valid and means "not used".
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = namespaces | libc::CLONE_PIDFD as u64;
     args.pidfd = std::ptr::from_mut(&mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    if sibling {
+        // It inherits its parent's exit signal; none may be given.
+        args.flags |= libc::CLONE_PARENT as u64;
+    } else {
+        args.exit_signal = libc::SIGCHLD as u64;
+    }
     if let Some(cgroup) = cgroup {
         args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = cgroup.as_raw_fd() as u64;

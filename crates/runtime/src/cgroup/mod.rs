@@ -87,6 +87,53 @@ impl Cgroup {
         }
     }
 
+    /// No group at all: processes stay where their creator is.
+    pub(crate) fn none(path: &str) -> Self {
+        Self { path: path.to_owned(), v1: Vec::new(), v2: None }
+    }
+
+    /// Whether a group that could not be made for `error` is nothing that anybody asked for.
+    pub(crate) fn dispensable(error: &Error, resources: Option<&LinuxResources>) -> bool {
+        let forbidden = matches!(error.errno(), Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ENOENT));
+        let mut asked = resources.cloned().unwrap_or_default();
+        // Whoever has no privileges can make no devices either.
+        asked.set_devices(None);
+        forbidden && asked == LinuxResources::default()
+    }
+
+    /// Groups below this one: each of `below` is (controllers, path), no controllers meaning all others.
+    pub(crate) fn inner(&self, below: &[(Vec<String>, String)]) -> Result<Self, Error> {
+        let path_of = |controller: &str| {
+            let own = below.iter().find(|(list, _)| list.iter().any(|c| c == controller));
+            own.or_else(|| below.iter().find(|(list, _)| list.is_empty())).map(|(_, path)| path.as_str())
+        };
+        let at = |dir: &Path, controller: &str| -> Result<PathBuf, Error> {
+            let Some(path) = path_of(controller).filter(|p| !p.trim_matches('/').is_empty()) else {
+                return Ok(dir.to_owned());
+            };
+            let inner = dir.join(clean(path)?.trim_start_matches('/'));
+            if !inner.is_dir() {
+                return Err(Error::os(format!("opening cgroup {}", inner.display()), rustix::io::Errno::NOENT));
+            }
+            Ok(inner)
+        };
+        for (list, _) in below {
+            if let Some(unknown) = list.iter().find(|c| self.v1_dir(c).is_none()) {
+                return Err(Error::invalid(format!("the container has no {unknown} cgroup of version 1")));
+            }
+        }
+        let v1 = self.v1.iter().map(|(name, dir)| Ok((name.clone(), at(dir, name)?)));
+        Ok(Self {
+            path: self.path.clone(),
+            v1: v1.collect::<Result<_, Error>>()?,
+            // In a hybrid, the unified group holds what version 1 lacks; it is not asked for by name.
+            v2: match &self.v2 {
+                Some(dir) if self.v1.is_empty() => Some(at(dir, "")?),
+                other => other.clone(),
+            },
+        })
+    }
+
     /// `made` gets the directories that did not exist.
     fn make(
         &mut self,

@@ -4,10 +4,17 @@
 //! created container listens on `<root>/<id>/start.sock`: the socket is there exactly as long as the
 //! container has not started.
 
+mod attend;
 mod commands;
+mod events;
+mod exec;
+mod notify;
 mod options;
 mod record;
+mod show;
+mod template;
 mod terminal;
+mod update;
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -21,27 +28,79 @@ use brigantine_sys::SealedExe;
 use crate::error::Error;
 
 /// Options before the command.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Global {
-    pub root: PathBuf,
-    pub log: Option<PathBuf>,
-    pub log_json: bool,
-    pub systemd_cgroup: bool,
+    root: Option<PathBuf>,
+    log: Option<PathBuf>,
+    log_json: bool,
+    debug: bool,
+    systemd_cgroup: bool,
+    /// Whether to do without what only root can; `None`: as it turns out.
+    rootless: Option<bool>,
+    command: &'static str,
+}
+
+impl Global {
+    /// Where containers' records are.
+    fn root(&self) -> PathBuf {
+        if let Some(root) = &self.root {
+            return root.clone();
+        }
+        let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && self.is_rootless());
+        own.map_or_else(|| PathBuf::from("/run/brig-runtime"), |dir| PathBuf::from(dir).join("brig-runtime"))
+    }
+
+    /// A user other than root, or root of a user namespace that has not all ids.
+    fn is_rootless(&self) -> bool {
+        self.rootless.unwrap_or_else(|| {
+            let all = || {
+                let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+                map.split_whitespace().eq(["0", "0", "4294967295"])
+            };
+            !rustix::process::geteuid().is_root() || !all()
+        })
+    }
+
+    /// A line for who looks into what the runtime does.
+    fn debug(&self, text: &str) {
+        if self.debug {
+            self.write(text, "debug");
+        }
+    }
+
+    /// In the log; without one, on stderr.
+    fn write(&self, text: &str, level: &str) {
+        let time = record::timestamp(std::time::SystemTime::now());
+        let line = if self.log_json {
+            serde_json::json!({"level": level, "msg": text, "time": time}).to_string()
+        } else {
+            format!("time={time:?} level={level} msg={text:?}")
+        };
+        let Some(path) = &self.log else {
+            // With no stderr there is nobody to tell.
+            writeln!(std::io::stderr(), "{line}").ok();
+            return;
+        };
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        if let Err(e) = file.and_then(|mut f| writeln!(f, "{line}")) {
+            writeln!(std::io::stderr(), "brig-runtime: writing the log {}: {e}", path.display()).ok();
+        }
+    }
 }
 
 /// `args`: without the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let mut global = Global {
-        root: PathBuf::from("/run/brig-runtime"),
-        log: None,
-        log_json: false,
-        systemd_cgroup: false,
-    };
+    let mut global = Global::default();
     match commands::run(&mut global, args) {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            report(&global, &error);
-            ExitCode::from(1)
+            // On stderr for people, and in the log for the program that called.
+            writeln!(std::io::stderr(), "brig-runtime: {error}").ok();
+            if global.log.is_some() {
+                global.write(&error.to_string(), "error");
+            }
+            // A program's own status is not mistaken for it.
+            ExitCode::from(if global.command == "exec" { 255 } else { 1 })
         }
     }
 }
@@ -60,23 +119,6 @@ fn seal() -> Result<(), Error> {
     let name = words.next().unwrap_or_default();
     let error = Command::new(copy.path()).arg0(name).args(words).exec();
     Err(Error::os("executing the runtime's copy in memory", error))
-}
-
-/// On stderr for people, and in the log for the program that called.
-fn report(global: &Global, error: &Error) {
-    // Without a stderr the log has it; without both there is nobody to tell.
-    writeln!(std::io::stderr(), "brig-runtime: {error}").ok();
-    let Some(path) = &global.log else { return };
-    let time = record::timestamp(std::time::SystemTime::now());
-    let line = if global.log_json {
-        serde_json::json!({"level": "error", "msg": error.to_string(), "time": time}).to_string()
-    } else {
-        format!("time={time:?} level=error msg={:?}", error.to_string())
-    };
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    if let Err(e) = file.and_then(|mut f| writeln!(f, "{line}"))
-        && writeln!(std::io::stderr(), "brig-runtime: writing the log {}: {e}", path.display()).is_err()
-    {}
 }
 
 fn print(text: &str) -> Result<(), Error> {

@@ -113,6 +113,24 @@ impl Dir {
         Ok(fd)
     }
 
+    /// Where the container's notification socket is (see `notify`).
+    pub fn notify(&self) -> PathBuf {
+        self.path.join("notify")
+    }
+
+    /// Who made the container.
+    fn owner(&self) -> String {
+        use std::os::unix::fs::MetadataExt;
+        let Ok(uid) = fs::metadata(&self.path).map(|m| m.uid()) else { return String::new() };
+        let table = fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let named = table.lines().find_map(|line| {
+            let mut fields = line.split(':');
+            let name = fields.next()?;
+            (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+        });
+        named.unwrap_or_else(|| format!("#{uid}"))
+    }
+
     pub fn start_socket(&self) -> PathBuf {
         self.path.join("start.sock")
     }
@@ -159,6 +177,28 @@ impl Record {
         started(self.pid).is_some_and(|(time, dead)| time == self.pid_started && !dead)
     }
 
+    pub fn pidfd(&self) -> Result<OwnedFd, Error> {
+        let failed = |e| Error::os(format!("opening the process of container {}", self.id), e);
+        let pid = rustix::process::Pid::from_raw(self.pid).ok_or_else(|| failed(rustix::io::Errno::SRCH))?;
+        rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).map_err(failed)
+    }
+
+    /// Whether its processes go with their first.
+    pub fn has_own_pids(&self) -> bool {
+        let list = self.spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+        list.into_iter().flatten().any(|n| {
+            n.typ() == crate::spec::LinuxNamespaceType::Pid
+                && n.path().as_ref().is_none_or(|p| p.as_os_str().is_empty())
+        })
+    }
+
+    /// Its processes, in the caller's PID namespace.
+    pub fn processes(&self) -> Result<Vec<i32>, Error> {
+        let pids = self.cgroup.procs()?;
+        // Without a group of its own, the first is what is known.
+        Ok(if pids.is_empty() && self.alive() { vec![self.pid] } else { pids })
+    }
+
     pub fn status(&self, dir: &Dir) -> Status {
         if !self.alive() {
             Status::Stopped
@@ -175,14 +215,14 @@ impl Record {
     pub fn state(&self, dir: &Dir) -> serde_json::Value {
         let status = self.status(dir);
         let mut state = serde_json::json!({
-            "ociVersion": "1.2.0",
+            "ociVersion": crate::OCI_VERSION,
             "id": self.id,
             "pid": if status == Status::Stopped { 0 } else { self.pid },
             "status": status.name(),
             "bundle": self.bundle,
             "rootfs": self.rootfs,
             "created": self.created,
-            "owner": "",
+            "owner": dir.owner(),
         });
         if let Some(annotations) = self.spec.annotations()
             && let Some(fields) = state.as_object_mut()

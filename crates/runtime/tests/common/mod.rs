@@ -157,6 +157,8 @@ impl Case {
             pid: created.pid(),
             cgroup: Some(created.cgroup().clone()),
             seccomp: filter.map(|f| seccomp::compile(f).unwrap().unwrap()),
+            listener: None,
+            common: brigantine_runtime::Common::of(&self.spec),
             die_with_parent: true,
             preserve_fds: 0,
         })?;

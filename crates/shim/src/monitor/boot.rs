@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use brigantine_runtime::{Created, Launch, seccomp};
+use brigantine_runtime::{Common, Created, Launch, Listener, hooks, seccomp};
 use brigantine_sys::daemonize;
 use brigantine_sys::signals::SignalFd;
 use oci_spec::runtime::{LinuxNamespaceType, Process};
@@ -219,7 +219,7 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
         _ => failed(&format!("use the directory {}", config.dir.display()), &e),
     })?;
     match start(config, netns, attach, events, &home) {
-        Ok(Started { listener, container, filter, started_at, log, relay, subscribers, next_id }) => {
+        Ok(Started { listener, container, lasting, started_at, log, relay, subscribers, next_id }) => {
             let cgroup = container.cgroup().clone();
             Ok(Monitor {
                 home,
@@ -231,7 +231,7 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
                 oom_kills: 0,
                 oom_recheck: None,
                 paused: false,
-                seccomp: filter,
+                lasting,
                 started_at,
                 log,
                 relay,
@@ -252,11 +252,18 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
     }
 }
 
+/// What holds for every process of the container.
+pub(super) struct Lasting {
+    pub(super) filter: Option<seccomp::Program>,
+    pub(super) notified: Option<Listener>,
+    pub(super) common: Common,
+}
+
 /// A container whose program runs, and what has been set up for it.
 struct Started {
     listener: UnixListener,
     container: Created,
-    filter: Option<seccomp::Program>,
+    lasting: Lasting,
     started_at: Timestamp,
     log: Option<LogFile>,
     relay: Relay,
@@ -285,7 +292,7 @@ fn start(
     let console_size = config.console_size;
     let plumbing = Plumbing::new(terminal, open_stdin, stdin_once).map_err(|e| failed("make pipes", &e))?;
     let (stdio, mut relay) = plumbing.split();
-    let (mut container, filter) = create(&mut config, stdio, netns)?;
+    let (mut container, lasting) = create(&mut config, stdio, netns)?;
     drop(config);
     if let Some(master) = container.take_terminal() {
         relay
@@ -316,14 +323,14 @@ fn start(
         .map_err(|e| Failure::new(FailureKind::Os, e.to_string()))?;
     container.start()?;
     protect_from_oom();
-    Ok(Started { listener, container, filter, started_at, log, relay, subscribers, next_id })
+    Ok(Started { listener, container, lasting, started_at, log, relay, subscribers, next_id })
 }
 
 fn create(
     config: &mut Config,
     stdio: brigantine_runtime::Stdio,
     netns: Option<OwnedFd>,
-) -> Result<(Created, Option<seccomp::Program>), Failure> {
+) -> Result<(Created, Lasting), Failure> {
     let mut spec = std::mem::take(&mut config.spec);
     if let Some(process) = spec.process_mut() {
         process.set_terminal(Some(config.terminal));
@@ -331,16 +338,20 @@ fn create(
             process.set_oom_score_adj(Some(0));
         }
     }
-    let filter = match spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) {
+    let described = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
+    let filter = match described {
         Some(described) => seccomp::compile(described)?,
         None => None,
     };
+    let state = hooks::state(&config.id, "running", None, None, &spec);
+    let notified = Listener::of(described, state);
+    let common = Common::of(&spec);
     let mut launch = Launch::new(config.id.clone(), spec, config.rootfs.clone(), stdio);
     launch.joined.extend(netns.map(|fd| (LinuxNamespaceType::Network, fd)));
     launch.systemd_cgroup = config.systemd_cgroup;
     launch.die_with_parent = true;
     launch.seccomp.clone_from(&filter);
-    Ok((brigantine_runtime::create(launch)?, filter))
+    Ok((brigantine_runtime::create(launch)?, Lasting { filter, notified, common }))
 }
 
 /// Not permitted to everyone, and nothing depends on it.

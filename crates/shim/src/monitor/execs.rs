@@ -141,7 +141,9 @@ impl Monitor {
             stdio,
             pid: self.container.pid(),
             cgroup: Some(self.cgroup.clone()),
-            seccomp: self.seccomp.clone(),
+            seccomp: self.lasting.filter.clone(),
+            listener: self.lasting.notified.clone(),
+            common: self.lasting.common.clone(),
             die_with_parent: true,
             preserve_fds: 0,
         })?;

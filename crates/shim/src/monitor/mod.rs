@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use brigantine_runtime::cgroup::OomWatch;
-use brigantine_runtime::{Cgroup, Created, seccomp};
+use brigantine_runtime::{Cgroup, Created};
 use brigantine_sys::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -97,7 +97,7 @@ struct Monitor {
     /// When, and how often still, to look whether the kernel has killed what it warned of.
     oom_recheck: Option<(Instant, u8)>,
     paused: bool,
-    seccomp: Option<seccomp::Program>,
+    lasting: boot::Lasting,
     started_at: Timestamp,
     log: Option<LogFile>,
     relay: Relay,

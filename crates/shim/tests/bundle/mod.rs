@@ -140,6 +140,18 @@ impl Bundle {
         self.temp.path().join(name).to_str().unwrap().to_owned()
     }
 
+    /// Changes the configuration.
+    pub fn configure(&self, change: impl FnOnce(&mut Value)) {
+        let file = self.path("config.json");
+        let mut config = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        change(&mut config);
+        fs::write(&file, config.to_string()).unwrap();
+    }
+
+    pub fn root(&self) -> PathBuf {
+        self.temp.path().join("rootfs")
+    }
+
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.exe);
         command.arg("--root").arg(self.temp.path().join("state")).stdin(Stdio::null());
@@ -169,7 +181,8 @@ impl Bundle {
     /// What a command that must fail says: one line on standard error, and status 1.
     pub fn bad(&self, words: &[&str]) -> String {
         let done = self.run(words);
-        assert_eq!((done.code, done.out.as_str()), (1, ""), "{words:?}: {}", done.err);
+        let code = if words.contains(&"exec") { 255 } else { 1 };
+        assert_eq!((done.code, done.out.as_str()), (code, ""), "{words:?}: {}", done.err);
         assert_eq!(done.err.trim_end().lines().count(), 1, "{words:?}: {}", done.err);
         assert!(done.err.starts_with("brig-runtime: "), "{words:?}: {}", done.err);
         done.err
