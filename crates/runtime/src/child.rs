@@ -33,6 +33,9 @@ struct Stage<'a> {
     channel: BorrowedFd<'a>,
     root: Option<OwnedFd>,
     dev: Option<OwnedFd>,
+    /// What is mounted at /proc and /sys: whoever moves those directories away moves nothing here.
+    proc: Option<OwnedFd>,
+    sys: Option<OwnedFd>,
     terminals: Option<OwnedFd>,
     /// An empty read-only directory, attached once, to be cloned.
     empty: Option<OwnedFd>,
@@ -49,7 +52,16 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         }
     }
     rustix::process::umask(Mode::empty());
-    let mut stage = Stage { channel, root: None, dev: None, terminals: None, empty: None, null: None };
+    let mut stage = Stage {
+        channel,
+        root: None,
+        dev: None,
+        proc: None,
+        sys: None,
+        terminals: None,
+        empty: None,
+        null: None,
+    };
     if plan.process.die_with_parent
         && let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
     {
@@ -162,9 +174,8 @@ impl Stage<'_> {
             },
             Step::Hook(hook) => {
                 // Its working directory is the container's root, which it cannot name.
-                inside::run(hook, Some(self.root()?)).map_err(|failure| {
-                    (Part::Hook, Errno::from_raw_os_error(failure.encode()))
-                })
+                inside::run(hook, Some(self.root()?))
+                    .map_err(|failure| (Part::Hook, Errno::from_raw_os_error(failure.encode())))
             }
             Step::Mount(mount) => self.mount(mount),
             Step::Attach(tree) => self.attach(tree),
@@ -219,6 +230,11 @@ impl Stage<'_> {
 
     fn open_at(&self, path: &CStr, flags: OFlags, strict: bool) -> Result<OwnedFd, Errno> {
         let Some(root) = &self.root else { return Err(Errno::BADF) };
+        let (root, path) = match (&self.proc, &self.sys) {
+            (Some(proc), _) if below(path, b"proc").is_some() => (proc, below(path, b"proc").unwrap_or(c".")),
+            (_, Some(sys)) if below(path, b"sys").is_some() => (sys, below(path, b"sys").unwrap_or(c".")),
+            _ => (root, path),
+        };
         let mut resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         if strict {
             resolve |= ResolveFlags::NO_SYMLINKS;
@@ -248,12 +264,22 @@ impl Stage<'_> {
 
     /// Opens `target` (O_PATH), creating it and the directories above it if they are missing.
     fn ensure(&self, target: &Target, directory: bool) -> Result<OwnedFd, (Part, Errno)> {
-        match self.open_at(&target.path, OFlags::PATH, target.strict) {
+        self.ensure_path(target.path.as_c_str(), target.strict, directory, 0)
+    }
+
+    fn ensure_path(
+        &self,
+        wanted: &CStr,
+        strict: bool,
+        directory: bool,
+        links: u32,
+    ) -> Result<OwnedFd, (Part, Errno)> {
+        match self.open_at(wanted, OFlags::PATH, strict) {
             Err(Errno::NOENT) => {}
             other => return other.map_err(at(Part::Open)),
         }
         let mut prefix = [0_u8; 4096];
-        let bytes = target.path.to_bytes();
+        let bytes = wanted.to_bytes();
         if bytes.len() >= prefix.len() {
             return Err((Part::Open, Errno::NAMETOOLONG));
         }
@@ -277,7 +303,7 @@ impl Stage<'_> {
             let Ok(name) = CStr::from_bytes_with_nul(&prefix[start..=end]) else {
                 return Err((Part::Open, Errno::INVAL));
             };
-            above = match self.open_at(path, OFlags::PATH, target.strict) {
+            above = match self.open_at(path, OFlags::PATH, strict) {
                 Ok(fd) => fd,
                 Err(Errno::NOENT) => {
                     let made = if last && !directory {
@@ -286,8 +312,16 @@ impl Stage<'_> {
                     } else {
                         rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))
                     };
-                    made.map_err(at(Part::Create))?;
-                    self.open_at(path, OFlags::PATH, target.strict).map_err(at(Part::Open))?
+                    match made {
+                        // A link to nothing: what it leads to is made.
+                        Err(Errno::EXIST) if !strict && links < 40 => {
+                            let mut led = [0_u8; 4096];
+                            let led = follow(above.as_fd(), name, &bytes[..start], &bytes[end..], &mut led)?;
+                            return self.ensure_path(led, strict, directory, links + 1);
+                        }
+                        other => other.map_err(at(Part::Create))?,
+                    }
+                    self.open_at(path, OFlags::PATH, strict).map_err(at(Part::Open))?
                 }
                 Err(e) => return Err((Part::Open, e)),
             };
@@ -297,8 +331,9 @@ impl Stage<'_> {
     }
 
     fn attach_root(&mut self, tree: &Tree, place: &CStr) -> Outcome {
-        let target = rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(at(Part::Open))?;
+        let target =
+            rustix::fs::open(place, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+                .map_err(at(Part::Open))?;
         self.root = Some(match tree {
             Tree::Open(fd) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(at(Part::Open))?,
             Tree::Path(_) => detach(tree)?,
@@ -317,10 +352,13 @@ impl Stage<'_> {
             .map_err(at(Part::Parameter))?;
         }
         rustix::mount::fsconfig_create(&context).map_err(at(Part::Prepare))?;
+        // What is read-only cannot be filled or changed first.
+        let filled = m.copy_up || m.keep_mode;
+        let later = if filled { m.attributes & mount::attr::RDONLY as u32 } else { 0 };
         let mounted = rustix::mount::fsmount(
             &context,
             FsMountFlags::FSMOUNT_CLOEXEC,
-            MountAttrFlags::from_bits_retain(m.attributes),
+            MountAttrFlags::from_bits_retain(m.attributes & !later),
         )
         .map_err(at(Part::Prepare))?;
         let target = self.ensure(&m.target, true)?;
@@ -338,6 +376,10 @@ impl Stage<'_> {
             rustix::fs::chmodat(&mounted, c".", Mode::from_raw_mode(mode), AtFlags::empty())
                 .map_err(at(Part::Owner))?;
         }
+        if later != 0 {
+            let change = Change { set: later.into(), ..Change::default() };
+            mount::set_attributes(mounted.as_fd(), false, change, None).map_err(at(Part::Attributes))?;
+        }
         attach(mounted.as_fd(), target.as_fd())?;
         for &propagation in &m.propagation {
             let change = Change { propagation, ..Change::default() };
@@ -347,6 +389,8 @@ impl Stage<'_> {
             Role::None => {}
             Role::Dev => self.dev = Some(mounted),
             Role::Terminals => self.terminals = Some(mounted),
+            Role::Proc => self.proc = Some(mounted),
+            Role::Sys => self.sys = Some(mounted),
         }
         Ok(())
     }
@@ -508,6 +552,55 @@ impl Stage<'_> {
     }
 }
 
+/// The path without its first part, if that is `first`.
+fn below<'a>(path: &'a CStr, first: &[u8]) -> Option<&'a CStr> {
+    let bytes = path.to_bytes_with_nul();
+    let rest = bytes.strip_prefix(first)?;
+    match rest {
+        [0] => Some(c"."),
+        [b'/', inner @ ..] => CStr::from_bytes_with_nul(inner).ok(),
+        _ => None,
+    }
+}
+
+/// Where the link `name` in `dir` (whose path is `above`) leads, with `rest` behind it.
+fn follow<'a>(
+    dir: BorrowedFd<'_>,
+    name: &CStr,
+    above: &[u8],
+    rest: &[u8],
+    buffer: &'a mut [u8; 4096],
+) -> Result<&'a CStr, (Part, Errno)> {
+    let mut link = [0_u8; 4096];
+    let length = rustix::fs::readlinkat_raw(dir, name, &mut link[..]).map_err(at(Part::Create))?;
+    let link = link.get(..length).unwrap_or_default();
+    let above = if link.first() == Some(&b'/') { &[][..] } else { above };
+    let mut end = 0;
+    for part in [above, link, rest].into_iter().flat_map(|p| p.split(|b| *b == b'/')) {
+        match part {
+            b"" | b"." => {}
+            // Above the root is the root.
+            b".." => end = buffer[..end].iter().rposition(|b| *b == b'/').unwrap_or(0),
+            part => {
+                let from = end + usize::from(end > 0);
+                let Some(room) = buffer.get_mut(from..from + part.len() + 1) else {
+                    return Err((Part::Open, Errno::NAMETOOLONG));
+                };
+                room[..part.len()].copy_from_slice(part);
+                if end > 0 {
+                    buffer[end] = b'/';
+                }
+                end = from + part.len();
+            }
+        }
+    }
+    if end == 0 {
+        return Err((Part::Open, Errno::NOENT));
+    }
+    buffer[end] = 0;
+    CStr::from_bytes_with_nul(&buffer[..=end]).map_err(|_unused| (Part::Open, Errno::INVAL))
+}
+
 /// A file system must not hide or be hidden in /proc but where the plan says so: whoever swaps a
 /// directory for a link into it would disarm what is written there.
 fn refuse_proc(target: BorrowedFd<'_>) -> Outcome {
@@ -533,7 +626,8 @@ fn detach(tree: &Tree) -> Result<OwnedFd, (Part, Errno)> {
 fn time_offsets(proc: BorrowedFd<'_>, lines: &[u8]) -> Outcome {
     spawn::unshare(spawn::ns::TIME).map_err(at(Part::Create))?;
     let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(proc, c"self/timens_offsets", flags, Mode::empty()).map_err(at(Part::Open))?;
+    let file =
+        rustix::fs::openat(proc, c"self/timens_offsets", flags, Mode::empty()).map_err(at(Part::Open))?;
     rustix::io::write(&file, lines).map_err(at(Part::Parameter))?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let namespace = rustix::fs::openat(proc, c"self/ns/time_for_children", flags, Mode::empty())
@@ -564,4 +658,31 @@ fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Outcome {
         let differ = directory(tree).ok() != directory(target).ok();
         (Part::Attach, if errno == Errno::INVAL && differ { Errno::NOTDIR } else { errno })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_followed_within_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        let fd = std::fs::File::open(dir.path()).unwrap();
+        for (link, above, rest, leads) in [
+            ("/a/b", "x/", "", Some(c"a/b")),
+            ("../b", "x/y/", "/c", Some(c"x/b/c")),
+            ("../../../b", "x/", "", Some(c"b")),
+            ("./b//c/", "", "/d", Some(c"b/c/d")),
+            ("/", "x/", "", None),
+        ] {
+            std::os::unix::fs::symlink(link, dir.path().join("link")).unwrap();
+            let mut buffer = [0; 4096];
+            let found = follow(fd.as_fd(), c"link", above.as_bytes(), rest.as_bytes(), &mut buffer).ok();
+            assert_eq!(found, leads, "{link}");
+            std::fs::remove_file(dir.path().join("link")).unwrap();
+        }
+        assert_eq!(below(c"proc/sys", b"proc"), Some(c"sys"));
+        assert_eq!(below(c"proc", b"proc"), Some(c"."));
+        assert_eq!(below(c"process", b"proc"), None);
+    }
 }

@@ -14,7 +14,7 @@ use crate::launch::{Launch, Stdio};
 use crate::mounts::{self, c_string, parse_propagation, target};
 use crate::plan::{Gate, Node, Plan, Step, Target, Terminal};
 use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
-use crate::{hooks, idmap, identity, netdev, seccomp};
+use crate::{hooks, identity, idmap, netdev, seccomp};
 
 /// A plan with what the parent has to do around it.
 #[derive(Debug)]
@@ -195,6 +195,10 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
             _ => None,
         },
         label,
+        rootfs: match &launch.rootfs {
+            crate::launch::Rootfs::Path(path) => Some(path),
+            crate::launch::Rootfs::Overlay { .. } => None,
+        },
     };
     let mut afterwards = Vec::new();
     for entry in spec.mounts().iter().flatten() {
@@ -230,11 +234,17 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         steps.push(Step::Hook(Box::new(hook)));
     }
     let start_hooks = hooks::compile("startContainer", start_hooks, &state("created"))?;
-    for path in linux.readonly_paths().iter().flatten() {
-        steps.push(Step::Readonly(absolute(path, "read-only")?));
+    let once = |list: Option<&Vec<String>>| {
+        let mut list = list.cloned().unwrap_or_default();
+        let mut seen = std::collections::HashSet::new();
+        list.retain(|path| seen.insert(path.clone()));
+        list
+    };
+    for path in once(linux.readonly_paths().as_ref()) {
+        steps.push(Step::Readonly(absolute(&path, "read-only")?));
     }
-    for path in linux.masked_paths().iter().flatten() {
-        steps.push(Step::Mask(absolute(path, "masked")?));
+    for path in once(linux.masked_paths().as_ref()) {
+        steps.push(Step::Mask(absolute(&path, "masked")?));
     }
     let readonly = spec.root().as_ref().and_then(crate::spec::Root::readonly).unwrap_or_default();
     steps.push(Step::PivotRoot { propagation: propagation.unwrap_or(0), readonly, moved: launch.no_pivot });
@@ -298,7 +308,8 @@ fn time_offsets(spec: &Spec, new: bool) -> Result<Option<Vec<u8>>, Error> {
             return Err(Error::invalid(format!("timeOffsets: clock {clock:?} is not monotonic or boottime")));
         }
         let nanoseconds = offset.nanosecs().unwrap_or_default();
-        lines.push_str(&format!("{clock} {} {nanoseconds}\n", offset.secs().unwrap_or_default()));
+        let line = format!("{clock} {} {nanoseconds}\n", offset.secs().unwrap_or_default());
+        lines.push_str(&line);
     }
     Ok(Some(lines.into_bytes()))
 }

@@ -41,7 +41,7 @@ impl Subject {
 }
 
 fn hook_name(hook: &HookPlan) -> String {
-    format!("{} hook {:?}", hook.kind, hook.path.to_string_lossy())
+    hooks::name(hook.kind, hook.index, std::path::Path::new(&*hook.path.to_string_lossy()))
 }
 
 fn hook_failed(name: &str, code: i32, said: &str) -> Error {
@@ -166,7 +166,8 @@ pub(crate) fn last(subject: &Subject, last: Last, index: u16, errno: i32) -> Err
         Last::Channel => os("talking to the runtime".into()),
         Last::MemoryPolicy => os("setting the memory policy".into()),
         Last::StartHook => {
-            let name = subject.start_hooks.get(usize::from(index)).map_or("startContainer hook", String::as_str);
+            let name =
+                subject.start_hooks.get(usize::from(index)).map_or("startContainer hook", String::as_str);
             return hook_failed(name, errno, "");
         }
     };

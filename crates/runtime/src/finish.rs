@@ -104,8 +104,16 @@ fn prepare(plan: &mut Plan) -> Outcome<usize> {
     if p.find_home {
         find_home(p);
     }
+    // A user may be given a directory that it could not enter by itself; or one that only it can.
+    let entered = match enter_cwd(p) {
+        Ok(()) => true,
+        Err((_, _, Errno::ACCESS | Errno::PERM)) => false,
+        Err(e) => return Err(e),
+    };
     become_user(p)?;
-    enter_cwd(p)?;
+    if !entered {
+        enter_cwd(p)?;
+    }
     find_program(p)
 }
 

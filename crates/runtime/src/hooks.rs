@@ -18,9 +18,7 @@ use crate::spec::{Hook, Hooks, Spec};
 
 /// Whether hooks want to see the container halfway.
 pub(crate) fn any_before_pivot(hooks: &Hooks) -> bool {
-    [hooks.prestart(), hooks.create_runtime()]
-        .iter()
-        .any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
+    [hooks.prestart(), hooks.create_runtime()].iter().any(|list| list.as_ref().is_some_and(|l| !l.is_empty()))
 }
 
 /// A container's state as hooks and listeners see it. `pid`: none before there is a process.
@@ -50,12 +48,27 @@ pub(crate) fn compile(
     hooks: Option<&Vec<Hook>>,
     state: &serde_json::Value,
 ) -> Result<Vec<HookPlan>, Error> {
-    hooks.into_iter().flatten().map(|hook| compile_one(kind, hook, state)).collect()
+    hooks
+        .into_iter()
+        .flatten()
+        .enumerate()
+        .map(|(index, hook)| compile_one(kind, index, hook, state))
+        .collect()
 }
 
-fn compile_one(kind: &'static str, hook: &Hook, state: &serde_json::Value) -> Result<HookPlan, Error> {
+/// What a hook is called in errors, as runc calls it.
+pub(crate) fn name(kind: &str, index: usize, path: &Path) -> String {
+    format!("error running {kind} hook #{index}: {:?}", path.display())
+}
+
+fn compile_one(
+    kind: &'static str,
+    index: usize,
+    hook: &Hook,
+    state: &serde_json::Value,
+) -> Result<HookPlan, Error> {
     use std::os::unix::ffi::OsStrExt;
-    let deadline = check(kind, hook)?;
+    let deadline = check(kind, index, hook)?;
     let path = c_string(hook.path().as_os_str().as_bytes(), "hook")?;
     let strings = |list: Vec<&str>| {
         list.into_iter().map(|text| c_string(text, "hook argument")).collect::<Result<Vec<_>, _>>()
@@ -68,6 +81,7 @@ fn compile_one(kind: &'static str, hook: &Hook, state: &serde_json::Value) -> Re
     let open = text.trim_end_matches('}');
     Ok(HookPlan {
         kind,
+        index,
         path,
         argv: StringVector::new(argv),
         envp: StringVector::new(strings(env)?),
@@ -83,8 +97,8 @@ fn memory_file() -> Result<OwnedFd, Error> {
 }
 
 /// The time a hook may take.
-fn check(kind: &str, hook: &Hook) -> Result<Option<Duration>, Error> {
-    let what = || format!("{kind} hook {:?}", hook.path().display());
+fn check(kind: &str, index: usize, hook: &Hook) -> Result<Option<Duration>, Error> {
+    let what = || name(kind, index, hook.path());
     if !hook.path().is_absolute() {
         return Err(Error::invalid(format!("{}: the path is not absolute", what())));
     }
@@ -105,8 +119,8 @@ pub(crate) fn check_all(hooks: &Hooks) -> Result<(), Error> {
         ("poststart", hooks.poststart()),
         ("poststop", hooks.poststop()),
     ] {
-        for hook in list.iter().flatten() {
-            check(kind, hook)?;
+        for (index, hook) in list.iter().flatten().enumerate() {
+            check(kind, index, hook)?;
         }
     }
     Ok(())
@@ -114,16 +128,16 @@ pub(crate) fn check_all(hooks: &Hooks) -> Result<(), Error> {
 
 /// Runs hooks one after the other in the caller's namespaces; the first that fails ends it.
 pub fn run(kind: &str, hooks: Option<&Vec<Hook>>, state: &[u8], bundle: Option<&Path>) -> Result<(), Error> {
-    for hook in hooks.into_iter().flatten() {
-        run_one(kind, hook, state, bundle)?;
+    for (index, hook) in hooks.into_iter().flatten().enumerate() {
+        run_one(kind, index, hook, state, bundle)?;
     }
     Ok(())
 }
 
-fn run_one(kind: &str, hook: &Hook, state: &[u8], bundle: Option<&Path>) -> Result<(), Error> {
+fn run_one(kind: &str, index: usize, hook: &Hook, state: &[u8], bundle: Option<&Path>) -> Result<(), Error> {
     let path = hook.path();
-    let what = || format!("{kind} hook {:?}", path.display());
-    let deadline = check(kind, hook)?.map(|time| Instant::now() + time);
+    let what = || name(kind, index, path);
+    let deadline = check(kind, index, hook)?.map(|time| Instant::now() + time);
     let mut command = Command::new(path);
     if let Some((name, rest)) = hook.args().as_ref().and_then(|a| a.split_first()) {
         command.arg0(name).args(rest);

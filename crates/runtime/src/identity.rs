@@ -102,9 +102,10 @@ pub(crate) fn compile(
         )));
     }
     let env = process.env().as_deref().unwrap_or_default();
+    let env = last_of_each(env);
     let find_home = !env.iter().any(|e| e.starts_with("HOME=") && e.len() > 5);
-    let env = env.iter().filter(|e| !(find_home && *e == "HOME="));
-    let env = env.map(|e| c_string(e.as_str(), "environment variable")).collect::<Result<Vec<_>, _>>()?;
+    let env = env.iter().filter(|e| !(find_home && **e == "HOME="));
+    let env = env.map(|e| c_string(*e, "environment variable")).collect::<Result<Vec<_>, _>>()?;
     let argv = args.iter().map(|a| c_string(a.as_str(), "argument")).collect::<Result<Vec<_>, _>>()?;
     let (searched, candidates) = candidates(program, process)?;
     let user = process.user();
@@ -179,6 +180,23 @@ pub(crate) fn compile(
         die_with_parent: false,
         preserve_fds: 0,
     })
+}
+
+/// Of variables with one name the last counts, in the place of the first.
+fn last_of_each(env: &[String]) -> Vec<&str> {
+    let name = |e: &str| e.split('=').next().unwrap_or_default().len();
+    let mut places = std::collections::HashMap::with_capacity(env.len());
+    let mut kept: Vec<&str> = Vec::with_capacity(env.len());
+    for variable in env.iter().map(String::as_str) {
+        match places.entry(&variable[..name(variable)]) {
+            std::collections::hash_map::Entry::Occupied(place) => kept[*place.get()] = variable,
+            std::collections::hash_map::Entry::Vacant(place) => {
+                place.insert(kept.len());
+                kept.push(variable);
+            }
+        }
+    }
+    kept
 }
 
 fn path(path: &Path) -> Result<CString, Error> {
@@ -378,6 +396,12 @@ mod tests {
         let all: Capabilities = [Capability::Chown, Capability::SysAdmin].into_iter().collect();
         assert_eq!(bits(Some(&all)), 1 | 1 << 21);
         assert_eq!(CapabilitySet::SYS_ADMIN.bits(), 1 << 21);
+    }
+
+    #[test]
+    fn the_last_variable_of_a_name_counts() {
+        let env = ["A=1", "B=2", "A=3", "C", "AB=4"].map(str::to_owned);
+        assert_eq!(last_of_each(&env), ["A=3", "B=2", "C", "AB=4"]);
     }
 
     #[test]

@@ -18,7 +18,8 @@ pub(crate) fn lines(maps: &[LinuxIdMapping]) -> String {
 /// A user namespace with these maps, which nobody lives in.
 pub(crate) fn user_namespace(uid: &str, gid: &str) -> Result<OwnedFd, Error> {
     let what = || "making a user namespace for an idmapped mount".to_owned();
-    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Error::os(what(), e))?;
+    let (read, write) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| Error::os(what(), e))?;
     let mut write = Some(write);
     let child = spawn::clone(ns::USER, None, || {
         drop(write.take());
@@ -31,8 +32,12 @@ pub(crate) fn user_namespace(uid: &str, gid: &str) -> Result<OwnedFd, Error> {
             std::fs::write(format!("/proc/{}/{file}", child.pid), text)
                 .map_err(|e| Error::os(format!("{}: writing {:?} to {file}", what(), text.trim()), e))?;
         }
-        rustix::fs::open(format!("/proc/{}/ns/user", child.pid), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::os(what(), e))
+        rustix::fs::open(
+            format!("/proc/{}/ns/user", child.pid),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| Error::os(what(), e))
     })();
     drop(write);
     // It ends by itself when the pipe does; nobody else waits for it.

@@ -22,7 +22,8 @@ pub(crate) fn run(hook: &HookPlan, dir: Option<BorrowedFd<'_>>) -> Result<(), Ho
     let state = rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC).map_err(os)?;
     let mut digits = [0_u8; 20];
     write_all(state.as_fd(), &hook.state.0).map_err(os)?;
-    write_all(state.as_fd(), number(rustix::process::getpid().as_raw_nonzero().get(), &mut digits)).map_err(os)?;
+    write_all(state.as_fd(), number(rustix::process::getpid().as_raw_nonzero().get(), &mut digits))
+        .map_err(os)?;
     write_all(state.as_fd(), &hook.state.1).map_err(os)?;
     rustix::fs::seek(&state, SeekFrom::Start(0)).map_err(os)?;
     // The error number of a failed exec comes back through memory that both share.

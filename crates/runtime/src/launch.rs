@@ -17,8 +17,8 @@ use crate::child;
 use crate::compile::{self, Compiled, within};
 use crate::describe::{self, Subject};
 use crate::error::{Error, Kind};
-use crate::plan::{Gate, MESSAGE_LENGTH, Message, Plan, Step, Terminal};
 use crate::listener::Listener;
+use crate::plan::{Gate, MESSAGE_LENGTH, Message, Plan, Step, Terminal};
 use crate::spec::{LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process, Spec};
 use crate::{hooks, identity, netdev, seccomp};
 
@@ -558,8 +558,8 @@ fn receive(channel: BorrowedFd<'_>) -> Result<(Option<Message>, Option<OwnedFd>)
         return Ok((None, fd));
     }
     let message = bytes.get(..length).and_then(Message::decode);
-    let message = message
-        .ok_or_else(|| Error::os("hearing from the container's process", rustix::io::Errno::PROTO))?;
+    let message =
+        message.ok_or_else(|| Error::os("hearing from the container's process", rustix::io::Errno::PROTO))?;
     Ok((Some(message), fd))
 }
 
@@ -652,7 +652,9 @@ fn map_by_helper(program: &str, pid: i32, map: &str) -> Result<(), Error> {
 /// Runs a process in a running container; returns once its exec has succeeded.
 pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     let pidfd = || open_process(request.pid);
-    let own = |name: &str| Ok::<_, Error>(namespace_of(&request.pid.to_string(), name)? == namespace_of("self", name)?);
+    let own = |name: &str| {
+        Ok::<_, Error>(namespace_of(&request.pid.to_string(), name)? == namespace_of("self", name)?)
+    };
     let mut bits = ns::MOUNT | ns::CGROUP | ns::UTS | ns::IPC | ns::NETWORK;
     let mut first = Vec::new();
     let mut around = vec![(pidfd()?, ns::PID, "pid")];
@@ -663,9 +665,13 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     if user && !compile::privileged() {
         // The container's namespaces may be entered only by who is in its user namespace, and those that
         // are not its own not at all.
-        for (bit, name) in
-            [(ns::MOUNT, "mnt"), (ns::CGROUP, "cgroup"), (ns::UTS, "uts"), (ns::IPC, "ipc"), (ns::NETWORK, "net")]
-        {
+        for (bit, name) in [
+            (ns::MOUNT, "mnt"),
+            (ns::CGROUP, "cgroup"),
+            (ns::UTS, "uts"),
+            (ns::IPC, "ipc"),
+            (ns::NETWORK, "net"),
+        ] {
             if own(name)? {
                 bits &= !bit;
             }

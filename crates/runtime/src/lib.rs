@@ -32,7 +32,7 @@ pub mod seccomp;
 
 pub use cgroup::Cgroup;
 pub use error::{Error, Kind};
-pub use listener::Listener;
 pub use launch::{
     Common, Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec, start_waiting,
 };
+pub use listener::Listener;

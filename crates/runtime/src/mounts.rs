@@ -11,8 +11,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
 use crate::cgroup::Cgroup;
 use crate::error::Error;
-use crate::launch::Rootfs;
 use crate::idmap;
+use crate::launch::Rootfs;
 use crate::plan::{FsMount, PathTree, Role, Step, Target, Tree, TreeMount};
 use crate::spec::{LinuxIdMapping, Mount};
 
@@ -194,7 +194,10 @@ pub(crate) fn open_root(
                 _ => vec![(Change { propagation: propagation::PRIVATE, ..Change::default() }, true)],
             };
             if late {
-                return Ok((Tree::Path(Box::new(PathTree { path: at.clone(), recursive: true, changes })), at));
+                return Ok((
+                    Tree::Path(Box::new(PathTree { path: at.clone(), recursive: true, changes })),
+                    at,
+                ));
             }
             let tree = open_tree(&path, true).map_err(|e| what(e.into()))?;
             for (change, recursive) in changes {
@@ -298,6 +301,8 @@ pub(crate) struct Context<'a> {
     pub user: Option<UserMaps<'a>>,
     /// SELinux' context for new file systems.
     pub label: Option<&'a str>,
+    /// The container's root on the host: what lies below it may be mounted by earlier entries.
+    pub rootfs: Option<&'a Path>,
 }
 
 /// Where the container's user namespace comes from.
@@ -357,7 +362,11 @@ pub(crate) fn compile(
         }
         let directory = match &tree {
             Tree::Open(fd) => is_directory(fd)?,
-            Tree::Path(_) => std::fs::metadata(&source).map_err(|e| Error::os(what(), e))?.is_dir(),
+            Tree::Path(_) => std::fs::metadata(&source).map_or_else(
+                // Earlier mounts may bring it.
+                |e| if context.late { Err(Error::os(what(), e)) } else { Ok(true) },
+                |m| Ok(m.is_dir()),
+            )?,
         };
         steps.push(Step::Attach(TreeMount {
             tree,
@@ -398,6 +407,8 @@ pub(crate) fn compile(
     let keep_mode = typ == "tmpfs" && !options.parameters.iter().any(|(k, _)| k == "mode");
     let role = match typ {
         "devpts" => Role::Terminals,
+        "proc" if destination == Path::new("/proc") => Role::Proc,
+        "sysfs" if destination == Path::new("/sys") => Role::Sys,
         _ if is_dev => Role::Dev,
         _ => Role::None,
     };
@@ -470,16 +481,20 @@ fn changes(options: &Options) -> Vec<(Change, bool)> {
         all.push((Change { propagation: propagation::PRIVATE, ..Change::default() }, true));
     }
     let propagation = options.propagation.iter();
-    all.extend(propagation.map(|&(bits, recursive)| (Change { propagation: bits, ..Change::default() }, recursive)));
+    all.extend(
+        propagation.map(|&(bits, recursive)| (Change { propagation: bits, ..Change::default() }, recursive)),
+    );
     all
 }
 
 /// A bind mount's tree, changed as its options say.
 fn tree(source: &Path, options: &Options, context: &Context<'_>) -> Result<Tree, rustix::io::Errno> {
     let changes = changes(options);
-    if context.late {
+    if context.late || context.rootfs.is_some_and(|root| source.starts_with(root)) {
         use std::os::unix::ffi::OsStrExt;
-        let Ok(path) = CString::new(source.as_os_str().as_bytes()) else { return Err(rustix::io::Errno::INVAL) };
+        let Ok(path) = CString::new(source.as_os_str().as_bytes()) else {
+            return Err(rustix::io::Errno::INVAL);
+        };
         return Ok(Tree::Path(Box::new(PathTree { path, recursive: options.recursive, changes })));
     }
     let tree = open_tree(source, options.recursive)?;
@@ -524,10 +539,13 @@ fn idmap(
         }
     };
     let change = Change { set: attr::IDMAP, ..Change::default() };
-    mount::set_attributes(tree.as_fd(), options.idmap == Some(true), change, Some(namespace.as_fd())).map_err(|e| {
-        let hint = if e == rustix::io::Errno::INVAL { " (this file system has no idmapped mounts)" } else { "" };
-        Error::os(format!("{}: mapping its ids{hint}", what()), e)
-    })
+    mount::set_attributes(tree.as_fd(), options.idmap == Some(true), change, Some(namespace.as_fd())).map_err(
+        |e| {
+            let hint =
+                if e == rustix::io::Errno::INVAL { " (this file system has no idmapped mounts)" } else { "" };
+            Error::os(format!("{}: mapping its ids{hint}", what()), e)
+        },
+    )
 }
 
 /// The container's own groups at `destination`: on v1 a directory per hierarchy, on v2 the group.

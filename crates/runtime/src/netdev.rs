@@ -120,7 +120,8 @@ impl Netlink {
                 rest = after;
                 match kind {
                     ERROR => {
-                        let code = body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
+                        let code =
+                            body.get(..4).and_then(|b| b.try_into().ok()).map_or(0, i32::from_ne_bytes);
                         return if code == 0 { Ok(answers) } else { Err(Errno::from_raw_os_error(-code)) };
                     }
                     DONE => return Ok(answers),
@@ -148,7 +149,8 @@ impl Netlink {
             let flags = flags.and_then(|(_, v)| v.get(..4)?.try_into().ok()).map_or(0, u32::from_ne_bytes);
             // Scope 0 is the whole world; a link's own addresses come by themselves.
             if own && head[3] == 0 && flags & ADDRESS_PERMANENT != 0 {
-                let attributes = attributes.into_iter().filter(|(kind, _)| ADDRESS_KEPT.contains(kind)).collect();
+                let attributes =
+                    attributes.into_iter().filter(|(kind, _)| ADDRESS_KEPT.contains(kind)).collect();
                 found.push(Address { head: *head, attributes });
             }
         }

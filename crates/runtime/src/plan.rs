@@ -137,6 +137,8 @@ pub(crate) enum Role {
     None,
     Dev,
     Terminals,
+    Proc,
+    Sys,
 }
 
 #[derive(Debug)]
@@ -177,6 +179,8 @@ pub(crate) struct PathTree {
 #[derive(Debug)]
 pub(crate) struct HookPlan {
     pub kind: &'static str,
+    /// Its place among those of its kind.
+    pub index: usize,
     pub path: CString,
     pub argv: StringVector,
     pub envp: StringVector,
@@ -375,20 +379,21 @@ pub(crate) enum HookFailure {
 }
 
 impl HookFailure {
+    /// Within what an error number may be.
     pub fn encode(self) -> i32 {
         match self {
-            Self::Os(errno) => errno & 0xffff,
-            Self::Exit(status) => 0x1_0000 | status & 0xffff,
-            Self::Signal(signal) => 0x2_0000 | signal & 0xffff,
-            Self::TimedOut => 0x3_0000,
+            Self::Os(errno) => errno & 0xff,
+            Self::Exit(status) => 0x100 | status & 0xff,
+            Self::Signal(signal) => 0x200 | signal & 0xff,
+            Self::TimedOut => 0x300,
         }
     }
 
     pub fn decode(code: i32) -> Self {
-        match code >> 16 {
+        match code >> 8 {
             0 => Self::Os(code),
-            1 => Self::Exit(code & 0xffff),
-            2 => Self::Signal(code & 0xffff),
+            1 => Self::Exit(code & 0xff),
+            2 => Self::Signal(code & 0xff),
             _ => Self::TimedOut,
         }
     }
@@ -488,8 +493,7 @@ mod tests {
             let m = Message::Failed(Failure { place: Place::Last(*last, 7), errno: 2 });
             assert_eq!(Message::decode(&m.encode()), Some(m));
         }
-        for m in
-            [Message::Terminal, Message::Mounted, Message::Ready, Message::Start, Message::Listener(517)]
+        for m in [Message::Terminal, Message::Mounted, Message::Ready, Message::Start, Message::Listener(517)]
         {
             assert_eq!(Message::decode(&m.encode()), Some(m));
         }

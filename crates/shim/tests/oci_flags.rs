@@ -1,5 +1,7 @@
 //! Options that podman, containerd and people give: descriptors, terminals, notifications, limits.
 
+#![expect(clippy::unwrap_used, reason = "a test says so by a panic")]
+
 mod bundle;
 
 use std::fs;
@@ -39,11 +41,20 @@ fn a_terminal_goes_to_the_console_socket() {
         c["process"]["consoleSize"] = json!({"height": 11, "width": 22});
     });
     let (socket, pidfds) = (bundle.path("console.sock"), bundle.path("pidfd.sock"));
-    let (listener, pidfd_listener) = (UnixListener::bind(&socket).unwrap(), UnixListener::bind(&pidfds).unwrap());
+    let (listener, pidfd_listener) =
+        (UnixListener::bind(&socket).unwrap(), UnixListener::bind(&pidfds).unwrap());
     let says = bundle.bad(&["run", "-d", "--bundle", bundle.dir(), &bundle.id]);
     assert!(says.contains("needs --console-socket"), "{says}");
-    let words =
-        ["create", "--bundle", bundle.dir(), "--console-socket", &socket, "--pidfd-socket", &pidfds, &bundle.id];
+    let words = [
+        "create",
+        "--bundle",
+        bundle.dir(),
+        "--console-socket",
+        &socket,
+        "--pidfd-socket",
+        &pidfds,
+        &bundle.id,
+    ];
     bundle.good(&words);
     let (master, name) = descriptor(&listener);
     assert_eq!(name, b"/dev/ptmx");
@@ -65,7 +76,17 @@ fn a_terminal_goes_to_the_console_socket() {
     let bundle = Bundle::sleeping();
     let socket = bundle.path("console.sock");
     let listener = UnixListener::bind(&socket).unwrap();
-    bundle.good(&["exec", "--tty", "--detach", "--console-socket", &socket, &bundle.id, "sh", "-c", "test -t 1 && echo tty"]);
+    bundle.good(&[
+        "exec",
+        "--tty",
+        "--detach",
+        "--console-socket",
+        &socket,
+        &bundle.id,
+        "sh",
+        "-c",
+        "test -t 1 && echo tty",
+    ]);
     let (master, _) = descriptor(&listener);
     let length = rustix::io::read(&master, &mut buffer).unwrap();
     assert_eq!(&buffer[..length], b"tty\r\n");
@@ -74,7 +95,8 @@ fn a_terminal_goes_to_the_console_socket() {
 
 #[test]
 fn descriptors_are_preserved_on_request_and_only_then() {
-    let script = "cat /proc/self/fd/3 2>/dev/null; ls /proc/self/fd | tr '\\n' ' '; echo $LISTEN_FDS $LISTEN_PID";
+    let script =
+        "cat /proc/self/fd/3 2>/dev/null; ls /proc/self/fd | tr '\\n' ' '; echo $LISTEN_FDS $LISTEN_PID";
     let bundle = Bundle::new(&["/bin/sh", "-c", script]);
     std::os::unix::fs::symlink("busybox", bundle.root().join("bin/tr")).unwrap();
     let file = bundle.path("file");
@@ -107,7 +129,9 @@ fn readiness_reaches_the_service_manager() {
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let mut create = bundle.command();
     create.env("NOTIFY_SOCKET", &manager).args(["create", "--bundle", bundle.dir(), &bundle.id]);
-    assert!(create.stdout(fs::File::create(bundle.path("container.out")).unwrap()).status().unwrap().success());
+    assert!(
+        create.stdout(fs::File::create(bundle.path("container.out")).unwrap()).status().unwrap().success()
+    );
     let mut start = bundle.command();
     start.env("NOTIFY_SOCKET", &manager).args(["start", &bundle.id]);
     let mut start = start.stdout(Stdio::null()).spawn().unwrap();
@@ -119,7 +143,7 @@ fn readiness_reaches_the_service_manager() {
     let address = format!("/proc/{pid}/root/run/notify/notify.sock");
     inside.send_to(b"STATUS=up\nMAINPID=1\n", &address).unwrap();
     inside.send_to(b"READY=1", &address).unwrap();
-    let mut take = || {
+    let take = || {
         let mut buffer = [0; 200];
         let length = socket.recv(&mut buffer).unwrap();
         String::from_utf8_lossy(&buffer[..length]).into_owned()
@@ -152,9 +176,13 @@ fn limits_are_changed_by_flags_and_remembered() {
     update.stdin.take().unwrap().write_all(br#"{"pids": {"limit": 33}}"#).unwrap();
     assert!(update.wait().unwrap().success());
     assert_eq!(data()["pids"]["limit"], json!(33));
-    let record: Value = serde_json::from_slice(&fs::read(bundle.path(&format!("state/{id}/state.json"))).unwrap()).unwrap();
+    let record: Value =
+        serde_json::from_slice(&fs::read(bundle.path(&format!("state/{id}/state.json"))).unwrap()).unwrap();
     let kept = &record["spec"]["linux"]["resources"];
-    assert_eq!((&kept["cpu"]["quota"], &kept["pids"]["limit"], &kept["memory"]["swap"]), (&json!(25000), &json!(33), &json!(128 << 20)));
+    assert_eq!(
+        (&kept["cpu"]["quota"], &kept["pids"]["limit"], &kept["memory"]["swap"]),
+        (&json!(25000), &json!(33), &json!(128 << 20))
+    );
     assert!(bundle.bad(&["update", "--pids-limit", "x", id]).contains("--pids-limit"));
     assert!(bundle.bad(&["update", "-r", "/no/such", id]).contains("/no/such"));
     assert!(bundle.bad(&["update", "--cpuset-cpus", "nonsense", id]).contains("nonsense"));
@@ -165,9 +193,15 @@ fn processes_are_listed_by_ps_and_events_follow_the_container() {
     let bundle = Bundle::sleeping();
     let id = bundle.id.as_str();
     let table = bundle.good(&["ps", id]);
-    assert!(table.starts_with("UID ") && table.contains("/bin/sleep 1000") && table.lines().count() == 2, "{table}");
+    assert!(
+        table.starts_with("UID ") && table.contains("/bin/sleep 1000") && table.lines().count() == 2,
+        "{table}"
+    );
     let own = bundle.good(&["ps", id, "-o", "pid,comm"]);
-    assert_eq!(own.split_whitespace().collect::<Vec<_>>(), ["PID", "COMMAND", &bundle.state()["pid"].to_string(), "sleep"]);
+    assert_eq!(
+        own.split_whitespace().collect::<Vec<_>>(),
+        ["PID", "COMMAND", &bundle.state()["pid"].to_string(), "sleep"]
+    );
     assert!(bundle.bad(&["ps", id, "-o", "comm"]).contains("no PID column"));
 
     let out = fs::File::create(bundle.path("events")).unwrap();
@@ -188,7 +222,11 @@ fn processes_are_listed_by_ps_and_events_follow_the_container() {
 
 #[test]
 fn a_lack_of_memory_is_an_event() {
-    let bundle = Bundle::new(&["/bin/sh", "-c", "read line; x=$(dd if=/dev/zero bs=1M count=64 | tr '\\0' x); echo $?"]);
+    let bundle = Bundle::new(&[
+        "/bin/sh",
+        "-c",
+        "read line; x=$(dd if=/dev/zero bs=1M count=64 | tr '\\0' x); echo $?",
+    ]);
     std::os::unix::fs::symlink("busybox", bundle.root().join("bin/tr")).unwrap();
     bundle.configure(|c| c["linux"]["resources"] = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}}));
     let mut container = bundle.command();
@@ -218,9 +256,20 @@ fn an_exec_may_enter_a_group_below_the_containers() {
     let hybrid = std::path::Path::new("/sys/fs/cgroup/pids").is_dir();
     let base = if hybrid { "/sys/fs/cgroup/pids" } else { "/sys/fs/cgroup" };
     let inner = format!("{base}/{id}/inner");
-    assert!(bundle.bad(&["exec", "--cgroup", if hybrid { "pids:inner" } else { "inner" }, id, "true"]).contains("no such file"));
+    assert!(
+        bundle
+            .bad(&["exec", "--cgroup", if hybrid { "pids:inner" } else { "inner" }, id, "true"])
+            .contains("no such file")
+    );
     fs::create_dir(&inner).unwrap();
-    let out = bundle.good(&["exec", "--cgroup", if hybrid { "pids:inner" } else { "inner" }, id, "cat", "/proc/self/cgroup"]);
+    let out = bundle.good(&[
+        "exec",
+        "--cgroup",
+        if hybrid { "pids:inner" } else { "inner" },
+        id,
+        "cat",
+        "/proc/self/cgroup",
+    ]);
     let line = if hybrid { format!(":pids:/{id}/inner\n") } else { format!("0::/{id}/inner\n") };
     assert!(out.contains(&line), "{out}");
     if hybrid {
@@ -267,7 +316,11 @@ fn processors_are_chosen_for_an_exec() {
 #[test]
 fn a_signal_reaches_a_container_with_a_terminal() {
     // Descriptor 0 is no terminal here: the container's is made all the same.
-    let bundle = Bundle::new(&["/bin/sh", "-c", "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.05; done"]);
+    let bundle = Bundle::new(&[
+        "/bin/sh",
+        "-c",
+        "trap 'echo caught; exit 5' TERM; echo ready; while :; do sleep 0.05; done",
+    ]);
     bundle.configure(|c| c["process"]["terminal"] = json!(true));
     let out = bundle.path("out");
     let mut run = bundle.command();

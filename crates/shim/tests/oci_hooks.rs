@@ -21,7 +21,9 @@ fn all_hooks_run_in_order_and_in_their_places() {
     fs::write(&host, "").unwrap();
     // Outside, in the host's name spaces; `$0` is a program's own.
     let outside = |kind: &str| {
-        hook(&format!("test -e {host} && echo {kind} $(grep -o '\"status\":\"[a-z]*\"' | cut -d: -f2) $OWN >>{log}"))
+        hook(&format!(
+            "test -e {host} && echo {kind} $(grep -o '\"status\":\"[a-z]*\"' | cut -d: -f2) $OWN >>{log}"
+        ))
     };
     bundle.configure(|c| {
         c["hooks"] = json!({
@@ -64,12 +66,15 @@ fn a_hook_that_fails_stops_the_container_and_says_why() {
         let run = || bundle.bad(&["run", "--bundle", bundle.dir(), &bundle.id]);
         set(hook("echo broken >&2; exit 3"));
         let says = run();
-        assert!(says.contains(&format!("{kind} hook \"/bin/sh\": exit status: 3")), "{says}");
+        assert!(says.contains(&format!("{kind} hook #0: \"/bin/sh\": exit status: 3")), "{says}");
         // A hook in the container's own files has nobody outside to write to.
         assert!(says.contains("broken") || kind == "startContainer", "{says}");
         set(json!({"path": "/no/such/hook"}));
         let says = run();
-        assert!(says.contains(&format!("{kind} hook \"/no/such/hook\": no such file or directory")), "{says}");
+        assert!(
+            says.contains(&format!("{kind} hook #0: \"/no/such/hook\": no such file or directory")),
+            "{says}"
+        );
         set(json!({"path": "relative"}));
         assert!(run().contains("not absolute"));
         set(json!({"path": "/bin/sh", "timeout": 0}));
@@ -84,14 +89,17 @@ fn a_hook_that_takes_too_long_is_ended() {
         let bundle = Bundle::new(&["/bin/true"]);
         let mark = bundle.root().join("pid");
         // Inside and outside, this is the same file.
-        let script = format!("echo $$ >{}; exec sleep 1000", if kind == "startContainer" { "/pid" } else { mark.to_str().unwrap() });
+        let script = format!(
+            "echo $$ >{}; exec sleep 1000",
+            if kind == "startContainer" { "/pid" } else { mark.to_str().unwrap() }
+        );
         bundle.configure(|c| {
             let mut slow = hook(&script);
             slow["timeout"] = json!(1);
             c["hooks"] = json!({kind: [slow]});
         });
         let says = bundle.bad(&["run", "--bundle", bundle.dir(), &bundle.id]);
-        assert!(says.contains(&format!("{kind} hook \"/bin/sh\": timed out")), "{says}");
+        assert!(says.contains(&format!("{kind} hook #0: \"/bin/sh\": timed out")), "{says}");
         let pid = fs::read_to_string(&mark).unwrap();
         if kind == "createRuntime" {
             assert!(!Path::new(&format!("/proc/{}", pid.trim())).exists(), "it runs on");

@@ -94,7 +94,8 @@ impl Cgroup {
 
     /// Whether a group that could not be made for `error` is nothing that anybody asked for.
     pub(crate) fn dispensable(error: &Error, resources: Option<&LinuxResources>) -> bool {
-        let forbidden = matches!(error.errno(), Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ENOENT));
+        let forbidden =
+            matches!(error.errno(), Some(libc::EACCES | libc::EPERM | libc::EROFS | libc::ENOENT));
         let mut asked = resources.cloned().unwrap_or_default();
         // Whoever has no privileges can make no devices either.
         asked.set_devices(None);
@@ -113,7 +114,10 @@ impl Cgroup {
             };
             let inner = dir.join(clean(path)?.trim_start_matches('/'));
             if !inner.is_dir() {
-                return Err(Error::os(format!("opening cgroup {}", inner.display()), rustix::io::Errno::NOENT));
+                return Err(Error::os(
+                    format!("opening cgroup {}", inner.display()),
+                    rustix::io::Errno::NOENT,
+                ));
             }
             Ok(inner)
         };
@@ -183,6 +187,27 @@ impl Cgroup {
         if let Some(resources) = resources {
             limits::apply(self, resources)?;
             devices::apply(self, resources)?;
+        }
+        Ok(())
+    }
+
+    /// Adds what these limits need and the group was made without, and moves its processes there.
+    pub fn extend(&mut self, resources: &LinuxResources) -> Result<(), Error> {
+        for (name, mount) in &Hierarchies::get()?.v1 {
+            let wanted = limits::controllers(Some(resources)).contains(&name.as_str());
+            if !wanted || self.v1.is_empty() || self.v1_dir(name).is_some() {
+                continue;
+            }
+            let dir = below(mount, &self.path);
+            make_dirs(mount, &dir, name == "cpuset")?;
+            for pid in self.procs()? {
+                match write(&dir.join("cgroup.procs"), &pid.to_string()) {
+                    // It has just ended.
+                    Err(e) if e.errno() == Some(libc::ESRCH) => {}
+                    other => other?,
+                }
+            }
+            self.v1.push((name.clone(), dir));
         }
         Ok(())
     }

@@ -37,7 +37,8 @@ pub(crate) fn attend(
     let mut terminal = master.map(Joined::new).transpose()?;
     let mut ended = false;
     loop {
-        let mut fds = vec![PollFd::from_borrowed_fd(process, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
+        let mut fds =
+            vec![PollFd::from_borrowed_fd(process, PollFlags::IN), PollFd::new(signals, PollFlags::IN)];
         let proxy_at = proxy.map(|p| {
             fds.push(PollFd::new(p, PollFlags::IN));
             fds.len() - 1

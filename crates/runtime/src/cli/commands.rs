@@ -14,12 +14,12 @@ use super::attend::{attend, ends_within, forwarded};
 use super::notify::{self, Proxy};
 use super::options::{COMMANDS, Command, Options, on, parse, signal, text, wrong};
 use super::record::{Dir, Record, Status, started, timestamp};
-use super::{Global, events, exec, print, seal, show, template, terminal, update};
+use super::{Global, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
+use crate::hooks;
 use crate::launch::{Created, Launch, Rootfs, Stdio, create, start_waiting};
 use crate::listener::Listener;
 use crate::spec::{Process, Spec};
-use crate::hooks;
 
 /// A dead process is waited for this long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,7 +48,11 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
                     "auto" => None,
                     "true" => Some(true),
                     "false" => Some(false),
-                    other => return Err(Error::invalid(format!("--rootless: {other:?} is not true, false or auto"))),
+                    other => {
+                        return Err(Error::invalid(format!(
+                            "--rootless: {other:?} is not true, false or auto"
+                        )));
+                    }
                 };
             }
             // runc takes it and has long ignored it.
@@ -56,7 +60,8 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
             Arg::Short('h') | Arg::Long("help") => return help(None).map(|()| 0),
             Arg::Short('v') | Arg::Long("version") => {
                 let version = env!("CARGO_PKG_VERSION");
-                return print(&format!("brig-runtime version {version}\nspec: {}", crate::OCI_VERSION)).map(|()| 0);
+                return print(&format!("brig-runtime version {version}\nspec: {}", crate::OCI_VERSION))
+                    .map(|()| 0);
             }
             other => return Err(wrong(other.unexpected())),
         }
@@ -65,6 +70,9 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
         return help(None).map(|()| 0);
     }
     let Some(command) = COMMANDS.iter().find(|c| c.name == name) else {
+        if let Ok(Some(Arg::Short('h') | Arg::Long("help"))) = parser.next() {
+            return Err(Error::invalid(format!("No help topic for '{name}'")));
+        }
         return Err(Error::invalid(format!("{name:?} is not a command; see brig-runtime --help")));
     };
     global.command = command.name;
@@ -85,7 +93,8 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
         "start" => start_command(global, options.id()?),
         "state" => {
             let (dir, record) = open(global, options.id()?)?;
-            print(&pretty(&record.state(&dir))?)
+            let text = serde_json::to_string_pretty(&record.state(&dir));
+            print(&text.map_err(|e| Error::os("writing JSON", std::io::Error::from(e)))?)
         }
         "kill" => kill_command(global, &options),
         "delete" => delete_command(global, &options),
@@ -112,12 +121,14 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
 
 fn help(command: Option<&Command>) -> Result<(), Error> {
     let Some(command) = command else {
-        let mut all = "brig-runtime: an OCI container runtime\n\nUsage: brig-runtime [--root DIR] [--log FILE] \
-                       [--log-format text|json] [--debug] [--systemd-cgroup]\n                    \
-                       [--rootless auto|true|false] COMMAND …\n\nCommands:"
-            .to_owned();
+        let mut all =
+            "NAME:\n   brig-runtime - an OCI container runtime\n\nUSAGE:\n   brig-runtime [--root DIR] \
+                       [--log FILE] [--log-format text|json] [--debug] [--systemd-cgroup]\n                \
+                       [--rootless auto|true|false] COMMAND …\n\nCOMMANDS:"
+                .to_owned();
         for command in COMMANDS {
-            all.push_str(&format!("\n  {:<11} {}", command.name, command.about));
+            let line = format!("\n   {:<11} {}", command.name, command.about);
+            all.push_str(&line);
         }
         return print(&all);
     };
@@ -127,12 +138,14 @@ fn help(command: Option<&Command>) -> Result<(), Error> {
         (_, 2) => " ID [SIGNAL]",
         _ => " ID [WORD …]",
     };
-    let mut all =
-        format!("{}: {}\n\nUsage: brig-runtime {} [OPTION …]{words}", command.name, command.about, command.name);
+    let (name, about) = (command.name, command.about);
+    let mut all = format!(
+        "NAME:\n   brig-runtime {name} - {about}\n\nUSAGE:\n   brig-runtime {name} [OPTION …]{words}\n\nOPTIONS:"
+    );
     for flag in command.flags {
         let short = flag.short.map_or_else(|| "    ".to_owned(), |c| format!("-{c}, "));
         let value = flag.value.map_or_else(String::new, |v| format!(" {v}"));
-        all.push_str(&format!("\n  {short}--{}{value}", flag.long));
+        all.extend(["\n   ", &short, "--", flag.long, &value]);
     }
     print(&all)
 }
@@ -170,7 +183,9 @@ fn listen_fds() -> u32 {
 fn check_preserved(count: u32) -> Result<(), Error> {
     for number in 3..3_u32.saturating_add(count) {
         if fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_err() {
-            return Err(Error::invalid(format!("descriptor {number} is to be preserved, but it is not open")));
+            return Err(Error::invalid(format!(
+                "descriptor {number} is to be preserved, but it is not open"
+            )));
         }
     }
     Ok(())
@@ -185,12 +200,14 @@ pub(super) fn check_terminal(wanted: bool, detached: bool, options: &Options) ->
         return Err(Error::invalid("--console-socket is given, but the container has no terminal"));
     }
     if socket && !detached {
-        return Err(Error::invalid("--console-socket is given, but this command stays and has a terminal itself"));
+        return Err(Error::invalid(
+            "--console-socket is given, but this command stays and has a terminal itself",
+        ));
     }
     Ok(())
 }
 
-fn load_spec(bundle: &Path) -> Result<Spec, Error> {
+fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
     const LIMIT: u64 = 16 << 20;
     let file = bundle.join("config.json");
     let what = || format!("reading {}", file.display());
@@ -199,7 +216,7 @@ fn load_spec(bundle: &Path) -> Result<Spec, Error> {
         return Err(Error::invalid(format!("{}: {size} bytes are too many", what())));
     }
     let bytes = fs::read(&file).map_err(|e| Error::os(what(), e))?;
-    serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("{}: {e}", what())))
+    lenient::spec(&bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())))
 }
 
 /// The service manager's descriptors are the container's process's now.
@@ -217,7 +234,7 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<(Dir, Creat
     let bundle = options.path("bundle").unwrap_or_else(|| PathBuf::from("."));
     let bundle = fs::canonicalize(&bundle)
         .map_err(|e| Error::os(format!("opening bundle {}", bundle.display()), e))?;
-    let mut spec = load_spec(&bundle)?;
+    let mut spec = load_spec(&bundle, global)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = bundle.join(root.path());
     let wants_terminal = spec.process().as_ref().and_then(Process::terminal).unwrap_or_default();
@@ -309,7 +326,7 @@ fn start_command(global: &Global, id: &str) -> Result<(), Error> {
 
 fn after_start(dir: &Dir, record: &Record) -> Result<(), Error> {
     let Some(spec_hooks) = record.spec.hooks() else { return Ok(()) };
-    let state = record.state(dir).to_string().into_bytes();
+    let state = record.state(dir).json()?;
     hooks::run("poststart", spec_hooks.poststart().as_ref(), &state, Some(&record.bundle))
 }
 
@@ -354,7 +371,16 @@ fn kill_command(global: &Global, options: &Options) -> Result<(), Error> {
     if options.has("all") {
         return record.cgroup.signal_all(number);
     }
-    need(&record, &dir, &[Status::Created, Status::Running, Status::Paused], "killed")?;
+    if record.status(&dir) == Status::Stopped {
+        if !record.has_own_pids() && !record.cgroup.procs()?.is_empty() {
+            // The first is gone, the others are not.
+            return record.cgroup.signal_all(number);
+        }
+        return Err(Error::new(
+            Kind::State,
+            format!("container {} cannot be killed: container not running", record.id),
+        ));
+    }
     let failed =
         |e: std::io::Error| Error::os(format!("sending signal {number} to container {}", record.id), e);
     let pid = Pid::from_raw(record.pid).ok_or_else(|| failed(rustix::io::Errno::SRCH.into()))?;
@@ -416,7 +442,7 @@ pub(super) fn destroy(dir: &Dir, record: &Record) -> Result<(), Error> {
     }
     record.cgroup.delete()?;
     let poststop = record.spec.hooks().as_ref().and_then(|h| h.poststop().as_ref());
-    let state = record.state(dir).to_string().into_bytes();
+    let state = record.state(dir).json()?;
     let result = hooks::run("poststop", poststop, &state, Some(&record.bundle));
     dir.remove()?;
     result

@@ -110,9 +110,7 @@ fn shown(stats: &Stats) -> Value {
         },
         "hugetlb": stats.hugetlb.iter().map(|(size, h)| (size.clone(), huge(h))).collect::<serde_json::Map<_, _>>(),
     });
-    let psi = |p: &PressureStats| {
-        json!({"some": {"total": p.some_total}, "full": {"total": p.full_total}})
-    };
+    let psi = |p: &PressureStats| json!({"some": {"total": p.some_total}, "full": {"total": p.full_total}});
     for (part, pressure) in
         [("cpu", &stats.cpu.pressure), ("memory", &memory.pressure), ("blkio", &stats.blkio.pressure)]
     {

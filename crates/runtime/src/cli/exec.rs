@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use super::attend::{attend, forwarded};
 use super::options::Options;
 use super::record::{Record, Status};
-use super::{Global, commands, terminal};
+use super::{Global, commands, lenient, terminal};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind};
 use crate::launch::{Common, ExecRequest, Stdio, exec};
@@ -17,17 +17,29 @@ use crate::{hooks, seccomp};
 /// The process's exit status; docker and others take 255 for "could not be run".
 pub(super) fn run(global: &Global, options: &Options) -> Result<u8, Error> {
     let (dir, record) = commands::open(global, options.id()?)?;
-    if options.has("ignore-paused") && record.status(&dir) == Status::Paused {
-        // It starts when the container goes on.
-    } else {
+    if record.status(&dir) != Status::Paused {
         commands::need(&record, &dir, &[Status::Running, Status::Created], "entered")?;
+    } else if !options.has("ignore-paused") {
+        let id = &record.id;
+        return Err(Error::new(
+            Kind::State,
+            format!(
+                "cannot exec in a paused container: {id} is paused (--ignore-paused: start when it goes on)"
+            ),
+        ));
     }
-    let process = process(&record, options)?;
+    let process = process(&record, options, global)?;
     let wants_terminal = process.terminal().unwrap_or_default();
     let detach = options.has("detach");
     commands::check_terminal(wants_terminal, detach, options)?;
     let filter = record.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-    let state = hooks::state(&record.id, record.status(&dir).name(), Some(record.pid), Some(&record.bundle), &record.spec);
+    let state = hooks::state(
+        &record.id,
+        record.status(&dir).name(),
+        Some(record.pid),
+        Some(&record.bundle),
+        &record.spec,
+    );
     let signals = (!detach).then(forwarded).transpose()?;
     let mut done = exec(ExecRequest {
         process,
@@ -71,11 +83,11 @@ fn group(record: &Record, options: &Options) -> Result<Cgroup, Error> {
     if below.is_empty() { Ok(record.cgroup.clone()) } else { record.cgroup.inner(&below) }
 }
 
-fn process(record: &Record, options: &Options) -> Result<Process, Error> {
+fn process(record: &Record, options: &Options, global: &Global) -> Result<Process, Error> {
     if let Some(file) = options.path("process") {
         let what = || format!("reading {}", file.display());
         let bytes = fs::read(&file).map_err(|e| Error::os(what(), e))?;
-        return serde_json::from_slice(&bytes).map_err(|e| Error::invalid(format!("{}: {e}", what())));
+        return lenient::process(&bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())));
     }
     let base = record.spec.process().clone();
     let mut process = base.ok_or_else(|| Error::invalid("the container's spec has no process"))?;
@@ -116,7 +128,9 @@ fn process(record: &Record, options: &Options) -> Result<Process, Error> {
         let mut user = process.user().clone();
         let mut gids = user.additional_gids().clone().unwrap_or_default();
         for text in options.all("additional-gids").flat_map(|list| list.split(',')) {
-            gids.push(text.parse().map_err(|_unused| Error::invalid(format!("group {text:?} is not a number")))?);
+            gids.push(
+                text.parse().map_err(|_unused| Error::invalid(format!("group {text:?} is not a number")))?,
+            );
         }
         user.set_additional_gids(Some(gids));
         process.set_user(user);
@@ -146,9 +160,14 @@ fn process(record: &Record, options: &Options) -> Result<Process, Error> {
                 .set_bounding(Some(bounding))
                 .set_permitted(Some(permitted))
                 .set_effective(Some(effective));
+            // Ambient ones are possible only where something is inheritable at all.
+            if capabilities.inheritable().as_ref().is_some_and(|set| !set.is_empty()) {
+                let mut ambient = capabilities.ambient().clone().unwrap_or_default();
+                ambient.insert(capability);
+                capabilities.set_ambient(Some(ambient));
+            }
         }
         process.set_capabilities(Some(capabilities));
     }
     Ok(process)
 }
-

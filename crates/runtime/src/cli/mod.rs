@@ -8,6 +8,7 @@ mod attend;
 mod commands;
 mod events;
 mod exec;
+mod lenient;
 mod notify;
 mod options;
 mod record;
@@ -48,6 +49,10 @@ impl Global {
         }
         let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && self.is_rootless());
         own.map_or_else(|| PathBuf::from("/run/brig-runtime"), |dir| PathBuf::from(dir).join("brig-runtime"))
+    }
+
+    fn root_is_given(&self) -> bool {
+        self.root.is_some()
     }
 
     /// A user other than root, or root of a user namespace that has not all ids.

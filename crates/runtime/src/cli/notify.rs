@@ -70,7 +70,8 @@ impl Proxy {
     /// watch from now on.
     pub fn wait_ready(&self, pid: i32, process: BorrowedFd<'_>) -> Result<(), Error> {
         loop {
-            let mut fds = [PollFd::new(&self.socket, PollFlags::IN), PollFd::from_borrowed_fd(process, PollFlags::IN)];
+            let mut fds =
+                [PollFd::new(&self.socket, PollFlags::IN), PollFd::from_borrowed_fd(process, PollFlags::IN)];
             match poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(e) => return Err(Error::os("waiting for the container to be ready", e)),

@@ -89,11 +89,7 @@ pub(crate) const COMMANDS: &[Command] = &[
         about: "create and start",
         words: (1, 1),
         passes_on: false,
-        flags: create_flags!(
-            switch("detach", Some('d')),
-            switch("keep", None),
-            switch("no-subreaper", None),
-        ),
+        flags: create_flags!(switch("detach", Some('d')), switch("keep", None), switch("no-subreaper", None),),
     },
     Command {
         name: "state",
@@ -415,7 +411,8 @@ pub(crate) fn signal(text: &str) -> Result<i32, Error> {
             return Err(unknown());
         }
     };
-    if (1..=64).contains(&number) { Ok(number) } else { Err(unknown()) }
+    // Signal 0 only asks whether somebody is there.
+    if (0..=64).contains(&number) { Ok(number) } else { Err(unknown()) }
 }
 
 #[cfg(test)]
@@ -432,7 +429,8 @@ mod tests {
 
     #[test]
     fn flags_are_sorted() {
-        let o = parsed(&["exec", "-tu", "5:6", "-e", "A=1", "--env=B=2", "--detach=false", "id", "sh", "-c"]).unwrap();
+        let o = parsed(&["exec", "-tu", "5:6", "-e", "A=1", "--env=B=2", "--detach=false", "id", "sh", "-c"])
+            .unwrap();
         assert!(o.has("tty") && !o.has("detach"));
         assert_eq!(o.text("user"), Some("5:6"));
         assert_eq!(o.all("env").collect::<Vec<_>>(), ["A=1", "B=2"]);
@@ -464,7 +462,7 @@ mod tests {
         {
             assert_eq!(signal(text).unwrap(), number);
         }
-        for bad in ["0", "65", "-1", "", "NOPE", "RTMIN+99"] {
+        for bad in ["65", "-1", "", "NOPE", "RTMIN+99"] {
             assert!(signal(bad).is_err(), "{bad}");
         }
     }
@@ -473,7 +471,7 @@ mod tests {
         #[test]
         fn any_text_is_a_signal_or_an_error(text in ".*") {
             if let Ok(number) = signal(&text) {
-                prop_assert!((1..=64).contains(&number));
+                prop_assert!((0..=64).contains(&number));
             }
         }
 

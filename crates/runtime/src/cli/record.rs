@@ -212,24 +212,41 @@ impl Record {
     }
 
     /// The state as runtime-spec and runc give it.
-    pub fn state(&self, dir: &Dir) -> serde_json::Value {
+    pub fn state(&self, dir: &Dir) -> State<'_> {
         let status = self.status(dir);
-        let mut state = serde_json::json!({
-            "ociVersion": crate::OCI_VERSION,
-            "id": self.id,
-            "pid": if status == Status::Stopped { 0 } else { self.pid },
-            "status": status.name(),
-            "bundle": self.bundle,
-            "rootfs": self.rootfs,
-            "created": self.created,
-            "owner": dir.owner(),
-        });
-        if let Some(annotations) = self.spec.annotations()
-            && let Some(fields) = state.as_object_mut()
-        {
-            fields.insert("annotations".to_owned(), serde_json::json!(annotations));
+        State {
+            oci_version: crate::OCI_VERSION,
+            id: &self.id,
+            pid: if status == Status::Stopped { 0 } else { self.pid },
+            status: status.name(),
+            bundle: &self.bundle,
+            rootfs: &self.rootfs,
+            created: &self.created,
+            owner: dir.owner(),
+            annotations: self.spec.annotations().as_ref(),
         }
-        state
+    }
+}
+
+/// In runc's order: people read it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct State<'a> {
+    oci_version: &'static str,
+    pub id: &'a str,
+    pub pid: i32,
+    pub status: &'static str,
+    pub bundle: &'a Path,
+    rootfs: &'a Path,
+    pub created: &'a str,
+    pub owner: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    annotations: Option<&'a std::collections::HashMap<String, String>>,
+}
+
+impl State<'_> {
+    pub fn json(&self) -> Result<Vec<u8>, Error> {
+        serde_json::to_vec(self).map_err(|e| Error::os("writing a container's state", io::Error::from(e)))
     }
 }
 

@@ -4,42 +4,45 @@ use std::fs;
 use std::process::Command;
 
 use super::options::Options;
-use super::record::Dir;
+use super::record::{Dir, State};
 use super::{Global, commands, print};
 use crate::error::{Error, Kind};
 
 pub(super) fn list(global: &Global, options: &Options) -> Result<(), Error> {
-    let mut states = Vec::new();
     let root = global.root();
     let entries = match fs::read_dir(&root) {
         Ok(entries) => entries.flatten().collect(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        // Nothing has been made yet; a place that somebody names must be there.
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && !global.root_is_given() => Vec::new(),
         Err(e) => return Err(Error::os(format!("reading {}", root.display()), e)),
     };
+    let mut records = Vec::new();
     for entry in entries {
         let name = entry.file_name();
         let Some(id) = name.to_str() else { continue };
         let dir = Dir::new(&root, id);
         // One that is being made or removed right now is not listed.
         if let Ok(record) = dir.load(id) {
-            states.push(record.state(&dir));
+            records.push((dir, record));
         }
     }
-    let field = |state: &serde_json::Value, key: &str| match &state[key] {
-        serde_json::Value::String(text) => text.clone(),
-        other => other.to_string(),
-    };
-    states.sort_by_key(|s| field(s, "id"));
+    records.sort_by(|(_, a), (_, b)| a.id.cmp(&b.id));
     if options.has("quiet") {
-        let ids: Vec<String> = states.iter().map(|s| field(s, "id")).collect();
+        let ids: Vec<&str> = records.iter().map(|(_, record)| record.id.as_str()).collect();
         return if ids.is_empty() { Ok(()) } else { print(&ids.join("\n")) };
     }
+    let states: Vec<State<'_>> = records.iter().map(|(dir, record)| record.state(dir)).collect();
     match options.text("format") {
-        Some("json") => print(&serde_json::Value::from(states).to_string()),
+        Some("json") => {
+            let text = serde_json::to_string(&states);
+            print(&text.map_err(|e| Error::os("writing JSON", std::io::Error::from(e)))?)
+        }
         None | Some("table") => {
-            let columns = ["id", "pid", "status", "bundle", "created", "owner"];
             let mut rows = vec![["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"].map(str::to_owned)];
-            rows.extend(states.iter().map(|s| columns.map(|c| field(s, c))));
+            rows.extend(states.iter().map(|s| {
+                let bundle = s.bundle.display().to_string();
+                [s.id, &s.pid.to_string(), s.status, &bundle, s.created, &s.owner].map(str::to_owned)
+            }));
             let widths: Vec<usize> =
                 (0..6).map(|c| rows.iter().map(|r| r[c].len()).max().unwrap_or(0).max(9)).collect();
             let line = |row: &[String; 6]| {
@@ -63,7 +66,11 @@ pub(super) fn ps(global: &Global, options: &Options) -> Result<(), Error> {
     }
     let args = options.words.get(1..).unwrap_or_default();
     let mut command = Command::new("ps");
-    if args.is_empty() { command.arg("-ef") } else { command.args(args) };
+    if args.is_empty() {
+        command.arg("-ef")
+    } else {
+        command.args(args)
+    };
     let done = match command.output() {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound && args.is_empty() => return own_table(&pids),
         other => other.map_err(|e| Error::os("executing ps", e))?,

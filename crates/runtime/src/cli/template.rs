@@ -44,7 +44,8 @@ pub(super) fn spec(options: &Options) -> Result<(), Error> {
     if options.has("rootless") {
         make_rootless(&mut spec);
     }
-    fs::write(&file, commands::pretty(&spec)?).map_err(|e| Error::os(format!("writing {}", file.display()), e))
+    fs::write(&file, commands::pretty(&spec)?)
+        .map_err(|e| Error::os(format!("writing {}", file.display()), e))
 }
 
 /// A user namespace of one's own user, and nothing that needs more than that.

@@ -76,7 +76,9 @@ impl Joined {
         let mut buffer = [0_u8; 8192];
         match rustix::io::read(&self.master, &mut buffer) {
             Ok(0) | Err(rustix::io::Errno::IO) => Ok(false),
-            Ok(length) => write_all(rustix::stdio::stdout(), &buffer[..length]).map(|()| true).map_err(failed),
+            Ok(length) => {
+                write_all(rustix::stdio::stdout(), &buffer[..length]).map(|()| true).map_err(failed)
+            }
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => Ok(true),
             Err(e) => Err(failed(e)),
         }

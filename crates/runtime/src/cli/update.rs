@@ -32,7 +32,10 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<(), Error> {
     let parse = |value: Value| -> Result<LinuxResources, Error> {
         serde_json::from_value(value).map_err(|e| Error::invalid(format!("{what}: {e}")))
     };
-    record.cgroup.update(&parse(changes.clone())?)?;
+    let wanted = parse(changes.clone())?;
+    record.cgroup.extend(&wanted)?;
+    dir.save(&record)?;
+    record.cgroup.update(&wanted)?;
     let Some(linux) = record.spec.linux_mut() else { return Ok(()) };
     let mut all = serde_json::to_value(linux.resources()).unwrap_or_default();
     merge(&mut all, changes);
@@ -119,6 +122,9 @@ mod tests {
     fn changes_are_merged_by_name() {
         let mut all = json!({"memory": {"limit": 1, "swap": 2}, "pids": {"limit": 3}});
         merge(&mut all, json!({"memory": {"limit": 5}, "cpu": {"shares": 9}}));
-        assert_eq!(all, json!({"memory": {"limit": 5, "swap": 2}, "pids": {"limit": 3}, "cpu": {"shares": 9}}));
+        assert_eq!(
+            all,
+            json!({"memory": {"limit": 5, "swap": 2}, "pids": {"limit": 3}, "cpu": {"shares": 9}})
+        );
     }
 }

@@ -51,9 +51,12 @@ impl Monitor {
             Request::Pause => self.pause().map(|()| Reply::Done),
             Request::Resume => self.resume().map(|()| Reply::Done),
             Request::Stats => self.cgroup.stats().map(|s| Reply::Stats(Box::new(s))).map_err(Failure::from),
-            Request::Update { resources } => {
-                self.cgroup.update(&resources).map(|()| Reply::Done).map_err(Failure::from)
-            }
+            Request::Update { resources } => self
+                .cgroup
+                .extend(&resources)
+                .and_then(|()| self.cgroup.update(&resources))
+                .map(|()| Reply::Done)
+                .map_err(Failure::from),
             Request::Pids => self.cgroup.procs().map(Reply::Pids).map_err(Failure::from),
             Request::Detach { key } => {
                 self.relay.detach(&key);
