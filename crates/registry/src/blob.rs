@@ -39,7 +39,7 @@ impl Layer {
 
 /// Fetches and extracts one layer. The caller holds its turn.
 pub(crate) async fn fetch(
-    session: &Session<'_>,
+    session: &Session,
     attempts: usize,
     store: &Store,
     lease: &Lease,
@@ -105,7 +105,7 @@ enum Piece {
 }
 
 async fn download(
-    session: &Session<'_>,
+    session: &Session,
     attempts: usize,
     layer: &Layer,
     ingest: Ingest,
@@ -176,7 +176,7 @@ async fn download(
 
 /// Streams from `offset` on. `Err(None)` means that nobody takes the bytes any more.
 async fn stream(
-    session: &Session<'_>,
+    session: &Session,
     layer: &Layer,
     offset: &mut u64,
     pieces: &mpsc::Sender<Piece>,

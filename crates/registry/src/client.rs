@@ -3,15 +3,16 @@
 //! Invariant: what two operations fetch at the same time is fetched once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 
 use brigantine_image::model::{Descriptor, Document};
 use brigantine_image::{Digest, Platform, Reference, media};
 use http::Method;
 use http::header::ACCEPT;
 
-use crate::endpoint::endpoints;
+use crate::endpoint::{Purpose, endpoints};
 use crate::error::shown;
+use crate::hosts::Trust;
 use crate::session::{Action, Ask, Session, detail, read};
 use crate::{Config, Credentials, Error};
 
@@ -28,8 +29,8 @@ pub struct Client {
 /// Connections and their configuration.
 pub(crate) struct Transport {
     pub config: Config,
-    strict: OnceLock<reqwest::Client>,
-    lenient: OnceLock<reqwest::Client>,
+    /// One client for each way to trust: connections are shared only between hosts that are trusted alike.
+    clients: Mutex<HashMap<Trust, reqwest::Client>>,
 }
 
 /// Who is fetching which blob: the next one waits and then finds it there.
@@ -49,18 +50,18 @@ pub struct Resolved {
 }
 
 impl Transport {
-    pub fn client(&self, insecure: bool) -> Result<reqwest::Client, Error> {
-        let cell = if insecure { &self.lenient } else { &self.strict };
-        if let Some(client) = cell.get() {
+    pub fn client(&self, trust: &Trust) -> Result<reqwest::Client, Error> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(trust) {
             return Ok(client.clone());
         }
-        let client = self
-            .build(insecure)
-            .map_err(|error| Error::Invalid(format!("setting up connections to registries: {error}")))?;
-        Ok(cell.get_or_init(|| client).clone())
+        let client = self.build(trust)?;
+        clients.insert(trust.clone(), client.clone());
+        Ok(client)
     }
 
-    fn build(&self, insecure: bool) -> Result<reqwest::Client, reqwest::Error> {
+    fn build(&self, trust: &Trust) -> Result<reqwest::Client, Error> {
+        let failed = |error| Error::Invalid(format!("setting up connections to registries: {error}"));
         // Fails when the process has chosen one already, which is as good.
         rustls::crypto::ring::default_provider().install_default().ok();
         let mut builder = reqwest::Client::builder()
@@ -68,17 +69,21 @@ impl Transport {
             .redirect(reqwest::redirect::Policy::none())
             .connect_timeout(std::time::Duration::from_secs(15))
             .read_timeout(self.config.stall);
-        if insecure {
+        if trust.anything {
             builder = builder.tls_danger_accept_invalid_certs(true);
+        }
+        builder = builder.tls_certs_merge(trust.authorities()?);
+        if let Some(identity) = trust.identity()? {
+            builder = builder.identity(identity);
         }
         let except = || self.config.no_proxy.as_deref().and_then(reqwest::NoProxy::from_string);
         if let Some(proxy) = &self.config.http_proxy {
-            builder = builder.proxy(reqwest::Proxy::http(proxy)?.no_proxy(except()));
+            builder = builder.proxy(reqwest::Proxy::http(proxy).map_err(failed)?.no_proxy(except()));
         }
         if let Some(proxy) = &self.config.https_proxy {
-            builder = builder.proxy(reqwest::Proxy::https(proxy)?.no_proxy(except()));
+            builder = builder.proxy(reqwest::Proxy::https(proxy).map_err(failed)?.no_proxy(except()));
         }
-        builder.build()
+        builder.build().map_err(failed)
     }
 }
 
@@ -135,8 +140,9 @@ impl Client {
         let named = Reference::parse(&format!("{registry}/login"))
             .map_err(|error| Error::Invalid(error.to_string()))?;
         let transport = self.transport();
-        let endpoint = endpoints(&transport.config, &named, false)?
-            .pop()
+        let endpoint = endpoints(&transport.config, &named, Purpose::Push)?
+            .into_iter()
+            .find(|endpoint| !endpoint.mirror)
             .ok_or_else(|| Error::Invalid(format!("{registry:?} is not a registry")))?;
         let session = Session::open(&transport, &endpoint, "", Action::Pull, Some(credentials)).await?;
         let url = session.url("")?;
@@ -146,8 +152,8 @@ impl Client {
 }
 
 impl Transport {
-    fn new(config: Config) -> Self {
-        Self { config, strict: OnceLock::new(), lenient: OnceLock::new() }
+    pub fn new(config: Config) -> Self {
+        Self { config, clients: Mutex::default() }
     }
 }
 
@@ -168,13 +174,14 @@ impl Turns {
 }
 
 /// Opens the first endpoint that has the reference, and gets its manifest.
-pub(crate) async fn find<'t>(
-    transport: &'t Transport,
+pub(crate) async fn find(
+    transport: &Arc<Transport>,
     reference: &Reference,
     credentials: Option<Credentials>,
-) -> Result<(Session<'t>, Descriptor, Vec<u8>), Error> {
+) -> Result<(Session, Descriptor, Vec<u8>), Error> {
     let mut first_failure = None;
-    let all = endpoints(&transport.config, reference, true)?;
+    let purpose = if reference.digest().is_some() { Purpose::Pull } else { Purpose::Resolve };
+    let all = endpoints(&transport.config, reference, purpose)?;
     for endpoint in &all {
         let attempt = async {
             let session =
@@ -212,7 +219,10 @@ pub(crate) fn name_failure(reference: &Reference, error: Error) -> Error {
 }
 
 /// The manifest a reference's tag or digest names.
-async fn manifest(session: &Session<'_>, reference: &Reference) -> Result<(Descriptor, Vec<u8>), Error> {
+pub(crate) async fn manifest(
+    session: &Session,
+    reference: &Reference,
+) -> Result<(Descriptor, Vec<u8>), Error> {
     let name = match (reference.digest(), reference.tag()) {
         (Some(digest), _) => digest.to_string(),
         (None, tag) => tag.unwrap_or("latest").to_owned(),
@@ -285,7 +295,7 @@ pub(crate) fn parse(reference: &Reference, raw: &[u8]) -> Result<Document, Error
 
 /// A manifest named by another manifest.
 pub(crate) async fn child(
-    session: &Session<'_>,
+    session: &Session,
     reference: &Reference,
     descriptor: &Descriptor,
 ) -> Result<Vec<u8>, Error> {
@@ -301,7 +311,7 @@ pub(crate) async fn child(
 }
 
 /// A blob small enough for memory (a configuration), verified.
-pub(crate) async fn small_blob(session: &Session<'_>, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
+pub(crate) async fn small_blob(session: &Session, descriptor: &Descriptor) -> Result<Vec<u8>, Error> {
     let subject = format!("blob {} at {}", descriptor.digest, session.registry());
     let limit = brigantine_image::DOCUMENT_MAX;
     if descriptor.size > limit {

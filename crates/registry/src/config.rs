@@ -12,6 +12,9 @@ pub struct Config {
     pub mirrors: Vec<String>,
     /// `host`, `host:port` or address ranges that may be reached without TLS, or with any certificate.
     pub insecure: Vec<String>,
+    /// Directories of hosts' own settings: `HOST/hosts.toml` as containerd reads it, `HOST/{ca.crt,*.cert,*.key}` as
+    /// docker does. The first one that has the host counts.
+    pub hosts: Vec<std::path::PathBuf>,
     pub max_downloads: usize,
     pub max_uploads: usize,
     /// Attempts at one transfer that make no progress before it fails.
@@ -30,6 +33,7 @@ impl Default for Config {
         Self {
             mirrors: Vec::new(),
             insecure: Vec::new(),
+            hosts: Vec::new(),
             max_downloads: 3,
             max_uploads: 5,
             attempts: 5,
@@ -42,7 +46,15 @@ impl Default for Config {
     }
 }
 
+/// Where hosts' settings are looked for, in order.
+const HOSTS: [&str; 3] = ["/etc/brigantine/certs.d", "/etc/docker/certs.d", "/etc/containerd/certs.d"];
+
 impl Config {
+    /// The defaults, with this machine's settings of hosts.
+    pub fn for_host() -> Self {
+        Self { hosts: HOSTS.map(std::path::PathBuf::from).to_vec(), ..Self::default() }
+    }
+
     /// Whether the registry at `domain` (`host[:port]`) may be reached without TLS.
     pub(crate) fn is_insecure(&self, domain: &str) -> bool {
         let host = host_of(domain);

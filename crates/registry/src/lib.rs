@@ -1,6 +1,6 @@
-//! The distribution-spec client: pull, push and look up images in registries.
+//! The distribution specification, both sides: pull, push and look up images in registries, and serve one.
 //!
-//! Start at [`Client`]. Everything that goes into the image store is verified against its digest before it becomes
+//! Start at [`Client`] and [`server::Server`]. Everything that goes into the image store is verified against its digest before it becomes
 //! visible; secrets only ever travel to the registry that asked for them, or to the token server it named.
 
 mod auth;
@@ -9,9 +9,11 @@ mod client;
 mod config;
 mod endpoint;
 mod error;
+mod hosts;
 mod progress;
 mod pull;
 mod push;
+pub mod server;
 mod session;
 
 pub use auth::Credentials;

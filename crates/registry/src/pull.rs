@@ -62,7 +62,7 @@ impl Client {
 struct Pull<'p> {
     client: &'p Client,
     transport: &'p Transport,
-    session: &'p Session<'p>,
+    session: &'p Session,
     store: &'p Store,
     reference: &'p Reference,
     report: &'p Report,

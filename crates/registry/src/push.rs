@@ -7,13 +7,13 @@ use std::collections::HashSet;
 use brigantine_image::model::{Descriptor, Document};
 use brigantine_image::{Digest, Image, Reference, Store, media};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use http::header::{CONTENT_TYPE, LOCATION};
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
 use http::{Method, StatusCode};
 use url::Url;
 
 use crate::blob::blocking;
 use crate::client::{MANIFEST_LIMIT, Transport, parse};
-use crate::endpoint::endpoints;
+use crate::endpoint::{Purpose, endpoints};
 use crate::session::{Action, Ask, Session};
 use crate::{Client, Credentials, Error, Progress, Report};
 
@@ -36,8 +36,9 @@ impl Client {
     ) -> Result<Pushed, Error> {
         let reference = reference.clone().or_latest();
         let transport = self.transport();
-        let endpoint = endpoints(&transport.config, &reference, false)?
-            .pop()
+        let endpoint = endpoints(&transport.config, &reference, Purpose::Push)?
+            .into_iter()
+            .next()
             .ok_or_else(|| Error::Invalid(format!("no registry takes {}", reference.familiar())))?;
         let named = |error| name_failure(&reference, error);
         report(Progress::message(format!("The push refers to repository [{}]", reference.repository())));
@@ -67,7 +68,7 @@ fn name_failure(reference: &Reference, error: Error) -> Error {
 
 struct Push<'p> {
     transport: &'p Transport,
-    session: &'p Session<'p>,
+    session: &'p Session,
     store: &'p Store,
     image: &'p Image,
     reference: &'p Reference,
@@ -158,27 +159,51 @@ impl Push<'_> {
             return Ok(());
         }
         let mut failures = 0;
+        let mut begun = None;
         loop {
-            let location = match self.begin(descriptor).await? {
-                Begun::Mounted(from) => {
-                    say(Progress::step(&id, &format!("Mounted from {from}")));
-                    return Ok(());
-                }
-                Begun::Upload(location) => location,
+            let (location, offset) = match begun.take() {
+                Some(begun) => begun,
+                None => match self.begin(descriptor).await? {
+                    Begun::Mounted(from) => {
+                        say(Progress::step(&id, &format!("Mounted from {from}")));
+                        return Ok(());
+                    }
+                    Begun::Upload(location) => (location, 0),
+                },
             };
-            match self.upload(descriptor, location, shown).await {
+            let error = match self.upload(descriptor, location.clone(), offset, shown).await {
                 Ok(()) => break,
-                Err(error) if error.is_transient() && failures + 1 < self.transport.config.attempts => {
-                    failures += 1;
-                    tracing::debug!(blob = %descriptor.digest, error = %error, "an upload broke off");
-                    say(Progress::step(&id, "Retrying"));
-                    tokio::time::sleep(self.session.pause(failures, None)).await;
-                }
-                Err(error) => return Err(error),
+                Err(error) => error,
+            };
+            failures += 1;
+            if !error.is_transient() || failures >= self.transport.config.attempts {
+                return Err(error);
             }
+            tracing::debug!(blob = %descriptor.digest, error = %error, "an upload broke off");
+            say(Progress::step(&id, "Retrying"));
+            tokio::time::sleep(self.session.pause(failures, None)).await;
+            let there = self.reached(&location).await;
+            if there.as_ref().is_some_and(|(_, reached)| *reached > offset) {
+                failures = 1;
+            }
+            begun = there;
         }
         say(Progress::step(&id, "Pushed"));
         Ok(())
+    }
+
+    /// How far an upload came, and where it goes on; `None` where it has to begin anew.
+    async fn reached(&self, location: &Url) -> Option<(Url, u64)> {
+        let answer = self.session.send(&Ask::new(Method::GET, location.clone())).await.ok()?;
+        if answer.status() != StatusCode::NO_CONTENT {
+            return None;
+        }
+        let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok());
+        let last: u64 = header(RANGE)?.rsplit('-').next()?.trim().parse().ok()?;
+        let next =
+            header(LOCATION).and_then(|next| location.join(next).ok()).unwrap_or_else(|| location.clone());
+        // `0-0` is what some say for nothing and others for one byte: the first is always right to begin with.
+        Some((next, if last == 0 { 0 } else { last + 1 }))
     }
 
     /// Starts an upload, offering a sister repository to mount from.
@@ -206,22 +231,36 @@ impl Push<'_> {
         }
     }
 
-    async fn upload(&self, descriptor: &Descriptor, mut location: Url, shown: bool) -> Result<(), Error> {
-        if !matches!(location.scheme(), "http" | "https") {
-            return Err(Error::protocol(
-                self.session.registry(),
-                "wants an upload somewhere other than http or https",
-            ));
+    /// Sends a blob from `offset` on, and closes the upload.
+    async fn upload(
+        &self,
+        descriptor: &Descriptor,
+        location: Url,
+        offset: u64,
+        shown: bool,
+    ) -> Result<(), Error> {
+        let elsewhere = |location: &Url| {
+            let wrong = !matches!(location.scheme(), "http" | "https");
+            wrong.then(|| {
+                Error::protocol(self.session.registry(), "wants an upload somewhere other than http or https")
+            })
+        };
+        if let Some(error) = elsewhere(&location) {
+            return Err(error);
         }
-        location.query_pairs_mut().append_pair("digest", descriptor.digest.as_str());
         let file = blocking({
             let (store, digest) = (self.store.clone(), descriptor.digest.clone());
-            move || store.content().open(&digest)
+            move || {
+                let mut file = store.content().open(&digest)?;
+                std::io::Seek::seek(&mut file, std::io::SeekFrom::Start(offset))
+                    .map_err(brigantine_image::Error::Output)?;
+                Ok(file)
+            }
         })
         .await?
         .map_err(Error::store(format!("read blob {}", descriptor.digest)))?;
         let (id, size, report) = (short(descriptor), descriptor.size, self.report.clone());
-        let (mut sent, mut reported) = (0_u64, 0_u64);
+        let (mut sent, mut reported) = (offset, offset);
         let chunks = tokio_util::io::ReaderStream::with_capacity(tokio::fs::File::from_std(file), 256 << 10)
             .map(move |chunk| {
                 if let Ok(chunk) = &chunk {
@@ -234,11 +273,27 @@ impl Push<'_> {
                 chunk
             });
         let body = reqwest::Body::wrap_stream(chunks);
-        let answer = self.session.send_stream(Method::PUT, &location, size, body).await?;
+        let mut headers = Vec::new();
+        if offset > 0 {
+            headers.push((CONTENT_RANGE, format!("{offset}-{}", size.saturating_sub(1))));
+        }
+        let length = size.saturating_sub(offset);
+        let answer = self.session.send_stream(Method::PATCH, &location, length, headers, body).await?;
+        if answer.status() != StatusCode::ACCEPTED {
+            return Err(self.session.failure("Patch", &location, answer).await);
+        }
+        let next = answer.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+        let mut close = next.and_then(|next| location.join(next).ok()).unwrap_or(location);
+        if let Some(error) = elsewhere(&close) {
+            return Err(error);
+        }
+        close.query_pairs_mut().append_pair("digest", descriptor.digest.as_str());
+        let ask = Ask::new(Method::PUT, close.clone()).header(CONTENT_TYPE, "application/octet-stream");
+        let answer = self.session.send(&ask.header(CONTENT_LENGTH, "0")).await?;
         if answer.status().is_success() {
             Ok(())
         } else {
-            Err(self.session.failure("Put", &location, answer).await)
+            Err(self.session.failure("Put", &close, answer).await)
         }
     }
 }

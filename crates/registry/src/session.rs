@@ -3,8 +3,8 @@
 //! Invariants: credentials are sent only to the registry's own origin (or, for a token, to the realm it named), a
 //! redirect never carries them elsewhere nor leaves http and https, and no answer is read without bound.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -34,12 +34,20 @@ const LONGEST_WAIT: Duration = Duration::from_mins(1);
 pub(crate) enum Action {
     Pull,
     Push,
+    /// Listing all repositories.
+    Catalog,
 }
 
-pub(crate) struct Session<'c> {
-    transport: &'c Transport,
+pub(crate) struct Session {
+    transport: Arc<Transport>,
     client: reqwest::Client,
     base: Url,
+    /// The base's path is complete: `/v2` is not added to it.
+    whole_path: bool,
+    /// Sent to the registry itself, and nowhere else.
+    headers: HeaderMap,
+    /// The registry this one is a mirror of, as containerd's mirrors are told.
+    namespace: Option<String>,
     repository: String,
     action: Action,
     credentials: Option<Credentials>,
@@ -68,27 +76,30 @@ impl Ask {
     }
 }
 
-impl<'c> Session<'c> {
+impl Session {
     /// Finds out how the endpoint speaks and what it asks for.
     pub async fn open(
-        transport: &'c Transport,
+        transport: &Arc<Transport>,
         endpoint: &Endpoint,
         repository: &str,
         action: Action,
         credentials: Option<Credentials>,
     ) -> Result<Self, Error> {
-        let client = transport.client(endpoint.insecure)?;
+        let client = transport.client(&endpoint.trust)?;
         let mut session = Self {
-            transport,
+            transport: Arc::clone(transport),
             client,
             base: endpoint.base.clone(),
+            whole_path: endpoint.whole_path,
+            headers: endpoint.headers.clone(),
+            namespace: endpoint.namespace.clone(),
             repository: repository.to_owned(),
             action,
             // A mirror is another registry: the user's secrets are not for it.
             credentials: credentials.filter(|_| !endpoint.mirror),
             authorization: Mutex::new(None),
         };
-        let plain_too = endpoint.insecure && endpoint.base.scheme() == "https";
+        let plain_too = endpoint.plain_too && endpoint.base.scheme() == "https";
         let answer = match session.ping().await {
             Err(Error::Unreachable { .. }) if plain_too => {
                 if session.base.set_scheme("http").is_err() {
@@ -116,7 +127,8 @@ impl<'c> Session<'c> {
         let url = self.url("")?;
         let mut attempt = 0;
         loop {
-            let sent = self.client.get(url.clone()).timeout(Duration::from_secs(30)).send().await;
+            let request = self.client.get(url.clone()).headers(self.headers.clone());
+            let sent = request.timeout(Duration::from_secs(30)).send().await;
             match sent {
                 Ok(answer)
                     if answer.status() == StatusCode::TOO_MANY_REQUESTS
@@ -135,8 +147,12 @@ impl<'c> Session<'c> {
     pub fn url(&self, path: &str) -> Result<Url, Error> {
         let mut base = self.base.clone();
         let prefix = base.path().trim_end_matches('/').to_owned();
-        base.set_path(&format!("{prefix}/v2/{path}"));
+        let version = if self.whole_path { "" } else { "/v2" };
+        base.set_path(&format!("{prefix}{version}/{path}"));
         base.set_query(None);
+        if let Some(namespace) = &self.namespace {
+            base.query_pairs_mut().append_pair("ns", namespace);
+        }
         Ok(base)
     }
 
@@ -156,8 +172,12 @@ impl<'c> Session<'c> {
         let asked = answer
             .and_then(|answer| answer.headers().get(RETRY_AFTER))
             .and_then(|value| value.to_str().ok())
-            .and_then(|value| value.trim().parse().ok())
-            .map(Duration::from_secs);
+            .and_then(|value| {
+                let value = value.trim();
+                let seconds = value.parse().ok().map(Duration::from_secs);
+                let until = || httpdate::parse_http_date(value).ok()?.duration_since(SystemTime::now()).ok();
+                seconds.or_else(until)
+            });
         let ours = self.transport.config.back_off.saturating_mul(1 << attempt.saturating_sub(1).min(6));
         asked.unwrap_or(ours).max(ours.min(Duration::from_millis(100))).min(LONGEST_WAIT)
     }
@@ -229,10 +249,11 @@ impl<'c> Session<'c> {
             .request(ask.method.clone(), url.clone())
             .headers(ask.headers.clone())
             .body(ask.body.clone());
-        if self.is_ours(url)
-            && let Some(authorization) = self.authorization()
-        {
-            request = request.header(AUTHORIZATION, authorization);
+        if self.is_ours(url) {
+            request = request.headers(self.headers.clone());
+            if let Some(authorization) = self.authorization() {
+                request = request.header(AUTHORIZATION, authorization);
+            }
         }
         request.send().await.map_err(|error| Error::unreachable(verb(&ask.method), url, &error))
     }
@@ -243,6 +264,7 @@ impl<'c> Session<'c> {
         method: Method,
         url: &Url,
         length: u64,
+        headers: Vec<(http::HeaderName, String)>,
         body: reqwest::Body,
     ) -> Result<Response, Error> {
         let mut request = self
@@ -251,10 +273,14 @@ impl<'c> Session<'c> {
             .header(http::header::CONTENT_LENGTH, length)
             .header(http::header::CONTENT_TYPE, "application/octet-stream")
             .body(body);
-        if self.is_ours(url)
-            && let Some(authorization) = self.authorization()
-        {
-            request = request.header(AUTHORIZATION, authorization);
+        for (name, value) in headers {
+            request = request.header(name, value);
+        }
+        if self.is_ours(url) {
+            request = request.headers(self.headers.clone());
+            if let Some(authorization) = self.authorization() {
+                request = request.header(AUTHORIZATION, authorization);
+            }
         }
         request.send().await.map_err(|error| Error::unreachable(verb(&method), url, &error))
     }
@@ -318,12 +344,13 @@ impl<'c> Session<'c> {
         let ours = match self.action {
             Action::Pull => format!("repository:{}:pull", self.repository),
             Action::Push => format!("repository:{}:pull,push", self.repository),
+            Action::Catalog => "registry:catalog:*".to_owned(),
         };
         let mut scopes = vec![ours.as_str()];
         scopes.extend(scope.filter(|scope| {
             *scope != ours && !self.repository.is_empty() && scope.starts_with("repository:")
         }));
-        if self.repository.is_empty() {
+        if self.repository.is_empty() && self.action != Action::Catalog {
             scopes.clear();
         }
         let request = if let Some(Credentials::Identity { token, .. }) = &self.credentials {
@@ -447,6 +474,7 @@ pub(crate) fn verb(method: &Method) -> &'static str {
         Method::POST => "Post",
         Method::PUT => "Put",
         Method::PATCH => "Patch",
+        Method::DELETE => "Delete",
         _ => "Request",
     }
 }

@@ -90,7 +90,7 @@ fn registry_config(live: &Live) -> brigantine_registry::Config {
         http_proxy: live.http_proxy.clone(),
         https_proxy: live.https_proxy.clone(),
         no_proxy: live.no_proxy.clone(),
-        ..brigantine_registry::Config::default()
+        ..brigantine_registry::Config::for_host()
     }
 }
 
