@@ -27,6 +27,7 @@ mod prune;
 mod ps;
 mod pull;
 mod push;
+mod registry;
 mod rename;
 mod restart;
 mod rm;

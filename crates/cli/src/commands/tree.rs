@@ -2,8 +2,8 @@
 
 use super::{
     attach, bootstrap, commit, completion, cp, create, daemon, diff, events, exec, export, history, images,
-    import, info, inspect, kill, load, login, logs, network, pause, port, prune, ps, pull, push, rename,
-    restart, rm, rmi, run, save, start, stats, stop, system, tag, top, update, version, volume, wait,
+    import, info, inspect, kill, load, login, logs, network, pause, port, prune, ps, pull, push, registry,
+    rename, restart, rm, rmi, run, save, start, stats, stop, system, tag, top, update, version, volume, wait,
 };
 use crate::args::{Entry, Group, named, verb};
 use Entry::Absent;
@@ -51,6 +51,7 @@ pub static ROOT: Group = Group {
         Entry::Group(&CONTAINER),
         Entry::Group(&IMAGE),
         Entry::Group(&NETWORK),
+        Entry::Group(&REGISTRY),
         Entry::Group(&SYSTEM),
         Entry::Group(&VOLUME),
         Absent("build", "making an image from a Dockerfile"),
@@ -140,6 +141,12 @@ static NETWORK: Group = Group {
         verb(&prune::NETWORK),
         named("rm", &["remove"], &network::REMOVE),
     ],
+};
+
+static REGISTRY: Group = Group {
+    name: "registry",
+    about: "Run a registry",
+    entries: &[verb(&registry::COLLECT), verb(&registry::SERVE)],
 };
 
 static VOLUME: Group = Group {
