@@ -10,6 +10,8 @@ use ipnet::IpNet;
 pub struct Config {
     /// Images, containers' writable layers and the database; survives a reboot.
     pub data_root: PathBuf,
+    /// How new image layers are kept; the best way that works when not given.
+    pub storage: Option<brigantine_image::Storage>,
     /// Sockets and state of running containers; need not survive a reboot.
     pub exec_root: PathBuf,
     /// The static `brig-runtime` executable; it is copied into a sealed memfd when the engine opens.
@@ -61,6 +63,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             data_root: PathBuf::from("/var/lib/brigantine"),
+            storage: None,
             exec_root: PathBuf::from("/run/brigantine"),
             runtime_exe: PathBuf::from("brig-runtime"),
             bridge: "brig0".to_owned(),

@@ -1,10 +1,10 @@
 //! Images as the engine uses them: the image crate's store, off the asynchronous threads.
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use brigantine_image::{Digest, ErrorClass, Image, Store};
+use brigantine_image::{Digest, ErrorClass, Image, LayerFiles, Lower, Storage, Store};
 
 use crate::error::Context;
 use crate::sync::lock;
@@ -17,14 +17,17 @@ const REMEMBERED: usize = 256;
 #[derive(Debug)]
 pub struct Images {
     store: Store,
-    /// Layer directories by image id, top first: what an id means never changes.
-    layers: Mutex<HashMap<String, Arc<[PathBuf]>>>,
+    /// Layers in use by image id, top first: what an id means never changes.
+    layers: Mutex<HashMap<String, Arc<[Lower]>>>,
+    /// Those of them that are mounts, by the file mounted: images share them, and so files of a layer that several
+    /// containers read are in memory once.
+    mounts: Mutex<HashMap<std::path::PathBuf, Lower>>,
 }
 
 impl Images {
-    pub(crate) fn open(root: &Path) -> Result<Self> {
-        let store = Store::open(root).doing(|| format!("open the image store {}", root.display()))?;
-        Ok(Self { store, layers: Mutex::new(HashMap::new()) })
+    pub(crate) fn open(root: &Path, storage: Option<Storage>) -> Result<Self> {
+        let store = Store::open_with(root, storage).doing(|| format!("open the image store {}", root.display()))?;
+        Ok(Self { store, layers: Mutex::default(), mounts: Mutex::default() })
     }
 
     /// The store itself, for blocking use.
@@ -47,42 +50,57 @@ impl Images {
         self.with(move |store| store.resolve(&name)).await
     }
 
-    /// The directories of an image's layers, top first, unpacked if they were not; of an image removed by force
-    /// those with these diff ids. Blocks.
-    pub(crate) fn layers(&self, id: &str, diff_ids: &[String]) -> Result<Arc<[PathBuf]>> {
+    /// An image's layers, top first, unpacked if they were not; of an image removed by force those with these diff
+    /// ids. Blocks.
+    pub(crate) fn layers(&self, id: &str, diff_ids: &[String]) -> Result<Arc<[Lower]>> {
         if let Some(known) = lock(&self.layers).get(id) {
             return Ok(Arc::clone(known));
         }
         let digest: Digest = id.parse().doing(|| format!("read the image id {id}"))?;
-        let dirs: Arc<[PathBuf]> = match self.store.image(&digest) {
+        let files = match self.store.image(&digest) {
             Ok(image) => {
                 self.store.ensure_unpacked(&image)?;
-                self.store.layer_dirs(&image)?.into()
+                self.store.layer_files(&image)?
             }
             Err(error) => {
                 let known: Option<Vec<Digest>> = diff_ids.iter().map(|layer| layer.parse().ok()).collect();
-                match known.map(|layers| self.store.extracted_dirs(&layers)).transpose()?.flatten() {
-                    Some(dirs) if !diff_ids.is_empty() => dirs.into(),
+                match known.map(|layers| self.store.known_layer_files(&layers)).transpose()?.flatten() {
+                    Some(files) if !diff_ids.is_empty() => files,
                     _ => return Err(error.into()),
                 }
             }
         };
-        let mut layers = lock(&self.layers);
-        if layers.len() >= REMEMBERED {
-            layers.clear();
+        let opened: Arc<[Lower]> = files.iter().map(|files| self.mounted(files)).collect::<Result<_>>()?;
+        if lock(&self.layers).len() >= REMEMBERED {
+            self.forget();
         }
-        layers.insert(id.to_owned(), Arc::clone(&dirs));
-        Ok(dirs)
+        lock(&self.layers).insert(id.to_owned(), Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    fn mounted(&self, files: &LayerFiles) -> Result<Lower> {
+        if let LayerFiles::Directory(_) = files {
+            return Ok(files.open()?);
+        }
+        let mut mounts = lock(&self.mounts);
+        if let Some(known) = mounts.get(files.shown()) {
+            return Ok(known.clone());
+        }
+        let opened = files.open()?;
+        mounts.insert(files.shown().to_owned(), opened.clone());
+        Ok(opened)
     }
 
     /// The same if they are remembered.
-    pub(crate) fn known_layers(&self, id: &str) -> Option<Arc<[PathBuf]>> {
+    pub(crate) fn known_layers(&self, id: &str) -> Option<Arc<[Lower]>> {
         lock(&self.layers).get(id).cloned()
     }
 
     /// Forgets what was remembered of images, after some have been removed.
     pub fn forget(&self) {
         lock(&self.layers).clear();
+        // A layer's bytes are given back when nobody has it mounted any more.
+        lock(&self.mounts).retain(|_, lower| lower.is_shared());
     }
 }
 

@@ -156,7 +156,7 @@ impl Opened {
             .doing(|| format!("take a copy of the runtime {}", config.runtime_exe.display()))?;
         let path = config.data_root.join("brig.db");
         let (db, snapshot) = Db::open(&path).doing(|| "open the engine's records".to_owned())?;
-        let images = Images::open(&config.data_root.join("image"))?;
+        let images = Images::open(&config.data_root.join("image"), config.storage)?;
         let networks = networks::Plumbing::open(config);
         Ok(Self { id, exe, db, snapshot, images, networks })
     }

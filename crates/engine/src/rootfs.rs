@@ -8,6 +8,7 @@ use std::io::Read;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use brigantine_image::Lower;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -34,9 +35,9 @@ impl AsFd for LayerRoot {
 
 impl LayerRoot {
     /// The union of `layers`, top first.
-    pub(crate) fn open(layers: &[PathBuf]) -> Result<Self> {
+    pub(crate) fn open(layers: &[Lower]) -> Result<Self> {
         let root = if let [one] = layers {
-            open_dir(one).doing(|| format!("open layer {}", one.display()))?
+            open_dir(one.path()).doing(|| format!("open layer {}", one.path().display()))?
         } else {
             union(layers)?
         };
@@ -45,13 +46,13 @@ impl LayerRoot {
 
     /// The union of a container's own changes and its image's layers. The kernel does not care that the same `upper`
     /// may be in use as somebody's upper directory: this view only reads.
-    pub(crate) fn open_under(upper: &Path, layers: &[PathBuf]) -> Result<Self> {
+    pub(crate) fn open_under(upper: &Path, layers: &[Lower]) -> Result<Self> {
         let unchanged =
             std::fs::read_dir(upper).doing(|| format!("read {}", upper.display()))?.next().is_none();
         if unchanged {
             return Self::open(layers);
         }
-        let mut all = vec![upper.to_owned()];
+        let mut all = vec![Lower::directory(upper.to_owned())];
         all.extend_from_slice(layers);
         Self::open(&all)
     }
@@ -89,14 +90,14 @@ impl LayerRoot {
 }
 
 /// A detached overlay of a container's own changes over its image's layers (top first), read-only.
-pub(crate) fn union_under(upper: &Path, layers: &[PathBuf]) -> Result<OwnedFd> {
-    let mut all = vec![upper.to_owned()];
+pub(crate) fn union_under(upper: &Path, layers: &[Lower]) -> Result<OwnedFd> {
+    let mut all = vec![Lower::directory(upper.to_owned())];
     all.extend_from_slice(layers);
     union(&all)
 }
 
 /// A detached overlay of several layers, top first.
-fn union(layers: &[PathBuf]) -> Result<OwnedFd> {
+fn union(layers: &[Lower]) -> Result<OwnedFd> {
     let what = || "look into the image's layers".to_owned();
     let Overlay { fs, _dirs } = Overlay::of(layers)?;
     fsconfig_create(fs.as_fd()).doing(what)?;
@@ -112,12 +113,12 @@ pub(crate) struct Overlay {
 
 impl Overlay {
     /// With these layers, top first.
-    pub(crate) fn of(layers: &[PathBuf]) -> Result<Self> {
+    pub(crate) fn of(layers: &[Lower]) -> Result<Self> {
         let what = || "look into the image's layers".to_owned();
         let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
         let mut appended = Ok(());
         for layer in layers {
-            appended = fsconfig_set_string(fs.as_fd(), "lowerdir+", layer);
+            appended = fsconfig_set_string(fs.as_fd(), "lowerdir+", layer.path());
             if appended.is_err() {
                 break;
             }
@@ -128,7 +129,7 @@ impl Overlay {
             Err(Errno::INVAL) => {
                 let dirs = layers
                     .iter()
-                    .map(|layer| open_dir(layer))
+                    .map(|layer| open_dir(layer.path()))
                     .collect::<std::io::Result<Vec<_>>>()
                     .doing(what)?;
                 let joined: Vec<String> =
@@ -166,7 +167,7 @@ mod tests {
         std::fs::write(layer.join("etc/real"), "inside").unwrap();
         symlink("/etc/real", layer.join("etc/passwd")).unwrap();
         symlink("../../../../etc/real", layer.join("etc/group")).unwrap();
-        let root = LayerRoot::open(&[layer]).unwrap();
+        let root = LayerRoot::open(&[Lower::directory(layer)]).unwrap();
         assert_eq!(root.read("/etc/passwd").unwrap().unwrap(), b"inside");
         assert_eq!(root.read("/etc/group").unwrap().unwrap(), b"inside");
         assert_eq!(root.read("/etc").unwrap(), None);

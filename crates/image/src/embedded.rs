@@ -246,7 +246,8 @@ mod tests {
         let image = store.add_embedded_hello().unwrap();
         let again = store.add_embedded_hello().unwrap();
         assert_eq!(image.id, again.id);
-        let tree = &store.layer_dirs(&image).unwrap()[0];
+        let lower = store.layer_files(&image).unwrap()[0].open().unwrap();
+        let tree = lower.path();
         assert!(std::fs::metadata(tree.join("hello")).unwrap().permissions().mode() & 0o111 != 0);
         assert_eq!(store.resolve("hello").unwrap().config.config.cmd.as_deref().unwrap(), ["/hello"]);
     }

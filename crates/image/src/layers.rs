@@ -1,4 +1,5 @@
-//! Extracted layers: `layers/<diff id>/{diff,meta.json}`, side by side, each extracted once.
+//! Layers ready for use, side by side, each made once: `layers/<diff id>/meta.json` and beside it the tree (`diff`), or
+//! the archive (`data.tar`) with its EROFS index (`index.erofs`).
 //!
 //! Invariant: a layer's directory is there only when it is complete and its uncompressed archive had the digest its
 //! name says. Layers are derived from blobs and are not synced one by one: `meta.json` notes the boot they were made
@@ -14,8 +15,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result};
-use crate::layer::{self, Applied};
+use crate::layer::{self, ARCHIVE, Applied, INDEX, Indexed};
+use crate::snapshot::{LayerFiles, Storage};
 use crate::temp::{self, TempDir};
+
+const TREE: &str = "diff";
 
 /// What is known of an extracted layer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +31,9 @@ pub struct LayerInfo {
     pub disk: u64,
     /// Number of entries.
     pub entries: u64,
+    /// Whether it is kept as its archive with an EROFS index.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    erofs: bool,
     /// The boot it was extracted in, until it is known to be on disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unsettled: Option<String>,
@@ -39,6 +46,8 @@ pub(crate) struct Layers {
     known: Mutex<HashMap<Digest, LayerInfo>>,
     /// One extraction of a layer at a time within this process.
     making: Mutex<HashMap<Digest, Arc<Mutex<()>>>>,
+    /// The form of new layers: as told, or found at the first.
+    storage: OnceLock<Storage>,
 }
 
 fn boot_id() -> &'static str {
@@ -49,13 +58,19 @@ fn boot_id() -> &'static str {
 }
 
 impl Layers {
-    pub fn new(root: &Path) -> Self {
+    pub fn new(root: &Path, storage: Option<Storage>) -> Self {
         Self {
             root: root.join("layers"),
             tmp: root.join("tmp"),
             known: Mutex::default(),
             making: Mutex::default(),
+            storage: storage.map_or_else(OnceLock::new, OnceLock::from),
         }
+    }
+
+    /// The form of new layers.
+    pub fn storage(&self) -> Storage {
+        *self.storage.get_or_init(|| Storage::best(&self.tmp))
     }
 
     fn dir(&self, diff_id: &Digest) -> PathBuf {
@@ -65,9 +80,15 @@ impl Layers {
         }
     }
 
-    /// The layer's tree.
-    pub fn tree(&self, diff_id: &Digest) -> PathBuf {
-        self.dir(diff_id).join("diff")
+    /// Where the layer's files are.
+    pub fn files(&self, diff_id: &Digest) -> Result<LayerFiles> {
+        let dir = self.dir(diff_id);
+        Ok(match self.get(diff_id)? {
+            Some(info) if info.erofs => {
+                LayerFiles::Erofs { index: dir.join(INDEX), archive: dir.join(ARCHIVE) }
+            }
+            _ => LayerFiles::Directory(dir.join(TREE)),
+        })
     }
 
     /// An empty directory, for images without layers.
@@ -122,13 +143,12 @@ impl Layers {
     fn extract(&self, diff_id: &Digest, reader: impl Read) -> Result<LayerInfo> {
         let layer_error = |source| Error::Layer { layer: diff_id.to_string(), source };
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let tree = temp.path().join("diff");
-        fs::create_dir(&tree).at("create", &tree)?;
-        let applied = layer::apply(reader, &tree, diff_id.algorithm()).map_err(layer_error)?;
+        let (applied, erofs) =
+            self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
         if applied.diff_id != *diff_id {
             return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
         }
-        self.finish(temp, &applied)
+        self.finish(temp, &applied, erofs)
     }
 
     /// Extracts a layer whose diff id is known only at the end; `hold` is told it before the layer becomes visible.
@@ -139,20 +159,59 @@ impl Layers {
         hold: impl FnOnce(&Digest) -> Result<()>,
     ) -> Result<LayerInfo> {
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let tree = temp.path().join("diff");
-        fs::create_dir(&tree).at("create", &tree)?;
-        let applied = layer::apply(reader, &tree, Algorithm::Sha256)
-            .map_err(|source| Error::Layer { layer: name.to_owned(), source })?;
+        let (applied, erofs) = self.fill(reader, &temp, Algorithm::Sha256, name)?;
         hold(&applied.diff_id)?;
-        self.finish(temp, &applied)
+        self.finish(temp, &applied, erofs)
     }
 
-    fn finish(&self, temp: TempDir, applied: &Applied) -> Result<LayerInfo> {
+    /// Makes a layer's files in the form in use; tells whether that has an index.
+    fn fill(
+        &self,
+        reader: impl Read,
+        temp: &TempDir,
+        algorithm: Algorithm,
+        name: &str,
+    ) -> Result<(Applied, bool)> {
+        let layer_error = |source| Error::Layer { layer: name.to_owned(), source };
+        let tree = temp.path().join(TREE);
+        let make_tree = || fs::create_dir(&tree).at("create", &tree);
+        match self.storage() {
+            Storage::Overlay => {
+                make_tree()?;
+                Ok((layer::apply(reader, &tree, algorithm).map_err(layer_error)?, false))
+            }
+            Storage::Erofs => {
+                match layer::index(reader, temp.path(), algorithm).map_err(layer_error)? {
+                    Indexed::Whole(applied) => Ok((applied, true)),
+                    Indexed::Unfit { diff_id, .. } => {
+                        // The format has no room for it; the archive is there, and goes when it is extracted.
+                        let archive = temp.path().join(ARCHIVE);
+                        let file = fs::File::open(&archive).at("open", &archive)?;
+                        make_tree()?;
+                        let applied = layer::apply(file, &tree, algorithm).map_err(layer_error)?;
+                        let applied = Applied { diff_id, ..applied };
+                        fs::remove_file(&archive).at("remove", &archive)?;
+                        let index = temp.path().join(INDEX);
+                        match fs::remove_file(&index) {
+                            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                                return Err(error).at("remove", index);
+                            }
+                            _ => {}
+                        }
+                        Ok((applied, false))
+                    }
+                }
+            }
+        }
+    }
+
+    fn finish(&self, temp: TempDir, applied: &Applied, erofs: bool) -> Result<LayerInfo> {
         let info = LayerInfo {
             diff_id: applied.diff_id.clone(),
             size: applied.size,
             disk: applied.disk,
             entries: applied.entries,
+            erofs,
             unsettled: Some(boot_id().to_owned()),
         };
         write_meta(&temp.path().join("meta.json"), &info)?;

@@ -19,6 +19,7 @@ use crate::media;
 use crate::model::{Descriptor, Document, ImageConfig, Manifest};
 use crate::names::{Entry, Names, NamesFile};
 use crate::reference::Reference;
+use crate::snapshot::{LayerFiles, Storage};
 use crate::temp::{self, TempFile};
 
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -99,8 +100,14 @@ pub struct HistoryLine {
 }
 
 impl Store {
-    /// Opens the store at `root`, making it when it is not there, and removes what a crash left behind.
+    /// Opens the store at `root`, making it when it is not there, and removes what a crash left behind. New layers
+    /// take the best form that works there.
     pub fn open(root: &Path) -> Result<Self> {
+        Self::open_with(root, None)
+    }
+
+    /// The same with the form that new layers take; fails where that does not work.
+    pub fn open_with(root: &Path, storage: Option<Storage>) -> Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
         for dir in ["", "blobs/sha256", "layers", "leases", "tmp"] {
@@ -115,10 +122,13 @@ impl Store {
             temp.publish(&layout)?;
         }
         temp::sweep(&root.join("tmp"))?;
+        if let Some(storage) = storage {
+            storage.check(&root.join("tmp"))?;
+        }
         let inner = Inner {
             root: root.to_owned(),
             content: Content::new(root),
-            layers: Layers::new(root),
+            layers: Layers::new(root, storage),
             names: NamesFile::open(root)?,
             records: Mutex::default(),
         };
@@ -361,35 +371,40 @@ impl Store {
         })
     }
 
-    /// The directories of the image's layers, top first, fit for an overlay: none twice, at least one.
+    /// The files of the image's layers, top first, fit for an overlay: none twice, at least one.
     /// Call [`Self::ensure_unpacked`] before.
-    pub fn layer_dirs(&self, image: &Image) -> Result<Vec<PathBuf>> {
-        self.trees(&image.config.rootfs.diff_ids)
+    pub fn layer_files(&self, image: &Image) -> Result<Vec<LayerFiles>> {
+        self.files(&image.config.rootfs.diff_ids)
     }
 
-    /// The same for layers of an image that is gone; `None` unless each of them is extracted.
-    pub fn extracted_dirs(&self, diff_ids: &[Digest]) -> Result<Option<Vec<PathBuf>>> {
+    /// The same for layers of an image that is gone; `None` unless each of them is there.
+    pub fn known_layer_files(&self, diff_ids: &[Digest]) -> Result<Option<Vec<LayerFiles>>> {
         for diff_id in diff_ids {
             if self.inner.layers.get(diff_id)?.is_none() {
                 return Ok(None);
             }
         }
-        self.trees(diff_ids).map(Some)
+        self.files(diff_ids).map(Some)
     }
 
-    fn trees(&self, diff_ids: &[Digest]) -> Result<Vec<PathBuf>> {
+    fn files(&self, diff_ids: &[Digest]) -> Result<Vec<LayerFiles>> {
         let mut seen = std::collections::HashSet::new();
         // A layer that comes again further down shows nothing that its upper copy does not.
-        let mut dirs: Vec<PathBuf> = diff_ids
+        let mut files = diff_ids
             .iter()
             .rev()
             .filter(|diff_id| seen.insert(*diff_id))
-            .map(|diff_id| self.inner.layers.tree(diff_id))
-            .collect();
-        if dirs.is_empty() {
-            dirs.push(self.inner.layers.empty_tree()?);
+            .map(|diff_id| self.inner.layers.files(diff_id))
+            .collect::<Result<Vec<_>>>()?;
+        if files.is_empty() {
+            files.push(LayerFiles::Directory(self.inner.layers.empty_tree()?));
         }
-        Ok(dirs)
+        Ok(files)
+    }
+
+    /// The form that new layers take.
+    pub fn storage(&self) -> Storage {
+        self.inner.layers.storage()
     }
 
     /// What is known of an extracted layer.

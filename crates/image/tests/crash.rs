@@ -59,7 +59,8 @@ fn a_kill_leaves_every_visible_image_whole_and_nothing_else() {
         assert_eq!(common::files(&root.join("tmp")), 0, "leftovers are gone");
         for image in store.list().unwrap() {
             store.ensure_unpacked(&image).unwrap();
-            let tree = &store.layer_dirs(&image).unwrap()[0];
+            let lower = store.layer_files(&image).unwrap()[0].open().unwrap();
+            let tree = lower.path();
             assert_eq!((0..7).map(|n| common::files(&tree.join(format!("d{n}")))).sum::<usize>(), 150);
         }
         for blob in store.content().walk().unwrap() {

@@ -7,12 +7,19 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _}
 use std::path::Path;
 use std::process::Command;
 
-use brigantine_image::layer::{self, LayerError};
-use brigantine_image::{Algorithm, Digest};
+use brigantine_image::layer::{self, Indexed, LayerError};
+use brigantine_image::{Algorithm, Digest, LayerFiles};
 use common::{Tar, listing, run};
 
 /// Applies the archive below a directory whose surroundings are checked to be untouched.
+#[track_caller]
 fn apply(archive: &[u8]) -> (tempfile::TempDir, Result<layer::Applied, LayerError>) {
+    let (dir, result) = extract(archive);
+    indexed_alike(archive, &dir.path().join("target"), &result);
+    (dir, result)
+}
+
+fn extract(archive: &[u8]) -> (tempfile::TempDir, Result<layer::Applied, LayerError>) {
     let dir = tempfile::tempdir().expect("a directory");
     let target = dir.path().join("target");
     fs::create_dir(&target).expect("a target");
@@ -21,6 +28,49 @@ fn apply(archive: &[u8]) -> (tempfile::TempDir, Result<layer::Applied, LayerErro
     assert_eq!(fs::read(dir.path().join("outside")).expect("the file outside"), b"outside");
     assert_eq!(common::files(dir.path()), 2, "something was written outside");
     (dir, result)
+}
+
+/// Every archive of these tests is indexed as well: what is refused must be refused in the same words, and what is not
+/// must mount as the very tree that was extracted.
+#[track_caller]
+fn indexed_alike(archive: &[u8], target: &Path, extracted: &Result<layer::Applied, LayerError>) {
+    let own = target.with_file_name("index");
+    fs::create_dir(&own).expect("a directory");
+    let indexed = layer::index(archive, &own, Algorithm::Sha256);
+    match (indexed, extracted) {
+        (Err(error), Err(expected)) => {
+            assert_eq!(error.to_string(), expected.to_string());
+            assert_eq!(error.is_input(), expected.is_input());
+        }
+        (Ok(Indexed::Whole(found)), Ok(expected)) => {
+            assert_eq!(
+                (&found.diff_id, found.size, found.entries),
+                (&expected.diff_id, expected.size, expected.entries)
+            );
+            let files = LayerFiles::Erofs { index: own.join(layer::INDEX), archive: own.join(layer::ARCHIVE) };
+            let mounted = files.open().expect("it mounts");
+            let root = |path: &Path| {
+                let m = fs::metadata(path).expect("a root");
+                (m.mode(), m.uid(), m.gid())
+            };
+            assert_eq!(root(mounted.path()), root(target));
+            let (ours, theirs) = (listing(mounted.path()), listing(target));
+            assert_eq!(ours.len(), theirs.len(), "{ours:#?} {theirs:#?}");
+            for (ours, theirs) in ours.iter().zip(&theirs) {
+                // Directories that no entry describes were made just now.
+                let timeless = |line: &str| {
+                    let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+                    if line.contains(" 40755 0:0 ") || line.contains(" 20000 0:0 ") {
+                        words.retain(|word| word.split_once('.').is_none_or(|(_, nanos)| nanos.len() != 9));
+                    }
+                    words
+                };
+                assert!(ours == theirs || timeless(ours) == timeless(theirs), "{ours}\n{theirs}");
+            }
+        }
+        (indexed, extracted) => panic!("indexed: {indexed:?}, extracted: {extracted:?}"),
+    }
+    fs::remove_dir_all(own).expect("it goes");
 }
 
 #[track_caller]
@@ -120,8 +170,17 @@ fn paths_too_deep_or_long_are_refused() {
     refused(&Tar::new().file(&"d/".repeat(10_000), b"").done(), "a path of");
     refused(&Tar::new().file(&"x".repeat(300), b"").done(), "a name of 300 bytes");
     let deep = "d/".repeat(2000) + "f";
-    let dir = applied(&Tar::new().file(&deep, b"").done());
+    let archive = Tar::new().file(&deep, b"").done();
+    let (dir, result) = extract(&archive);
+    result.expect("the layer applies");
     assert!(fs::metadata(dir.path().join("target").join(&deep[..2000])).is_ok());
+    let indexed = layer::index(&archive[..], dir.path(), Algorithm::Sha256);
+    assert!(matches!(indexed, Ok(Indexed::Whole(_))), "{indexed:?}");
+    let files = LayerFiles::Erofs {
+        index: dir.path().join(layer::INDEX),
+        archive: dir.path().join(layer::ARCHIVE),
+    };
+    assert!(fs::metadata(files.open().unwrap().path().join(&deep[..2000])).is_ok());
 }
 
 #[test]
@@ -251,7 +310,8 @@ fn trees_come_out_as_gnu_tar_packed_them() {
         }
         let extract = ["--xattrs", "--xattrs-include=*", "--same-owner", "--numeric-owner", "-xpf"];
         run(Command::new("tar").args(extract).arg(&archive).arg("-C").arg(&theirs));
-        layer::apply(fs::File::open(&archive).unwrap(), &ours, Algorithm::Sha256).unwrap();
+        let applied = layer::apply(fs::File::open(&archive).unwrap(), &ours, Algorithm::Sha256);
+        indexed_alike(&fs::read(&archive).unwrap(), &ours, &applied);
         let (left, right) = (listing(&ours), listing(&theirs));
         for (left, right) in left.iter().zip(&right) {
             assert_eq!(left, right, "{format:?}");

@@ -110,6 +110,6 @@ fn umoci_extracts_the_same_tree() {
         .args(["unpack", "--image"])
         .arg(format!("{}:t", layout.display()))
         .arg(&bundle));
-    let ours = store.layer_dirs(&image).expect("a layer");
-    assert_eq!(listing(&ours[0]), listing(&bundle.join("rootfs")));
+    let ours = store.layer_files(&image).expect("a layer")[0].open().expect("it mounts");
+    assert_eq!(listing(ours.path()), listing(&bundle.join("rootfs")));
 }

@@ -25,7 +25,7 @@ fn a_docker_archive_loads_saves_and_loads_again_with_the_same_ids() {
     let messages: Vec<String> = loaded.iter().map(archive::Loaded::message).collect();
     assert_eq!(messages, ["Loaded image: x:1", "Loaded image: y/z:2"]);
     let image = first.resolve("x:1").unwrap();
-    assert_eq!(first.layer_dirs(&image).unwrap().len(), 2);
+    assert_eq!(first.layer_files(&image).unwrap().len(), 2);
     assert_eq!(image.size, 2);
 
     let mut saved = Vec::new();
@@ -147,7 +147,7 @@ fn removing_the_only_name_removes_image_and_layers() {
     let removed = store.remove("a:1", false, true, &InUse::default()).unwrap();
     assert_eq!(removed.len(), 3, "{removed:?}");
     assert_eq!(removed[..2], [Removed::Untagged("a:1".into()), Removed::Deleted(image.id)]);
-    assert_eq!(store.layer_dirs(&store.resolve("b:1").unwrap()).unwrap().len(), 2);
+    assert_eq!(store.layer_files(&store.resolve("b:1").unwrap()).unwrap().len(), 2);
     store.remove("b:1", false, true, &InUse::default()).unwrap();
     assert_eq!(common::disk(store.root()), empty);
 }
@@ -233,7 +233,7 @@ fn a_root_file_system_is_imported_with_changes() {
         assert_eq!(image.config.config.cmd.as_deref().unwrap(), ["sh"]);
         assert_eq!(image.config.history[0].comment.as_deref(), Some("from here"));
         assert_eq!(image.config.rootfs.diff_ids, [Digest::sha256(&rootfs)]);
-        assert_eq!(fs::read(store.layer_dirs(&image).unwrap()[0].join("etc/hostname")).unwrap(), b"h");
+        assert_eq!(fs::read(store.layer_files(&image).unwrap()[0].open().unwrap().path().join("etc/hostname")).unwrap(), b"h");
         let history = store.history(&image).unwrap();
         assert_eq!((history.len(), history[0].size), (1, 1));
     }
@@ -265,7 +265,7 @@ fn a_commit_adds_one_layer_and_remembers_its_parent() {
     };
     let child = archive::commit(&store, &commit).unwrap();
     assert_eq!(child.parent, Some(base.id.clone()));
-    assert_eq!(store.layer_dirs(&child).unwrap().len(), 2);
+    assert_eq!(store.layer_files(&child).unwrap().len(), 2);
     assert_eq!(store.history(&child).unwrap()[0].comment, "why");
     store.remove("base:1", false, true, &InUse::default()).unwrap();
     let dependent = store.remove(base.id.as_str(), true, true, &InUse::default()).unwrap_err().to_string();

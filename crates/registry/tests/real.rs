@@ -51,7 +51,8 @@ async fn an_image_survives_push_and_pull() {
         assert!(lines.iter().any(|line| line == expected), "{expected} in {lines:?}");
     }
     assert_eq!(*lines.last().unwrap(), format!("Status: Downloaded newer image for {name}"));
-    let tree = &there.layer_dirs(&pulled.image).unwrap()[0];
+    let lower = there.layer_files(&pulled.image).unwrap()[0].open().unwrap();
+    let tree = lower.path();
     assert_eq!(std::fs::metadata(tree.join("etc/noise")).unwrap().len(), 3 << 20);
 
     let (reports, seen) = report();

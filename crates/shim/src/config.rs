@@ -118,6 +118,9 @@ fn default_max_files() -> u32 {
 pub struct Inherited {
     /// The network namespace to join; without it the spec decides.
     pub netns: Option<OwnedFd>,
+    /// Lower directories of the root that are mounts, each with its position in the list: they take the place of the
+    /// paths there.
+    pub layers: Vec<(usize, OwnedFd)>,
     /// Kept open for the container's life and never used (reserved host ports).
     pub held: Vec<OwnedFd>,
     /// Clients attached before the process starts, so that no byte is lost.

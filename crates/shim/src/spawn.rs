@@ -54,13 +54,14 @@ pub enum SpawnError {
     Died,
 }
 
-/// The first message to a monitor. The descriptors follow in this order: events, netns, attach, held.
+/// The first message to a monitor. The descriptors follow in this order: events, netns, attach, layers, held.
 #[derive(Serialize)]
 struct BootstrapRef<'a> {
     config: &'a Config,
     events: bool,
     netns: bool,
     attach: Vec<&'a AttachOptions>,
+    layers: Vec<usize>,
     held: usize,
 }
 
@@ -71,6 +72,8 @@ pub(crate) struct Bootstrap {
     pub(crate) events: bool,
     pub(crate) netns: bool,
     pub(crate) attach: Vec<AttachOptions>,
+    #[serde(default)]
+    pub(crate) layers: Vec<usize>,
     pub(crate) held: usize,
 }
 
@@ -116,6 +119,7 @@ fn send(socket: &UnixStream, config: &Config, inherited: Inherited) -> io::Resul
         events: inherited.events.is_some(),
         netns: inherited.netns.is_some(),
         attach: inherited.attach.iter().map(|a| &a.options).collect(),
+        layers: inherited.layers.iter().map(|(position, _)| *position).collect(),
         held: inherited.held.len(),
     };
     protocol::write_message(socket, &bootstrap)?;
@@ -123,6 +127,7 @@ fn send(socket: &UnixStream, config: &Config, inherited: Inherited) -> io::Resul
     fds.extend(inherited.events.as_ref().map(AsFd::as_fd));
     fds.extend(inherited.netns.as_ref().map(AsFd::as_fd));
     fds.extend(inherited.attach.iter().map(|a| a.stream.as_fd()));
+    fds.extend(inherited.layers.iter().map(|(_, mount)| mount.as_fd()));
     fds.extend(inherited.held.iter().map(AsFd::as_fd));
     for chunk in fds.chunks(FDS_PER_MESSAGE) {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_PER_MESSAGE))];

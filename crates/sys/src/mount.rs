@@ -1,6 +1,7 @@
 //! What rustix lacks of the new mount API.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -79,6 +80,21 @@ pub fn set_attributes(
         )
     };
     check(result).map(drop)
+}
+
+/// Mounts an EROFS file system from the file `index` (Linux 6.12), with `data` as its only further device. The mount
+/// is detached: it is gone when the descriptor, and all that was made of it, is.
+pub fn open_erofs(index: &Path, data: &Path) -> Result<OwnedFd, Errno> {
+    use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+    let context = rustix::mount::fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "source", index)?;
+    rustix::mount::fsconfig_set_string(context.as_fd(), "device", data)?;
+    rustix::mount::fsconfig_create(context.as_fd())?;
+    rustix::mount::fsmount(
+        context.as_fd(),
+        FsMountFlags::FSMOUNT_CLOEXEC,
+        MountAttrFlags::MOUNT_ATTR_RDONLY,
+    )
 }
 
 /// What the kernel says about the last failure on a file system context, e.g. which option it did

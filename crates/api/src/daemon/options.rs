@@ -72,6 +72,15 @@ impl Options {
         if let Some(path) = text(given, "data-root") {
             engine.data_root = absolute("data-root", path)?;
         }
+        for key in ["storage-driver", "storage"] {
+            let Some(name) = text(given, key).filter(|name| !name.is_empty()) else { continue };
+            let storage = name
+                .parse()
+                .map_err(|error: brigantine_image::Error| value(key, &error.to_string()))?;
+            if engine.storage.replace(storage).is_some_and(|other| other != storage) {
+                return Err(value(key, "storage and storage-driver say different things"));
+            }
+        }
         if let Some(path) = text(given, "exec-root") {
             engine.exec_root = absolute("exec-root", path)?;
         }
@@ -369,6 +378,8 @@ mod tests {
                 ["--default-address-pool", "base=10.0.0.0/24,size=16"],
                 "default-address-pools: subnets of that size",
             ),
+            (["--storage-driver", "vfs"], "storage-driver: storage \"vfs\" is not known"),
+            (["--storage=erofs", "-soverlay2"], "storage and storage-driver say different things"),
             (["--seccomp-profile", "/nonexistent"], "seccomp-profile: there is no file"),
         ] {
             let error = options(&args).unwrap_err();

@@ -271,8 +271,16 @@ pub static SETTINGS: &[Setting] = &[
         Some('s'),
         "storage-driver",
         Text,
-        Refuse(&["", "overlay2", "overlay", "overlayfs"], "overlay2 is the only storage driver"),
-        "Storage driver: overlay2",
+        Yes,
+        "The same by docker's name: overlay2 is overlay",
+    ),
+    setting(
+        "storage",
+        None,
+        "storage",
+        Text,
+        Yes,
+        "How new image layers are kept: erofs or overlay (default: erofs where it works)",
     ),
     setting(
         "storage-opt",

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use brigantine_engine::containers::ImageUse;
 use brigantine_engine::events::Kind;
-use brigantine_image::{ContainerUse, Digest, Image, ImageConfig, InUse, Reference, Removed, Store};
+use brigantine_image::{ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -331,14 +331,14 @@ async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
         .images()
         .with(move |store| {
             let image = store.resolve(&name)?;
-            let dirs = store.layer_dirs(&image).unwrap_or_default();
-            Ok(document(&image, &dirs))
+            let files = store.layer_files(&image).unwrap_or_default();
+            Ok(document(&image, &files))
         })
         .await?;
     Reply::json(&document)
 }
 
-fn document(image: &Image, layers: &[std::path::PathBuf]) -> Value {
+fn document(image: &Image, layers: &[LayerFiles]) -> Value {
     let config: &ImageConfig = &image.config;
     let names = |names: &[Reference]| names.iter().map(Reference::familiar).collect::<Vec<_>>();
     let mut document = json!({
@@ -376,8 +376,8 @@ fn document(image: &Image, layers: &[std::path::PathBuf]) -> Value {
     document
 }
 
-fn graph_driver(layers: &[std::path::PathBuf]) -> Value {
-    let mut paths = layers.iter().map(|path| path.display().to_string());
+fn graph_driver(layers: &[LayerFiles]) -> Value {
+    let mut paths = layers.iter().map(|files| files.shown().display().to_string());
     let mut data = serde_json::Map::new();
     if let Some(top) = paths.next() {
         data.insert("UpperDir".to_owned(), top.into());

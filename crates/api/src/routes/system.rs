@@ -127,7 +127,7 @@ async fn info(state: State, _request: Request) -> Result<Reply, Error> {
         "ContainersStopped": stopped,
         "Images": images,
         "Driver": "overlay2",
-        "DriverStatus": [["Backing Filesystem", host::filesystem(&config.data_root)], ["Supports d_type", "true"]],
+        "DriverStatus": [["Backing Filesystem", host::filesystem(&config.data_root)], ["Supports d_type", "true"], ["Layers", state.engine.images().store().storage().as_str()]],
         "Plugins": {
             "Volume": ["local"],
             "Network": ["bridge", "host", "null"],

@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use brigantine_image::Lower;
 use brigantine_network::names::{DnsChoice, hostname_file, hosts_file, resolv_conf, resolv_conf_on_host};
 use brigantine_network::{InterfaceSpec, MacAddr, PortRequest, SandboxSpec};
 use brigantine_shim::{AttachStream, Client, ConsoleSize, Inherited, SpawnError, Spawned};
@@ -234,7 +235,7 @@ type Outcome = (Spawned, Client, Sandbox, UnixStream);
 
 fn connect_and_spawn(
     plan: &Plan,
-    layers: &Arc<[PathBuf]>,
+    layers: &Arc<[Lower]>,
     mount_sources: Vec<PathBuf>,
     wires: &Wires,
 ) -> Result<Outcome, StartFailure> {
@@ -280,7 +281,14 @@ fn connect_and_spawn(
         Some(sandbox) => (Some(sandbox.netns), sandbox.held),
         None => (None, Vec::new()),
     };
-    let inherited = Inherited { netns, held, attach, events: Some(theirs) };
+    let layers = layers
+        .iter()
+        .enumerate()
+        .filter_map(|(position, layer)| Some((position, layer.mount()?)))
+        .map(|(position, mount)| Ok((position, mount.try_clone()?)))
+        .collect::<std::io::Result<Vec<_>>>()
+        .doing(|| "hand over the image's layers".to_owned())?;
+    let inherited = Inherited { netns, layers, held, attach, events: Some(theirs) };
     let spawned = brigantine_shim::spawn(&plan.exe, &config, inherited).map_err(spawn_failure)?;
     let client = match Client::connect(&plan.run_dir) {
         Ok(client) => client,
@@ -314,7 +322,7 @@ fn spawn_failure(error: SpawnError) -> StartFailure {
 /// Everything the shim is told.
 fn prepare(
     plan: &Plan,
-    layers: &Arc<[PathBuf]>,
+    layers: &Arc<[Lower]>,
     mount_sources: Vec<PathBuf>,
     wires: &Wires,
 ) -> Result<brigantine_shim::Config> {
@@ -367,7 +375,8 @@ fn prepare(
         id: record.id.clone(),
         spec,
         rootfs: brigantine_shim::Rootfs::Overlay {
-            lower: layers.to_vec(),
+            // Mounts are handed over beside this.
+            lower: layers.iter().map(|layer| layer.shown().to_owned()).collect(),
             upper,
             work: plan.dir.join("work"),
             options: brigantine_shim::OverlayOptions::default(),

@@ -55,7 +55,7 @@ pub(super) struct Stopped {
     /// The container's directory, with `upper` and `work` in it.
     pub dir: PathBuf,
     /// Top first.
-    pub layers: Vec<PathBuf>,
+    pub layers: Vec<brigantine_image::Lower>,
     /// Parents before what lies in them.
     pub mounts: Vec<Bound>,
 }

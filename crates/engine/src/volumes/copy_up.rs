@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use brigantine_image::Lower;
 use rustix::fs::{
     AtFlags, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, chownat,
     fchmod, fgetxattr, flistxattr, fsetxattr, futimens, linkat, mkdirat, mknodat, openat, openat2,
@@ -21,7 +22,7 @@ use crate::error::Context;
 use crate::rootfs::LayerRoot;
 
 /// Copies what `layers` (top first) have at `destination` into `volume`, if the volume is empty and that is a directory.
-pub(crate) fn copy_up(layers: &[PathBuf], destination: &str, volume: &Path) -> Result<()> {
+pub(crate) fn copy_up(layers: &[Lower], destination: &str, volume: &Path) -> Result<()> {
     let what =
         || format!("copy the image's files at {destination} into volume directory {}", volume.display());
     let target = File::open(volume).doing(what)?;
@@ -182,14 +183,14 @@ mod tests {
         std::fs::set_permissions(layer.join("data"), std::fs::Permissions::from_mode(0o1777)).unwrap();
         let volume = dir.path().join("volume");
         std::fs::create_dir(&volume).unwrap();
-        copy_up(std::slice::from_ref(&layer), "/data", &volume).unwrap();
+        copy_up(&[Lower::directory(layer.clone())], "/data", &volume).unwrap();
         assert_eq!(std::fs::read_to_string(volume.join("sub/file")).unwrap(), "hello");
         assert_eq!(std::fs::read_link(volume.join("link")).unwrap(), Path::new("/etc/passwd"));
         assert_eq!(volume.metadata().unwrap().mode() & 0o7777, 0o1777);
         assert_eq!(volume.join("other").metadata().unwrap().nlink(), 2);
 
         std::fs::remove_file(volume.join("link")).unwrap();
-        copy_up(&[layer], "/data", &volume).unwrap();
+        copy_up(&[Lower::directory(layer)], "/data", &volume).unwrap();
         assert!(!volume.join("link").exists());
     }
 
@@ -199,6 +200,6 @@ mod tests {
         let (layer, volume) = (dir.path().join("layer"), dir.path().join("volume"));
         std::fs::create_dir(&layer).unwrap();
         std::fs::create_dir(&volume).unwrap();
-        copy_up(&[layer], "/none", &volume).unwrap();
+        copy_up(&[Lower::directory(layer)], "/none", &volume).unwrap();
     }
 }

@@ -409,7 +409,7 @@ fn copy(file: &OwnedFd, path: &[u8], reader: &mut Reader<Chunks>, mut length: u6
 }
 
 /// Attributes an archive may set: not those that steer overlay itself.
-fn wanted(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> {
+pub(super) fn wanted(xattrs: &[(Vec<u8>, Vec<u8>)]) -> impl Iterator<Item = (&[u8], &[u8])> {
     xattrs
         .iter()
         .filter(|(name, _)| !name.starts_with(b"trusted.overlay.") && !name.starts_with(b"user.overlay."))
@@ -440,12 +440,12 @@ fn os(operation: &'static str, path: &[u8], error: Errno) -> LayerError {
     LayerError::Os { operation, entry: lossy(path), source: io::Error::from(error) }
 }
 
-fn refuse(path: &[u8], problem: &str) -> LayerError {
+pub(super) fn refuse(path: &[u8], problem: &str) -> LayerError {
     LayerError::Entry { entry: shortened(path), problem: problem.to_owned() }
 }
 
 /// A path for a message: hostile ones can be long.
-fn shortened(path: &[u8]) -> String {
+pub(super) fn shortened(path: &[u8]) -> String {
     const SHOWN: usize = 200;
     if path.len() <= SHOWN {
         return lossy(path);

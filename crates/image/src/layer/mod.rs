@@ -2,6 +2,7 @@
 
 mod apply;
 mod diff;
+mod index;
 mod place;
 mod stream;
 
@@ -12,6 +13,7 @@ use crate::tar::TarError;
 
 pub use apply::{Applied, apply};
 pub use diff::{Packed, pack, pack_as, pack_upper, pack_upper_without};
+pub use index::{ARCHIVE, INDEX, Indexed, index};
 
 /// Prefix of the name of an entry that hides what lower layers have.
 const WHITEOUT: &[u8] = b".wh.";

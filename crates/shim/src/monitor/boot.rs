@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use brigantine_runtime::{Common, Created, Launch, Listener, hooks, seccomp};
+use brigantine_runtime::{Common, Created, Launch, Listener, Rootfs, hooks, seccomp};
 use brigantine_sys::daemonize;
 use brigantine_sys::signals::SignalFd;
 use oci_spec::runtime::{LinuxNamespaceType, Process};
@@ -165,9 +165,9 @@ fn detach() -> io::Result<UnixStream> {
 /// Read the configuration and the descriptors.
 fn receive(socket: &UnixStream) -> io::Result<(Config, Inherited)> {
     let body = protocol::read_message(socket, MAX_CONFIG)?.ok_or(io::ErrorKind::UnexpectedEof)?;
-    let Bootstrap { config, events, netns, attach, held } = serde_json::from_slice(&body)?;
+    let Bootstrap { mut config, events, netns, attach, layers, held } = serde_json::from_slice(&body)?;
     drop(body);
-    let count = usize::from(events) + usize::from(netns) + attach.len() + held;
+    let count = usize::from(events) + usize::from(netns) + attach.len() + layers.len() + held;
     let mut fds = Vec::with_capacity(count);
     while fds.len() < count {
         receive_fds(socket, &mut fds)?;
@@ -180,7 +180,24 @@ fn receive(socket: &UnixStream) -> io::Result<(Config, Inherited)> {
     for options in attach {
         streams.push(AttachStream { stream: fds.next().ok_or_else(missing)?.into(), options });
     }
-    Ok((config, Inherited { netns, held: fds.collect(), attach: streams, events }))
+    let layers = layers
+        .into_iter()
+        .map(|position| Ok((position, fds.next().ok_or_else(missing)?)))
+        .collect::<io::Result<Vec<_>>>()?;
+    put_layers(&mut config.rootfs, &layers)?;
+    Ok((config, Inherited { netns, layers, held: fds.collect(), attach: streams, events }))
+}
+
+/// Names the mounts that were handed over where the root's list has their places.
+fn put_layers(rootfs: &mut Rootfs, layers: &[(usize, OwnedFd)]) -> io::Result<()> {
+    for (position, mount) in layers {
+        let place = match rootfs {
+            Rootfs::Overlay { lower, .. } => lower.get_mut(*position),
+            Rootfs::Path(_) => None,
+        };
+        *place.ok_or(io::ErrorKind::InvalidData)? = format!("/proc/self/fd/{}", mount.as_raw_fd()).into();
+    }
+    Ok(())
 }
 
 fn receive_fds(socket: &UnixStream, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
@@ -211,7 +228,8 @@ fn receive_fds(socket: &UnixStream, fds: &mut Vec<OwnedFd>) -> io::Result<()> {
 /// Make the container and run its program.
 fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
     let signals = SignalFd::block(&SIGNALS).map_err(|e| failed("block signals", &e))?;
-    let Inherited { netns, held, attach, events } = inherited;
+    // The mounts of layers are in use until the root is mounted.
+    let Inherited { netns, layers: _layers, held, attach, events } = inherited;
     let home = Home::settle(&config, held).map_err(|e| match e.kind() {
         io::ErrorKind::WouldBlock => {
             Failure::new(FailureKind::Conflict, format!("container {} has a monitor already", config.id))

@@ -1,0 +1,376 @@
+//! Keeping a layer's archive as one file with an EROFS index over it: the same entries, rules and refusals as
+//! applying it, with no file made for any of them.
+
+use std::fs::File;
+use std::io::{self, BufRead, Read, Write as _};
+use std::path::Path;
+
+use super::apply::{Applied, refuse, shortened, wanted};
+use super::place::{normalise, split};
+use super::stream::{self, Chunks};
+use super::{LayerError, MARK, OPAQUE, WHITEOUT, lossy};
+use crate::compress;
+use crate::digest::{Algorithm, Digest};
+use crate::erofs::{self, Attributes, Content, Data, IndexError, NodeId, Tree};
+use crate::tar::{Entry, Kind, Reader};
+
+/// The archive, uncompressed, within a layer's directory.
+pub const ARCHIVE: &str = "data.tar";
+/// Its index.
+pub const INDEX: &str = "index.erofs";
+
+/// More entries or text than that are extracted instead of being kept in memory until the index is written.
+const NODES_MAX: usize = 4 << 20;
+const TEXT_MAX: usize = 256 << 20;
+/// Longest target of a symbolic link.
+const LINK_MAX: usize = 4095;
+
+type Result<T> = std::result::Result<T, LayerError>;
+
+/// What came of indexing.
+#[derive(Debug)]
+pub enum Indexed {
+    Whole(Applied),
+    /// The archive is kept and nothing is wrong with it, but the format has no room for it: extract it.
+    Unfit { diff_id: Digest, reason: &'static str },
+}
+
+/// Keeps the archive that `reader` yields (compressed or not) in the directory `dir`, and writes its index beside it.
+/// As after [`super::apply`], the caller compares the digest before anybody uses it.
+pub fn index(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Indexed> {
+    let os = |operation, name: &str, source| LayerError::Os {
+        operation,
+        entry: dir.join(name).display().to_string(),
+        source,
+    };
+    let path = dir.join(ARCHIVE);
+    let archive = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .map_err(|source| os("create", ARCHIVE, source))?;
+    let mut decoded = compress::decode(reader).map_err(LayerError::Read)?;
+    let (feed, chunks) = stream::pipe();
+    let mut hasher = algorithm.hasher();
+    let (model, length) = std::thread::scope(|scope| {
+        let archive = &archive;
+        let keeper = scope.spawn(move || {
+            let mut keeping = Keeping { chunks, archive, kept: 0, length: 0, ended: false, failure: None };
+            let model = model(&mut keeping);
+            match keeping.failure {
+                Some(source) => Err(os("write", ARCHIVE, source)),
+                None => model.map(|model| (model, keeping.length)),
+            }
+        });
+        feed.run(&mut decoded, |chunk| hasher.update(chunk));
+        match keeper.join() {
+            Ok(found) => found,
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })?;
+    let diff_id = hasher.finish();
+    let Model { tree, size, entries, unfit, .. } = model;
+    if let Some(reason) = unfit {
+        return Ok(Indexed::Unfit { diff_id, reason });
+    }
+    let mut uuid = [0; 16];
+    for (byte, pair) in uuid.iter_mut().zip(diff_id.hex().as_bytes().chunks_exact(2)) {
+        *byte = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()).unwrap_or(0);
+    }
+    let index = File::options()
+        .write(true)
+        .create_new(true)
+        .open(dir.join(INDEX))
+        .map_err(|source| os("create", INDEX, source))?;
+    match erofs::write(&tree, &archive, length, uuid, &index) {
+        Ok(index) => {
+            let disk = length.next_multiple_of(4096) + index.next_multiple_of(4096);
+            Ok(Indexed::Whole(Applied { diff_id, size, disk, entries }))
+        }
+        Err(IndexError::Unfit(reason)) => Ok(Indexed::Unfit { diff_id, reason }),
+        Err(IndexError::Io(source)) => Err(os("write", INDEX, source)),
+    }
+}
+
+/// Writes to the archive's file what is read of it.
+struct Keeping<'a> {
+    chunks: Chunks,
+    archive: &'a File,
+    /// Bytes of the current chunk that are written and not consumed.
+    kept: usize,
+    length: u64,
+    /// What follows the end of the archive belongs to its digest and to no file: it is not kept.
+    ended: bool,
+    failure: Option<io::Error>,
+}
+
+impl BufRead for Keeping<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        let data = self.chunks.fill_buf()?;
+        if self.kept == 0 && !data.is_empty() {
+            self.kept = data.len();
+            if !self.ended {
+                if let Err(error) = self.archive.write_all(data) {
+                    let kind = error.kind();
+                    self.failure = Some(error);
+                    return Err(kind.into());
+                }
+                self.length += data.len() as u64;
+            }
+        }
+        Ok(data)
+    }
+
+    fn consume(&mut self, n: usize) {
+        self.chunks.consume(n);
+        self.kept -= n;
+    }
+}
+
+impl Read for Keeping<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let n = available.len().min(buf.len());
+        buf[..n].copy_from_slice(&available[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
+
+/// A layer's tree under construction.
+struct Model {
+    tree: Tree,
+    /// The directory of the last entry.
+    last: (Vec<u8>, NodeId),
+    size: u64,
+    entries: u64,
+    unfit: Option<&'static str>,
+}
+
+fn model(keeping: &mut Keeping<'_>) -> Result<Model> {
+    let mut model =
+        Model { tree: Tree::new(), last: (Vec::new(), Tree::ROOT), size: 0, entries: 0, unfit: None };
+    let mut reader = Reader::new(keeping);
+    let mut entry = Entry::default();
+    let mut path = Vec::new();
+    while reader.next(&mut entry)? {
+        model.entries += 1;
+        normalise(&entry.path, &mut path)
+            .map_err(|problem| LayerError::Entry { entry: shortened(&entry.path), problem })?;
+        model.entry(&entry, &path, reader.position())?;
+        if model.tree.len() > NODES_MAX || model.tree.text() > TEXT_MAX {
+            model.unfit = Some("it has more entries than an index is made for");
+            model.tree = Tree::new();
+            break;
+        }
+    }
+    let whole = model.unfit.is_none();
+    let keeping = reader.into_inner();
+    keeping.ended = whole;
+    // What is left is read for its digest.
+    io::copy(keeping, &mut io::sink()).map_err(LayerError::Read)?;
+    Ok(model)
+}
+
+impl Model {
+    fn entry(&mut self, entry: &Entry, path: &[u8], position: u64) -> Result<()> {
+        let mut attributes = Attributes {
+            mode: entry.mode,
+            uid: entry.uid,
+            gid: entry.gid,
+            mtime: entry.mtime,
+            xattrs: Vec::new(),
+        };
+        for (name, value) in wanted(&entry.xattrs) {
+            if std::str::from_utf8(name).is_err() {
+                return Err(refuse(path, "the name of an extended attribute is not UTF-8"));
+            }
+            attributes.xattrs.push((name.to_vec(), value.to_vec()));
+        }
+        if path.is_empty() {
+            if entry.kind != Kind::Directory {
+                return Err(refuse(&entry.path, "the layer's root can only be a directory"));
+            }
+            self.describe(Tree::ROOT, attributes);
+            return Ok(());
+        }
+        let (parent_path, name) = split(path);
+        if name.starts_with(WHITEOUT) || parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK)) {
+            return self.whiteout(entry, path);
+        }
+        let parent = self.directory(parent_path, entry)?;
+        let content = match entry.kind {
+            Kind::Directory => {
+                match self.tree.child(parent, name) {
+                    Some(there) if self.tree.is_directory(there) => self.describe(there, attributes),
+                    there => {
+                        let hides = there.is_some_and(|there| self.tree.is_whiteout(there));
+                        let made = self.insert(parent, name, Content::directory(), attributes);
+                        if hides {
+                            self.tree.set_opaque(made);
+                        }
+                    }
+                }
+                return Ok(());
+            }
+            Kind::File => {
+                self.size += entry.size;
+                let sparse = entry.sparse.clone().map(Vec::into_boxed_slice);
+                Content::File(Data { start: position, size: entry.size, sparse })
+            }
+            Kind::HardLink => return self.hard_link(entry, path, parent, name),
+            Kind::Symlink => {
+                if entry.link.is_empty() {
+                    return Err(refuse(path, "a symbolic link to nothing"));
+                }
+                if entry.link.len() > LINK_MAX {
+                    return Err(refuse(path, "a symbolic link to a path longer than the kernel takes"));
+                }
+                attributes.mode = 0o777;
+                Content::Symlink(entry.link.clone().into_boxed_slice())
+            }
+            Kind::CharDevice => Content::CharDevice(entry.device.0, entry.device.1),
+            Kind::BlockDevice => Content::BlockDevice(entry.device.0, entry.device.1),
+            Kind::Fifo => Content::Fifo,
+        };
+        self.insert(parent, name, content, attributes);
+        Ok(())
+    }
+
+    /// A directory's attributes: those of its last entry, with extended attributes of all.
+    fn describe(&mut self, id: NodeId, attributes: Attributes) {
+        let node = self.tree.node_mut(id);
+        let mut xattrs = std::mem::take(&mut node.attributes.xattrs);
+        for (name, value) in attributes.xattrs {
+            xattrs.retain(|(known, _)| *known != name);
+            xattrs.push((name, value));
+        }
+        node.attributes = Attributes { xattrs, ..attributes };
+    }
+
+    /// The later of two entries of one name wins.
+    fn insert(&mut self, parent: NodeId, name: &[u8], content: Content, attributes: Attributes) -> NodeId {
+        match self.tree.insert(parent, name, content, attributes) {
+            erofs::Inserted::New(id) => id,
+            erofs::Inserted::Replaced(id) => {
+                self.forget();
+                id
+            }
+        }
+    }
+
+    /// The directory remembered may be about to go.
+    fn forget(&mut self) {
+        self.last = (Vec::new(), Tree::ROOT);
+    }
+
+    /// The directory `path` if it is there.
+    fn existing(&self, path: &[u8]) -> std::result::Result<Option<NodeId>, &'static str> {
+        let mut at = Tree::ROOT;
+        let mut components = path.split(|&b| b == b'/').filter(|component| !component.is_empty()).peekable();
+        while let Some(component) = components.next() {
+            let Some(child) = self.tree.child(at, component) else { return Ok(None) };
+            match &self.tree.node(child).content {
+                Content::Directory { .. } => at = child,
+                Content::Symlink(_) if components.peek().is_some() => {
+                    return Err("which leads through a symbolic link");
+                }
+                _ => return Ok(None),
+            }
+        }
+        Ok(Some(at))
+    }
+
+    /// The directory `path`, made with what is above it if need be.
+    fn directory(&mut self, path: &[u8], entry: &Entry) -> Result<NodeId> {
+        if self.last.0 == path {
+            return Ok(self.last.1);
+        }
+        let mut at = Tree::ROOT;
+        for component in path.split(|&b| b == b'/').filter(|component| !component.is_empty()) {
+            let there = self.tree.child(at, component);
+            let hides = match there {
+                Some(child) => match &self.tree.node(child).content {
+                    Content::Directory { .. } => {
+                        at = child;
+                        continue;
+                    }
+                    Content::CharDevice(0, 0) => true,
+                    Content::Symlink(_) => {
+                        return Err(refuse(path, "the path leads through a symbolic link"));
+                    }
+                    _ => {
+                        return Err(refuse(path, "the path leads through something that is not a directory"));
+                    }
+                },
+                None => false,
+            };
+            let attributes = Attributes { mode: 0o755, mtime: entry.mtime, ..Attributes::default() };
+            let made = self.insert(at, component, Content::directory(), attributes);
+            if hides {
+                self.tree.set_opaque(made);
+            }
+            at = made;
+        }
+        self.last = (path.to_vec(), at);
+        Ok(at)
+    }
+
+    fn hard_link(&mut self, entry: &Entry, path: &[u8], parent: NodeId, name: &[u8]) -> Result<()> {
+        let mut source = Vec::new();
+        let target = || lossy(&entry.link);
+        normalise(&entry.link, &mut source)
+            .map_err(|problem| refuse(path, &format!("hard link to {:?}: {problem}", target())))?;
+        if source == path {
+            return Ok(());
+        }
+        let missing = || refuse(path, &format!("hard link to {:?}, which is not in this layer", target()));
+        if source.is_empty() {
+            return Err(missing());
+        }
+        let (source_parent, source_name) = split(&source);
+        let node = match self.existing(source_parent) {
+            Ok(found) => found.and_then(|parent| self.tree.child(parent, source_name)),
+            Err(problem) => return Err(refuse(path, &format!("hard link to {:?}, {problem}", target()))),
+        };
+        let node = node.ok_or_else(missing)?;
+        if self.tree.is_directory(node) {
+            return Err(refuse(path, &format!("hard link to {:?}, which is a directory", target())));
+        }
+        // What goes must not contain what is to be linked.
+        if source.starts_with(path) && source.get(path.len()) == Some(&b'/') {
+            return Err(refuse(path, &format!("hard link to {:?}, which is below itself", target())));
+        }
+        if let erofs::Inserted::Replaced(_) = self.tree.link(parent, name, node) {
+            self.forget();
+        }
+        Ok(())
+    }
+
+    /// An entry whose name says that something of lower layers is hidden.
+    fn whiteout(&mut self, entry: &Entry, path: &[u8]) -> Result<()> {
+        let (parent_path, name) = split(path);
+        let in_mark = parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK));
+        if name == OPAQUE && !in_mark {
+            let parent = self.directory(parent_path, entry)?;
+            self.tree.set_opaque(parent);
+            return Ok(());
+        }
+        if name.starts_with(MARK) || in_mark {
+            // Marks of storage drivers long gone.
+            return Ok(());
+        }
+        let hidden = &name[WHITEOUT.len()..];
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(refuse(path, "a whiteout of nothing that can be hidden"));
+        }
+        let parent = self.directory(parent_path, entry)?;
+        match self.tree.child(parent, hidden) {
+            // The layer has the name itself; a whiteout speaks of lower layers only.
+            Some(there) => self.tree.set_opaque(there),
+            None => drop(self.insert(parent, hidden, Content::WHITEOUT, Attributes::default())),
+        }
+        Ok(())
+    }
+}
