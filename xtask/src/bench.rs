@@ -4,6 +4,7 @@
 //! same image, so that ratios hold although the machine's speed varies.
 
 mod contender;
+pub mod images;
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 

@@ -29,7 +29,8 @@ cargo xtask COMMAND
   demo                    builds, then shows a container of each kind, with timings
   test [FILTER...]        builds, then runs all tests (or those that match)
   lint                    format, clippy, layering, dependency rules
-  bench run [--rounds N]  side by side with the peers that are installed
+  bench run [--rounds N]  starts of containers, side by side with the peers that are installed
+  bench images [--rounds N]  pull, push, save, load and rmi, likewise
   vm                      the tests that need cgroup v2, in a virtual machine
 
 Commands that need Debian packages install them (as root) and say so first.";
@@ -54,13 +55,13 @@ fn run() -> Result<()> {
     };
     let mut debug = false;
     let mut prefix = PathBuf::from("/usr/local");
-    let mut rounds = 15;
+    let mut rounds = None;
     let mut words = Vec::new();
     while let Some(arg) = parser.next()? {
         match arg {
             Long("debug") if command == "build" => debug = true,
             Long("prefix") if command == "install" => prefix = parser.value()?.into(),
-            Long("rounds") if command == "bench" => rounds = parser.value()?.parse()?,
+            Long("rounds") if command == "bench" => rounds = Some(parser.value()?.parse()?),
             Value(word) if matches!(command.as_str(), "test" | "bench") => words.push(word.string()?),
             Short('h') | Long("help") => return say::line(USAGE),
             other => bail!("{command}: {}", other.unexpected()),
@@ -74,8 +75,9 @@ fn run() -> Result<()> {
         "demo" => demo::demo(),
         "test" => test::test(&words),
         "lint" => lint::lint(),
-        "bench" if words == ["run"] => bench::run(rounds),
-        "bench" => bail!("bench: say `cargo xtask bench run`"),
+        "bench" if words == ["run"] => bench::run(rounds.unwrap_or(15)),
+        "bench" if words == ["images"] => bench::images::run(rounds.unwrap_or(3)),
+        "bench" => bail!("bench: say `cargo xtask bench run` or `cargo xtask bench images`"),
         "vm" => vm::vm(),
         other => bail!("unknown command {other}\n\n{USAGE}"),
     }

@@ -26,7 +26,8 @@ pub struct Images {
 
 impl Images {
     pub(crate) fn open(root: &Path, storage: Option<Storage>) -> Result<Self> {
-        let store = Store::open_with(root, storage).doing(|| format!("open the image store {}", root.display()))?;
+        let store =
+            Store::open_with(root, storage).doing(|| format!("open the image store {}", root.display()))?;
         Ok(Self { store, layers: Mutex::default(), mounts: Mutex::default() })
     }
 

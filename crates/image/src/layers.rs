@@ -143,8 +143,7 @@ impl Layers {
     fn extract(&self, diff_id: &Digest, reader: impl Read) -> Result<LayerInfo> {
         let layer_error = |source| Error::Layer { layer: diff_id.to_string(), source };
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let (applied, erofs) =
-            self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
+        let (applied, erofs) = self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
         if applied.diff_id != *diff_id {
             return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
         }

@@ -75,9 +75,9 @@ impl FromStr for Storage {
         match text {
             "overlay" | "overlay2" | "overlayfs" => Ok(Self::Overlay),
             "erofs" => Ok(Self::Erofs),
-            other => {
-                Err(Error::Invalid(format!("storage {other:?} is not known: there are \"overlay\" and \"erofs\"")))
-            }
+            other => Err(Error::Invalid(format!(
+                "storage {other:?} is not known: there are \"overlay\" and \"erofs\""
+            ))),
         }
     }
 }
@@ -181,8 +181,7 @@ fn probe_erofs(tmp: &Path) -> Result<()> {
         Indexed::Whole(_) => {}
         Indexed::Unfit { reason, .. } => return Err(Error::Invalid(reason.to_owned())),
     }
-    let files =
-        LayerFiles::Erofs { index: dir.path().join(INDEX), archive: dir.path().join(ARCHIVE) };
+    let files = LayerFiles::Erofs { index: dir.path().join(INDEX), archive: dir.path().join(ARCHIVE) };
     let empty = dir.path().join("empty");
     std::fs::create_dir(&empty).at("create", &empty)?;
     let root = open_union(&[files.open()?, Lower::directory(empty)])?;

@@ -47,7 +47,8 @@ fn indexed_alike(archive: &[u8], target: &Path, extracted: &Result<layer::Applie
                 (&found.diff_id, found.size, found.entries),
                 (&expected.diff_id, expected.size, expected.entries)
             );
-            let files = LayerFiles::Erofs { index: own.join(layer::INDEX), archive: own.join(layer::ARCHIVE) };
+            let files =
+                LayerFiles::Erofs { index: own.join(layer::INDEX), archive: own.join(layer::ARCHIVE) };
             let mounted = files.open().expect("it mounts");
             let root = |path: &Path| {
                 let m = fs::metadata(path).expect("a root");
@@ -176,10 +177,8 @@ fn paths_too_deep_or_long_are_refused() {
     assert!(fs::metadata(dir.path().join("target").join(&deep[..2000])).is_ok());
     let indexed = layer::index(&archive[..], dir.path(), Algorithm::Sha256);
     assert!(matches!(indexed, Ok(Indexed::Whole(_))), "{indexed:?}");
-    let files = LayerFiles::Erofs {
-        index: dir.path().join(layer::INDEX),
-        archive: dir.path().join(layer::ARCHIVE),
-    };
+    let files =
+        LayerFiles::Erofs { index: dir.path().join(layer::INDEX), archive: dir.path().join(layer::ARCHIVE) };
     assert!(fs::metadata(files.open().unwrap().path().join(&deep[..2000])).is_ok());
 }
 

@@ -233,7 +233,11 @@ fn a_root_file_system_is_imported_with_changes() {
         assert_eq!(image.config.config.cmd.as_deref().unwrap(), ["sh"]);
         assert_eq!(image.config.history[0].comment.as_deref(), Some("from here"));
         assert_eq!(image.config.rootfs.diff_ids, [Digest::sha256(&rootfs)]);
-        assert_eq!(fs::read(store.layer_files(&image).unwrap()[0].open().unwrap().path().join("etc/hostname")).unwrap(), b"h");
+        assert_eq!(
+            fs::read(store.layer_files(&image).unwrap()[0].open().unwrap().path().join("etc/hostname"))
+                .unwrap(),
+            b"h"
+        );
         let history = store.history(&image).unwrap();
         assert_eq!((history.len(), history[0].size), (1, 1));
     }

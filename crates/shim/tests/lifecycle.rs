@@ -175,7 +175,13 @@ fn daemon_half() {
     let config: Config = serde_json::from_slice(&fs::read(config).unwrap()).unwrap();
     let exe = SealedExe::from_path(&common::runtime()).unwrap();
     let (mut events, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-    let inherited = Inherited { netns: None, layers: Vec::new(), held: Vec::new(), attach: Vec::new(), events: Some(theirs) };
+    let inherited = Inherited {
+        netns: None,
+        layers: Vec::new(),
+        held: Vec::new(),
+        attach: Vec::new(),
+        events: Some(theirs),
+    };
     spawn(&exe, &config, inherited).unwrap();
     fs::write(config.exit_path.with_extension("started"), "").unwrap();
     let mut buffer = [0];

@@ -90,11 +90,7 @@ pub fn open_erofs(index: &Path, data: &Path) -> Result<OwnedFd, Errno> {
     rustix::mount::fsconfig_set_string(context.as_fd(), "source", index)?;
     rustix::mount::fsconfig_set_string(context.as_fd(), "device", data)?;
     rustix::mount::fsconfig_create(context.as_fd())?;
-    rustix::mount::fsmount(
-        context.as_fd(),
-        FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )
+    rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
 }
 
 /// What the kernel says about the last failure on a file system context, e.g. which option it did

@@ -73,6 +73,33 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
     Ok(all)
 }
 
+/// Everything that is installed and moves images, without one; ours in each form of its storage.
+pub fn for_images(dist: &Path) -> Result<Vec<Contender>> {
+    let mut all = Vec::new();
+    for storage in ["erofs", "overlay"] {
+        let sandbox = engine(&dist.join("brig"), &["daemon", "--storage", storage])?;
+        let client = Client::Remote(dist.join("brig"));
+        all.push(Contender { name: format!("brig, {storage}"), sandbox, client });
+    }
+    match (find("docker"), find("dockerd")) {
+        (Some(docker), Some(dockerd)) => all.push(Contender {
+            name: format!("docker {}", version(&dockerd)),
+            sandbox: engine(&dockerd, &["--storage-driver", "overlay2"])?,
+            client: Client::Remote(docker),
+        }),
+        _ => say::note("docker or dockerd is not installed: left out"),
+    }
+    match find("podman") {
+        Some(podman) => all.push(Contender {
+            name: format!("podman {}", version(&podman)),
+            sandbox: Sandbox::new()?.into(),
+            client: Client::Podman,
+        }),
+        None => say::note("podman is not installed: left out"),
+    }
+    Ok(all)
+}
+
 fn find(program: &str) -> Option<PathBuf> {
     if !packages::there(program) {
         return None;
@@ -147,7 +174,16 @@ impl Contender {
         self.name.starts_with("docker ")
     }
 
-    fn command(&self, verb: &str) -> Command {
+    pub fn sandbox(&self) -> &Sandbox {
+        &self.sandbox
+    }
+
+    pub fn is_podman(&self) -> bool {
+        matches!(self.client, Client::Podman)
+    }
+
+    /// A command of the engine's client: `verb` is its first word.
+    pub fn command(&self, verb: &str) -> Command {
         let dir = self.sandbox.dir();
         match &self.client {
             Client::Remote(program) => {

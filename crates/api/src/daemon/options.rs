@@ -74,9 +74,8 @@ impl Options {
         }
         for key in ["storage-driver", "storage"] {
             let Some(name) = text(given, key).filter(|name| !name.is_empty()) else { continue };
-            let storage = name
-                .parse()
-                .map_err(|error: brigantine_image::Error| value(key, &error.to_string()))?;
+            let storage =
+                name.parse().map_err(|error: brigantine_image::Error| value(key, &error.to_string()))?;
             if engine.storage.replace(storage).is_some_and(|other| other != storage) {
                 return Err(value(key, "storage and storage-driver say different things"));
             }

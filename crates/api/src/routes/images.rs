@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use brigantine_engine::containers::ImageUse;
 use brigantine_engine::events::Kind;
-use brigantine_image::{ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store};
+use brigantine_image::{
+    ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 

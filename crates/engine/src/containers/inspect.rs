@@ -158,7 +158,8 @@ impl Containers {
     fn graph(&self, record: &Record) -> Value {
         let dir = self.dir(&record.id);
         let lower = self.images.known_layers(&record.image_id).unwrap_or_default();
-        let lower: Vec<String> = lower.iter().map(|layer| layer.shown().to_string_lossy().into_owned()).collect();
+        let lower: Vec<String> =
+            lower.iter().map(|layer| layer.shown().to_string_lossy().into_owned()).collect();
         json!({
             "ID": record.id, "LowerDir": lower.join(":"), "UpperDir": dir.join("upper"), "WorkDir": dir.join("work"),
             "MergedDir": "",

@@ -254,12 +254,8 @@ impl Layout {
                 (mode::LNK, FLAT_INLINE, target.len() as u64, HOLE)
             }
             Content::Symlink(target) => (mode::LNK, FLAT_PLAIN, target.len() as u64, place.block),
-            Content::CharDevice(major, minor) => {
-                (mode::CHR, FLAT_PLAIN, 0, encode_device(*major, *minor))
-            }
-            Content::BlockDevice(major, minor) => {
-                (mode::BLK, FLAT_PLAIN, 0, encode_device(*major, *minor))
-            }
+            Content::CharDevice(major, minor) => (mode::CHR, FLAT_PLAIN, 0, encode_device(*major, *minor)),
+            Content::BlockDevice(major, minor) => (mode::BLK, FLAT_PLAIN, 0, encode_device(*major, *minor)),
             Content::Fifo => (mode::FIFO, FLAT_PLAIN, 0, 0),
         };
         let xattrs = attributes(node);
@@ -557,7 +553,9 @@ impl Counting<BufWriter<&File>> {
                 archive.read_exact_at(&mut buffer[..n as usize], source)?;
                 let block = blocks[(at >> bits) as usize];
                 self.inner.flush()?;
-                self.inner.get_ref().write_all_at(&buffer[..n as usize], u64::from(block) * BLOCK + within)?;
+                self.inner
+                    .get_ref()
+                    .write_all_at(&buffer[..n as usize], u64::from(block) * BLOCK + within)?;
                 source += n;
                 done += n;
             }

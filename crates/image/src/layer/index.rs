@@ -32,7 +32,10 @@ type Result<T> = std::result::Result<T, LayerError>;
 pub enum Indexed {
     Whole(Applied),
     /// The archive is kept and nothing is wrong with it, but the format has no room for it: extract it.
-    Unfit { diff_id: Digest, reason: &'static str },
+    Unfit {
+        diff_id: Digest,
+        reason: &'static str,
+    },
 }
 
 /// Keeps the archive that `reader` yields (compressed or not) in the directory `dir`, and writes its index beside it.
@@ -76,7 +79,8 @@ pub fn index(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Inde
     }
     let mut uuid = [0; 16];
     for (byte, pair) in uuid.iter_mut().zip(diff_id.hex().as_bytes().chunks_exact(2)) {
-        *byte = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()).unwrap_or(0);
+        *byte =
+            std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok()).unwrap_or(0);
     }
     let index = File::options()
         .write(true)

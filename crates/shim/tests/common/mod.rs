@@ -125,7 +125,8 @@ impl Fixture {
     pub fn try_start(&self, attach: Vec<AttachStream>) -> Result<Running, SpawnError> {
         let (ours, theirs) = UnixStream::pair().unwrap();
         ours.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
-        let inherited = Inherited { netns: None, layers: Vec::new(), held: Vec::new(), attach, events: Some(theirs) };
+        let inherited =
+            Inherited { netns: None, layers: Vec::new(), held: Vec::new(), attach, events: Some(theirs) };
         let spawned = spawn(&self.exe, &self.config, inherited)?;
         let client = Client::connect(&self.config.dir).unwrap();
         Ok(Running { spawned, client, events: EventReader::new(ours), attach: None })
