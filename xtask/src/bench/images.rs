@@ -77,15 +77,12 @@ struct Task {
 
 /// In this order, each leaving what the next one needs.
 const TASKS: &[Task] = &[
-    Task { name: "cold pull", run: |station| station.measured("pull", &[station.source("first")]) },
-    Task {
-        name: "pull, one layer changed",
-        run: |station| station.measured("pull", &[station.source("second")]),
-    },
-    Task { name: "push", run: Station::push },
-    Task { name: "save", run: Station::save },
-    Task { name: "rmi", run: Station::remove },
-    Task { name: "load", run: Station::load },
+    Task { name: "cold pull", run: |station| station.measured("pull", &[source("first")]) },
+    Task { name: "pull, one layer changed", run: |station| station.measured("pull", &[source("second")]) },
+    Task { name: "push", run: |station| station.push() },
+    Task { name: "save", run: |station| station.save() },
+    Task { name: "rmi", run: |station| station.remove() },
+    Task { name: "load", run: |station| station.load() },
 ];
 
 /// What one task took.
@@ -167,12 +164,11 @@ impl Fixture {
             bytes / 1_000_000,
             layers.iter().map(|layer| layer.size).sum::<u64>() / 1_000_000
         );
-        let mut changed = work.join("changed");
+        let changed = work.join("changed");
         fs::write(&changed, format!("{:?}", Instant::now()))?;
-        changed = changed.strip_prefix("/")?.to_owned();
         let last = files.len().saturating_sub(per_layer / 10);
         let mut second: Vec<PathBuf> = files[last..].to_vec();
-        second.push(changed);
+        second.push(changed.strip_prefix("/")?.to_owned());
         let mut other = layers.clone();
         other.pop();
         other.push(layer(work, &blobs, LAYERS, &second)?);
@@ -356,10 +352,6 @@ impl<'a> Station<'a> {
         Ok(Self { contender, target, archive: dir.join("saved.tar"), _registries: registries })
     }
 
-    fn source(&self, tag: &str) -> String {
-        format!("127.0.0.1:{SOURCE}/many:{tag}")
-    }
-
     fn do_it(&self, verb: &str, args: &[String]) -> Result<()> {
         let mut command = self.contender.command(verb);
         if self.contender.is_podman() && matches!(verb, "pull" | "push") {
@@ -384,7 +376,7 @@ impl<'a> Station<'a> {
             fs::remove_dir_all(docker)?;
         }
         let name = format!("127.0.0.1:{TARGET}/pushed:first");
-        self.do_it("tag", &[self.source("first"), name.clone()])?;
+        self.do_it("tag", &[source("first"), name.clone()])?;
         let figure = self.measured("push", std::slice::from_ref(&name))?;
         self.do_it("rmi", &[name])?;
         Ok(figure)
@@ -392,19 +384,23 @@ impl<'a> Station<'a> {
 
     fn save(&self) -> Result<Figure> {
         let to = self.archive.display().to_string();
-        self.measured("save", &["-o".to_owned(), to, self.source("first")])
+        self.measured("save", &["-o".to_owned(), to, source("first")])
     }
 
     fn remove(&self) -> Result<Figure> {
-        self.measured("rmi", &[self.source("first"), self.source("second")])
+        self.measured("rmi", &[source("first"), source("second")])
     }
 
     fn load(&self) -> Result<Figure> {
         let figure = self.measured("load", &["-i".to_owned(), self.archive.display().to_string()])?;
-        self.do_it("rmi", &[self.source("first")])?;
+        self.do_it("rmi", &[source("first")])?;
         fs::remove_file(&self.archive)?;
         Ok(figure)
     }
+}
+
+fn source(tag: &str) -> String {
+    format!("127.0.0.1:{SOURCE}/many:{tag}")
 }
 
 /// A plain copy of all blobs, as a floor: what no engine can do without.
@@ -416,7 +412,7 @@ fn copy(station: &Station<'_>) -> Result<Option<Figure>> {
     let figure = figure(|| {
         let mut command = station.contender.sandbox().net_command("skopeo");
         command.args(["copy", "--insecure-policy", "--src-tls-verify=false"]);
-        command.arg(format!("docker://{}", station.source("first"))).arg(format!("dir:{}", to.display()));
+        command.arg(format!("docker://{}", source("first"))).arg(format!("dir:{}", to.display()));
         say::read(&mut command).map(drop)
     })?;
     fs::remove_dir_all(to)?;
