@@ -31,6 +31,8 @@ pub const TEST: &[Need] = &[
     ("zstd", &["zstd"]),
     ("procps", &["ps"]),
     ("runc", &["runc"]),
+    ("containerd", &["containerd", "ctr"]),
+    ("podman", &["podman"]),
 ];
 
 /// What the demo's private network needs.
