@@ -81,6 +81,11 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let spec = &launch.spec;
     let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("the spec has no linux section"))?;
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("the spec has no process"))?;
+    if linux.intel_rdt().is_some() {
+        return Err(Error::unsupported(
+            "linux.intelRdt is given, but Intel RDT (resctrl) is not supported by this runtime",
+        ));
+    }
     let label = linux.mount_label().as_deref().filter(|l| !l.is_empty());
     if let Some(label) = label
         && !identity::selinux()

@@ -440,10 +440,11 @@ fn spawn_behind(
     let what = "cloning the container's process in its user namespace";
     let (here, there) = pair()?;
     let mut here = Some(here);
-    let between = spawn::clone(0, None, || {
+    // Born in the group as its child is to be: once in the user namespace it could not put it there.
+    let between = spawn::clone(0, target, || {
         drop(here.take());
         let made = enter_first(first, around).and_then(|()| {
-            spawn::clone_sibling(new, target, || {
+            spawn::clone_sibling(new, None, || {
                 drop(ours.take());
                 child::run(plan, theirs.as_fd())
             })
