@@ -12,7 +12,7 @@ use rustix::net::{
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Placeholder};
 use crate::child;
 use crate::compile::{self, Compiled, within};
 use crate::describe::{self, Subject};
@@ -283,30 +283,43 @@ pub struct Execed {
 
 /// Everything up to right before the exec. The process is a child of the caller.
 pub fn create(mut launch: Launch) -> Result<Created, Error> {
-    if launch.systemd_cgroup {
-        return Err(Error::unsupported("the systemd cgroup driver is not built yet; use cgroupfs"));
-    }
     check_id(&launch.id)?;
     if let Some(list) = launch.spec.hooks() {
         hooks::check_all(list)?;
     }
-    let linux = launch.spec.linux().as_ref();
-    let path = match linux.and_then(|l| l.cgroups_path().as_ref()) {
-        Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
-        Some(path) if !path.as_os_str().is_empty() => format!("/brigantine/{}", path.display()),
-        _ => format!("/brigantine/{}", launch.id),
-    };
-    let resources = linux.and_then(|l| l.resources().as_ref());
-    let cgroup = match Cgroup::create(&path, resources) {
-        Err(e) if launch.rootless && Cgroup::dispensable(&e, resources) => Cgroup::none(&path),
-        other => other?,
-    };
+    let (cgroup, placeholder) = make_cgroup(&launch)?;
     let made = create_in(&mut launch, &cgroup);
+    // The container's own process is in the group now, or it is not needed any more.
+    drop(placeholder);
     if made.is_err() {
         // The cause is what matters; an empty group that stays is removed with the record.
         drop(cgroup.delete());
     }
     made
+}
+
+fn make_cgroup(launch: &Launch) -> Result<(Cgroup, Option<Placeholder>), Error> {
+    let linux = launch.spec.linux().as_ref();
+    let given = linux.and_then(|l| l.cgroups_path().as_ref());
+    let resources = linux.and_then(|l| l.resources().as_ref());
+    if launch.systemd_cgroup {
+        let annotations = launch.spec.annotations().iter().flatten();
+        let annotations: Vec<_> = annotations.map(|(k, v)| (k.clone(), v.clone())).collect();
+        let given = given.map(|path| path.to_string_lossy());
+        // Whoever is not root has a manager of its own.
+        let user = launch.rootless && !rustix::process::geteuid().is_root();
+        let made = Cgroup::create_unit(given.as_deref(), &launch.id, user, resources, &annotations);
+        return made.map(|(group, placeholder)| (group, Some(placeholder)));
+    }
+    let path = match given {
+        Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
+        Some(path) if !path.as_os_str().is_empty() => format!("/brigantine/{}", path.display()),
+        _ => format!("/brigantine/{}", launch.id),
+    };
+    match Cgroup::create(&path, resources) {
+        Err(e) if launch.rootless && Cgroup::dispensable(&e, resources) => Ok((Cgroup::none(&path), None)),
+        other => other.map(|group| (group, None)),
+    }
 }
 
 fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
@@ -339,6 +352,7 @@ fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
                 .map_err(|e| Error::os(format!("opening {path}"), e))?;
             netdev::apply(&compiled.net_devices, joined.unwrap_or(own.as_fd()))?;
         }
+        cgroup.attach(child.pid)?;
         if let Some(score) = compiled.oom_score {
             write_proc(child.pid, "oom_score_adj", &score.to_string())?;
         }
@@ -736,6 +750,9 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     let mut setup =
         Setup { channel: channel.as_fd(), plan: &compiled.plan, subject: &subject, terminal: None };
     let result = (|| {
+        if let Some(group) = &request.cgroup {
+            group.attach(child.pid)?;
+        }
         if let Some(score) = oom_score {
             write_proc(child.pid, "oom_score_adj", &score.to_string())?;
         }

@@ -200,14 +200,6 @@ fn errors_go_to_the_log_that_the_caller_reads() {
 }
 
 #[test]
-fn the_systemd_driver_is_refused_in_words() {
-    let bundle = Bundle::new(&["true"]);
-    let says = bundle.bad(&["--systemd-cgroup", "run", "--bundle", bundle.dir(), &bundle.id]);
-    assert!(says.contains("the systemd cgroup driver is not built yet"), "{says}");
-    bundle.assert_nothing_left();
-}
-
-#[test]
 fn bad_words_are_errors() {
     let bundle = Bundle::sleeping();
     let id = bundle.id.as_str();
@@ -297,7 +289,7 @@ fn features_and_version_are_told() {
     let features: Value = serde_json::from_str(&bundle.good(&["features"])).unwrap();
     assert!(features["ociVersionMax"].as_str().unwrap().starts_with("1."));
     assert_eq!(features["linux"]["seccomp"]["enabled"], json!(true));
-    assert_eq!(features["linux"]["cgroup"]["systemd"], json!(false));
+    assert_eq!(features["linux"]["cgroup"]["systemd"], json!(true));
     assert!(features["linux"]["capabilities"].as_array().unwrap().contains(&json!("CAP_SYS_ADMIN")));
     assert!(bundle.good(&["--version"]).starts_with("brig-runtime version "));
     assert!(bundle.good(&["--help"]).contains("delete"));

@@ -258,8 +258,13 @@ fn cpu_v1(dir: &Path, cpu: &LinuxCpu) -> Result<(), Error> {
 }
 
 /// v1 shares (2 to 262144) on v2's scale of weights (1 to 10000), as runc and systemd convert.
-fn weight_of_shares(shares: u64) -> u64 {
+pub(super) fn weight_of_shares(shares: u64) -> u64 {
     1 + (shares.clamp(2, 262_144) - 2) * 9999 / 262_142
+}
+
+/// 10..1000 on v1's scale is 1..10000 on v2's.
+pub(super) fn weight_of_block(weight: u16) -> u64 {
+    1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990
 }
 
 fn cpu_v2(dir: &Path, cpu: &LinuxCpu) -> Result<(), Error> {
@@ -327,9 +332,7 @@ fn block_v2(dir: &Path, block: &LinuxBlockIo) -> Result<(), Error> {
         if bfq.exists() {
             write(&bfq, &weight.to_string())?;
         } else {
-            // 10..1000 on v1's scale is 1..10000 on this one.
-            let scaled = 1 + (u64::from(weight).clamp(10, 1000) - 10) * 9999 / 990;
-            write(&dir.join("io.weight"), &scaled.to_string())?;
+            write(&dir.join("io.weight"), &weight_of_block(weight).to_string())?;
         }
     }
     let lists = [

@@ -8,6 +8,7 @@ mod devices;
 mod hierarchy;
 mod limits;
 mod stats;
+mod systemd;
 
 use std::fs;
 use std::io;
@@ -23,6 +24,9 @@ use crate::error::{Error, Kind};
 use crate::plan::Step;
 use crate::spec::LinuxResources;
 use hierarchy::Hierarchies;
+use systemd::Unit;
+
+pub(crate) use systemd::Placeholder;
 
 pub use stats::{
     BlkioEntry, BlkioStats, CpuStats, HugetlbStats, MemoryStats, PidsStats, PressureStats, Stats,
@@ -41,6 +45,9 @@ pub struct Cgroup {
     v1: Vec<(String, PathBuf)>,
     /// The group's directory in the unified hierarchy.
     v2: Option<PathBuf>,
+    /// Whose it is, if it is systemd's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unit: Option<Unit>,
 }
 
 impl Cgroup {
@@ -64,7 +71,7 @@ impl Cgroup {
         if v1.is_empty() && v2.is_none() {
             return Err(Error::new(Kind::State, format!("cgroup {path:?} does not exist")));
         }
-        Ok(Self { path, v1, v2 })
+        Ok(Self { path, v1, v2, unit: None })
     }
 
     /// Creates the group at `path` and writes the limits; on failure nothing is left.
@@ -72,7 +79,7 @@ impl Cgroup {
         let path = clean(path)?;
         let found = Hierarchies::get()?;
         let wanted = limits::controllers(resources);
-        let mut group = Self { path, v1: Vec::new(), v2: None };
+        let mut group = Self { path, v1: Vec::new(), v2: None, unit: None };
         let mut made = Vec::new();
         match group.make(found, &wanted, resources, &mut made) {
             Ok(()) => Ok(group),
@@ -87,9 +94,53 @@ impl Cgroup {
         }
     }
 
+    /// Has systemd make the group: `path` is `slice:prefix:name`. What comes with it keeps it until the
+    /// container's process is in it.
+    pub(crate) fn create_unit(
+        path: Option<&str>,
+        id: &str,
+        user: bool,
+        resources: Option<&LinuxResources>,
+        annotations: &[(String, String)],
+    ) -> Result<(Self, Placeholder), Error> {
+        let found = Hierarchies::get()?;
+        let unit = Unit::parse(path, id, user)?;
+        let description = format!("container {id}");
+        let placeholder = unit.start(&description, resources, annotations, found.v1.is_empty())?;
+        let mut group = Self { path: String::new(), v1: Vec::new(), v2: None, unit: Some(unit) };
+        let made = systemd::path_of(placeholder.pid).and_then(|path| {
+            group.path = path;
+            let mut wanted = limits::controllers(resources);
+            // Where systemd looks for a unit's processes.
+            wanted.push("systemd");
+            group.make(found, &wanted, resources, &mut Vec::new())
+        });
+        match made {
+            Ok(()) => Ok((group, placeholder)),
+            Err(error) => {
+                drop(placeholder);
+                // The first failure is the one to tell.
+                drop(group.delete());
+                Err(error)
+            }
+        }
+    }
+
+    /// Moves the container's process into the group by the hand of its manager, if the caller's own cannot.
+    pub(crate) fn attach(&self, pid: i32) -> Result<(), Error> {
+        match &self.unit {
+            Some(unit) if unit.is_users() => unit.attach(pid),
+            _ => Ok(()),
+        }
+    }
+
+    fn is_attached_to(&self) -> bool {
+        self.unit.as_ref().is_some_and(Unit::is_users)
+    }
+
     /// No group at all: processes stay where their creator is.
     pub(crate) fn none(path: &str) -> Self {
-        Self { path: path.to_owned(), v1: Vec::new(), v2: None }
+        Self { path: path.to_owned(), v1: Vec::new(), v2: None, unit: None }
     }
 
     /// Whether a group that could not be made for `error` is nothing that anybody asked for.
@@ -135,6 +186,7 @@ impl Cgroup {
                 Some(dir) if self.v1.is_empty() => Some(at(dir, "")?),
                 other => other.clone(),
             },
+            unit: None,
         })
     }
 
@@ -254,7 +306,7 @@ impl Cgroup {
     /// For a clone straight into the group, which the kernel does in the unified hierarchy.
     pub(crate) fn clone_target(&self) -> Result<Option<OwnedFd>, Error> {
         use rustix::fs::{Mode, OFlags, open};
-        let Some(dir) = self.v2.as_deref() else { return Ok(None) };
+        let Some(dir) = self.v2.as_deref().filter(|_| !self.is_attached_to()) else { return Ok(None) };
         open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map(Some)
             .map_err(|e| Error::os(format!("opening cgroup {}", dir.display()), e))
@@ -290,6 +342,9 @@ impl Cgroup {
 
     /// Changes limits; what is `None` stays. Device rules are fixed at creation.
     pub fn update(&self, resources: &LinuxResources) -> Result<(), Error> {
+        if let Some(unit) = &self.unit {
+            unit.update(resources, self.is_unified())?;
+        }
         limits::apply(self, resources)
     }
 
@@ -459,6 +514,9 @@ impl Cgroup {
 
     /// Removes the group and everything below it; a group that is gone is no error.
     pub fn delete(&self) -> Result<(), Error> {
+        if let Some(unit) = &self.unit {
+            unit.stop()?;
+        }
         for dir in self.directories() {
             remove(dir)?;
         }
