@@ -30,6 +30,7 @@ pub const TEST: &[Need] = &[
     ("bzip2", &["bzip2"]),
     ("zstd", &["zstd"]),
     ("procps", &["ps"]),
+    ("uidmap", &["newuidmap"]),
     ("dbus-daemon", &["dbus-daemon"]),
     ("python3-dbus", &["/usr/lib/python3/dist-packages/dbus/__init__.py"]),
     ("python3-gi", &["/usr/lib/python3/dist-packages/gi/__init__.py"]),

@@ -264,6 +264,11 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         (None, None) => None,
     };
     let mut plan = identity::compile(process, filter, true)?;
+    if late {
+        let own = rustix::process::getegid().as_raw();
+        let alone = maps.as_ref().is_some_and(|(_, gid)| idmap::is_only(gid, own));
+        plan.without_groups(alone || idmap::groups_denied("self")?)?;
+    }
     plan.die_with_parent = launch.die_with_parent;
     plan.preserve_fds = launch.preserve_fds;
     plan.keyring = !launch.no_new_keyring;

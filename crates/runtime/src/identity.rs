@@ -199,6 +199,19 @@ fn last_of_each(env: &[String]) -> Vec<&str> {
     kept
 }
 
+impl ProcessPlan {
+    /// Where supplementary groups are not to be changed (`denied`), none may be asked for, and none are set.
+    pub(crate) fn without_groups(&mut self, denied: bool) -> Result<(), Error> {
+        if denied && !self.groups.is_empty() {
+            return Err(Error::invalid(
+                "additionalGids: a user namespace made without privileges takes no supplementary groups",
+            ));
+        }
+        self.set_groups &= !denied;
+        Ok(())
+    }
+}
+
 fn path(path: &Path) -> Result<CString, Error> {
     use std::os::unix::ffi::OsStrExt;
     c_string(path.as_os_str().as_bytes(), "working directory")

@@ -15,6 +15,20 @@ pub(crate) fn lines(maps: &[LinuxIdMapping]) -> String {
     maps.iter().map(line).collect()
 }
 
+/// Whether a map is of this one id, which nobody needs privileges for.
+pub(crate) fn is_only(map: &str, id: u32) -> bool {
+    let mut fields = map.split_whitespace().skip(1);
+    let host = fields.next().and_then(|f| f.parse().ok());
+    map.lines().count() == 1 && host == Some(id) && fields.next() == Some("1")
+}
+
+/// Whether the kernel lets nobody in this process's user namespace change supplementary groups.
+pub(crate) fn groups_denied(pid: &str) -> Result<bool, Error> {
+    let file = format!("/proc/{pid}/setgroups");
+    let text = std::fs::read_to_string(&file).map_err(|e| Error::os(format!("reading {file}"), e))?;
+    Ok(text.trim() == "deny")
+}
+
 /// A user namespace with these maps, which nobody lives in.
 pub(crate) fn user_namespace(uid: &str, gid: &str) -> Result<OwnedFd, Error> {
     let what = || "making a user namespace for an idmapped mount".to_owned();

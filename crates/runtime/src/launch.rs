@@ -20,7 +20,7 @@ use crate::error::{Error, Kind};
 use crate::listener::Listener;
 use crate::plan::{Gate, MESSAGE_LENGTH, Message, Plan, Step, Terminal};
 use crate::spec::{LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process, Spec};
-use crate::{hooks, identity, netdev, seccomp};
+use crate::{hooks, identity, idmap, netdev, seccomp};
 
 /// Where the container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -626,18 +626,13 @@ fn write_maps(pid: i32, uid: &str, gid: &str) -> Result<(), Error> {
         write_proc(pid, "gid_map", gid)?;
         return write_proc(pid, "uid_map", uid);
     }
-    let own = |text: &str, id: u32| {
-        let mut fields = text.split_whitespace().skip(1);
-        let host = fields.next().and_then(|f| f.parse().ok());
-        text.lines().count() == 1 && host == Some(id) && fields.next() == Some("1")
-    };
-    if own(gid, rustix::process::getegid().as_raw()) {
+    if idmap::is_only(gid, rustix::process::getegid().as_raw()) {
         write_proc(pid, "setgroups", "deny")?;
         write_proc(pid, "gid_map", gid)?;
     } else {
         map_by_helper("newgidmap", pid, gid)?;
     }
-    if own(uid, rustix::process::geteuid().as_raw()) {
+    if idmap::is_only(uid, rustix::process::geteuid().as_raw()) {
         write_proc(pid, "uid_map", uid)
     } else {
         map_by_helper("newuidmap", pid, uid)
@@ -728,6 +723,9 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     process.preserve_fds = request.preserve_fds;
     process.personality = request.common.personality.as_ref().map(identity::personality).transpose()?;
     process.memory_policy = identity::memory_policy(request.common.memory_policy.as_ref())?;
+    if user {
+        process.without_groups(idmap::groups_denied(&request.pid.to_string())?)?;
+    }
     let mut compiled = Compiled {
         plan: Plan {
             steps,

@@ -60,13 +60,18 @@ impl Dir {
 
     /// Takes the id; an id in use is refused.
     pub fn claim(&self, root: &Path, id: &str) -> Result<(), Error> {
-        fs::create_dir_all(root).map_err(|e| Error::os(format!("creating {}", root.display()), e))?;
+        let failed = |path: &Path, e: io::Error| {
+            let alone = e.kind() == io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root();
+            let hint = if alone { " (set XDG_RUNTIME_DIR or --root to a directory of yours)" } else { "" };
+            Error::os(format!("creating {}{hint}", path.display()), e)
+        };
+        fs::create_dir_all(root).map_err(|e| failed(root, e))?;
         match rustix::fs::mkdir(&self.path, Mode::from_raw_mode(0o700)) {
             Ok(()) => Ok(()),
             Err(rustix::io::Errno::EXIST) => {
                 Err(Error::new(Kind::State, format!("container with given ID already exists: {id}")))
             }
-            Err(e) => Err(Error::os(format!("creating {}", self.path.display()), e)),
+            Err(e) => Err(failed(&self.path, e.into())),
         }
     }
 
