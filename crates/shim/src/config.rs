@@ -3,6 +3,7 @@
 //! has a default, so that monitors and daemons of neighbouring versions understand each other.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -80,6 +81,107 @@ pub enum LogConfig {
     None,
     /// In a file of docker's `json-file` format, rotated by size.
     JsonFile(JsonFileLog),
+    /// At a collector, and in a file from which it can be read.
+    Collected(CollectedLog),
+}
+
+/// A log that goes to a collector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CollectedLog {
+    /// The file; without one the log cannot be read here.
+    #[serde(default)]
+    pub file: Option<JsonFileLog>,
+    /// The collector.
+    pub sink: SinkConfig,
+}
+
+/// Where a log goes beside its file, and what happens when that is slow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkConfig {
+    /// Which collector.
+    pub kind: SinkKind,
+    /// Bytes that may wait for it.
+    pub buffer: u64,
+    /// Whether a full buffer holds back the container's output; else new lines are dropped.
+    pub blocking: bool,
+}
+
+/// A kind of collector.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SinkKind {
+    /// A syslog server.
+    Syslog(SyslogConfig),
+    /// systemd's journal.
+    Journald(JournaldConfig),
+    /// Fluentd, or what speaks its protocol.
+    Fluentd(FluentdConfig),
+}
+
+/// How to reach a collector. Names have been resolved: the monitor is static and has no resolver.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Endpoint {
+    /// UDP.
+    Udp(SocketAddr),
+    /// TCP.
+    Tcp(SocketAddr),
+    /// A unix datagram socket; if it is a stream socket, that.
+    Datagram(PathBuf),
+    /// A unix stream socket.
+    Stream(PathBuf),
+}
+
+/// Messages for a syslog server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyslogConfig {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// The facility's number, 0 to 23.
+    pub facility: u8,
+    /// The form of a message.
+    pub format: SyslogFormat,
+    /// The tag, or application's name.
+    pub tag: String,
+    /// The host's name.
+    pub hostname: String,
+}
+
+/// The form of a syslog message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SyslogFormat {
+    /// As the C library's `syslog` writes it: without the host's name.
+    Local,
+    /// RFC 3164.
+    Rfc3164,
+    /// RFC 5424.
+    Rfc5424,
+    /// RFC 5424 with microseconds.
+    Rfc5424Micro,
+}
+
+/// Messages for systemd's journal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JournaldConfig {
+    /// The journal's socket.
+    pub socket: PathBuf,
+    /// Fields of every message; names as the journal wants them.
+    pub fields: BTreeMap<String, String>,
+}
+
+/// Messages for fluentd.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FluentdConfig {
+    /// The server.
+    pub endpoint: Endpoint,
+    /// The tag.
+    pub tag: String,
+    /// Fields of every record.
+    pub fields: BTreeMap<String, String>,
+    /// Whether times have nanoseconds.
+    #[serde(default)]
+    pub sub_second: bool,
 }
 
 /// A rotated log in docker's `json-file` format. Rotated files are `path.1` (newest) to `path.<max_files - 1>`.
@@ -96,12 +198,21 @@ pub struct JsonFileLog {
     /// Written with every line (docker's `labels`, `env` and `tag` log options).
     #[serde(default)]
     pub attrs: BTreeMap<String, String>,
+    /// Whether rotated files are compressed (`path.N.gz`).
+    #[serde(default)]
+    pub compress: bool,
 }
 
 impl JsonFileLog {
     /// A log at `path` with the default bounds: five files of 20 MiB.
     pub fn new(path: PathBuf) -> Self {
-        Self { path, max_size: default_max_size(), max_files: default_max_files(), attrs: BTreeMap::new() }
+        Self {
+            path,
+            max_size: default_max_size(),
+            max_files: default_max_files(),
+            attrs: BTreeMap::new(),
+            compress: false,
+        }
     }
 }
 

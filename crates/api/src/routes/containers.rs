@@ -80,14 +80,30 @@ async fn list(state: State, request: Request) -> Result<Reply, Error> {
     Reply::json(&state.engine.containers().list(&options).await?)
 }
 
+/// What clients below API 1.44 say beside today's fields.
+#[derive(serde::Deserialize)]
+struct OlderFields {
+    /// Of the interface on the network of the network mode.
+    #[serde(rename = "MacAddress")]
+    mac_address: Option<String>,
+    #[serde(rename = "Runtime")]
+    runtime: Option<String>,
+}
+
 async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
-    let body: ContainerCreateBody = request.json_body().await?;
+    let document: Value = request.json_body().await?;
+    let older: OlderFields = crate::http::json::from_value(document.clone())?;
+    let mut body: ContainerCreateBody = crate::http::json::from_value(document)?;
+    if let Some(runtime) = older.runtime.filter(|runtime| !runtime.is_empty()) {
+        body.host_config.get_or_insert_default().runtime.get_or_insert(runtime);
+    }
     let created = state
         .engine
         .containers()
         .create(CreateRequest {
             name: request.query().text("name").map(str::to_owned),
             platform: request.query().text("platform").map(str::to_owned),
+            mac_address: older.mac_address,
             body,
         })
         .await?;
@@ -262,14 +278,21 @@ async fn update(state: State, mut request: Request) -> Result<Reply, Error> {
 async fn remove(state: State, request: Request) -> Result<Reply, Error> {
     let query = request.query();
     if query.flag("link") {
-        return Err(Error::not_implemented("legacy links are not supported"));
+        return Err(Error::invalid(format!(
+            "cannot remove the link {}: expected CONTAINER/ALIAS",
+            request.param("id")
+        )));
     }
     state.engine.containers().remove(request.param("id"), query.flag("force"), query.flag("v")).await?;
     Ok(Reply::no_content())
 }
 
-async fn remove_link(_state: State, _request: Request) -> Result<Reply, Error> {
-    Err(Error::not_implemented("legacy links are not supported"))
+async fn remove_link(state: State, request: Request) -> Result<Reply, Error> {
+    if !request.query().flag("link") {
+        return Err(Error::not_found("page not found"));
+    }
+    state.engine.containers().remove_link(request.param("id"), request.param("link")).await?;
+    Ok(Reply::no_content())
 }
 
 /// Whether a client of this version knows JSON lines.

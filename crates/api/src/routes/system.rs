@@ -132,7 +132,7 @@ async fn info(state: State, _request: Request) -> Result<Reply, Error> {
             "Volume": ["local"],
             "Network": ["bridge", "host", "null"],
             "Authorization": null,
-            "Log": ["json-file", "none"],
+            "Log": brigantine_engine::containers::logging::DRIVERS,
         },
         "MemoryLimit": cgroups.memory,
         "SwapLimit": cgroups.swap,

@@ -28,6 +28,8 @@ mod images;
 mod isolation;
 mod leftovers;
 mod lifecycle;
+mod links;
+mod logging;
 mod network;
 mod run;
 mod shim;

@@ -54,6 +54,7 @@ pub const FLAGS: &[Flag] = &[
     Flag::list("group-add", "Join one more group"),
     Flag::text("health-cmd", "Command that tells whether the container is well"),
     Flag::one("health-interval", "duration", "Time between health checks (ms|s|m|h)"),
+    Flag::text("health-on-failure", "What happens when it becomes unhealthy: none, restart, stop or kill"),
     Flag::one("health-retries", "int", "Failures in a row that mean unhealthy"),
     Flag::one(
         "health-start-interval",
@@ -349,8 +350,14 @@ fn host_config(matches: &Matches) -> Outcome<HostConfig> {
         let pairs = environment::pairs(&matches.list(flag));
         (!pairs.is_empty()).then_some(pairs)
     };
+    let mut annotations = map("annotation");
+    if let Some(action) = matches.optional("health-on-failure") {
+        annotations
+            .get_or_insert_default()
+            .insert("brigantine.health-on-failure".to_owned(), action.to_owned());
+    }
     Ok(HostConfig {
-        annotations: map("annotation"),
+        annotations,
         auto_remove: Some(matches.is("rm")),
         blkio_device_read_bps: each(matches, "device-read-bps", limits::bytes_rate)?,
         blkio_device_read_iops: each(matches, "device-read-iops", limits::io_rate)?,

@@ -25,6 +25,8 @@ use crate::{Error, Result, names, spec};
 pub struct CreateRequest {
     pub name: Option<String>,
     pub platform: Option<String>,
+    /// Of the interface on the network of the network mode.
+    pub mac_address: Option<String>,
     pub body: ContainerCreateBody,
 }
 
@@ -38,7 +40,7 @@ pub struct Created {
 impl Containers {
     /// Creates a container. After a failure nothing of it is left.
     pub async fn create(self: &Arc<Self>, request: CreateRequest) -> Result<Created> {
-        let (mut config, mut host, networking) = parts(request.body);
+        let (mut config, mut host, mut networking) = parts(request.body);
         let image_name = config.image.clone().unwrap_or_default();
         if image_name.is_empty() {
             return Err(Error::invalid("no image was named: Image must not be empty"));
@@ -52,6 +54,15 @@ impl Containers {
         let (path, args) = command(&config)?;
         check_config(&config, &host)?;
         self.defaults(&mut host)?;
+        host.links = self.links(&host)?;
+        if let Some(mac) = request.mac_address.filter(|mac| !mac.is_empty()) {
+            let mode = host.network_mode.clone().unwrap_or_default();
+            let all = networking.get_or_insert_default().endpoints_config.get_or_insert_default();
+            let settings = all.entry(mode).or_default();
+            if settings.mac_address.as_deref().is_none_or(str::is_empty) {
+                settings.mac_address = Some(mac);
+            }
+        }
 
         let id = new_id();
         let name = self.choose_name(request.name.as_deref(), &id)?;
@@ -153,6 +164,12 @@ impl Containers {
         .await?;
         for mut request in wanted {
             if request.mount.volume().is_some() {
+                let driver = record.host_config.volume_driver.as_deref().unwrap_or_default();
+                if !matches!(driver, "" | "local") {
+                    return Err(Error::not_found(format!(
+                        "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
+                    )));
+                }
                 let volume = self
                     .volumes
                     .ensure(&request.mount.name, request.volume_labels, request.volume_options)
@@ -300,7 +317,7 @@ impl Containers {
             log.config = Some(options);
         }
         let driver = driver.unwrap_or_else(|| self.config.log_driver.clone());
-        super::logs::check_driver(&driver, log.config.as_ref())?;
+        super::logging::check(&driver, log.config.as_ref())?;
         log.typ = Some(driver);
         log.config.get_or_insert_default();
         Ok(())

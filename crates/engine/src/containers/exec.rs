@@ -79,6 +79,63 @@ impl Exec {
 impl Containers {
     /// Prepares an exec in a running container; returns its id.
     pub async fn exec_create(&self, reference: &str, request: ExecRequest) -> Result<String> {
+        let exec = self.exec_prepare(reference, request).await?;
+        let kept = serde_json::to_vec(&exec.request).doing(|| "describe the exec".to_owned())?;
+        let path = self.exec_file(&exec.container.id, &exec.id);
+        let written = crate::blocking(move || {
+            let dir = path.parent().unwrap_or(&path);
+            match std::fs::create_dir(dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
+                _ => std::fs::write(&path, kept),
+            }
+            .doing(|| format!("write {}", path.display()))
+        })
+        .await;
+        if let Err(error) = written {
+            lock(&self.execs).remove(&exec.id);
+            exec.container.running()?;
+            return Err(error);
+        }
+        Ok(exec.id.clone())
+    }
+
+    /// Where the next daemon finds an exec's request; it goes with the monitor's directory.
+    fn exec_file(&self, container: &str, exec: &str) -> std::path::PathBuf {
+        self.run_dir(container).join("requests").join(format!("{exec}.json"))
+    }
+
+    /// Takes up the execs of a container that a former daemon has made.
+    pub(super) fn restore_execs(&self, container: &Arc<Container>, states: &[brigantine_shim::ExecState]) {
+        let Ok(entries) = std::fs::read_dir(self.run_dir(&container.id).join("requests")) else { return };
+        for entry in entries.flatten() {
+            let name = entry.file_name();
+            let Some(id) = name.to_str().and_then(|name| name.strip_suffix(".json")) else { continue };
+            let Some(request) = std::fs::read(entry.path())
+                .ok()
+                .and_then(|text| serde_json::from_slice::<ExecRequest>(&text).ok())
+            else {
+                tracing::warn!(container = container.id, exec = id, "an exec's request is damaged");
+                continue;
+            };
+            let keys = detach_keys(request.detach_keys.as_deref().unwrap_or_default()).unwrap_or_default();
+            let mut state = ExecState::default();
+            if let Some(known) = states.iter().find(|known| known.id == id) {
+                state.pid = known.pid;
+                state.exit_code = known.exit.as_ref().map(|exit| exit.exit_code);
+                state.phase = if known.exit.is_some() { Phase::Ended } else { Phase::Running };
+            }
+            let exec = Exec {
+                id: id.to_owned(),
+                container: Arc::clone(container),
+                request,
+                detach_keys: keys,
+                state: Mutex::new(state),
+            };
+            lock(&self.execs).insert(id.to_owned(), Arc::new(exec));
+        }
+    }
+
+    async fn exec_prepare(&self, reference: &str, request: ExecRequest) -> Result<Arc<Exec>> {
         let container = self.find(reference)?;
         let live = container.running()?;
         match container.status() {
@@ -123,8 +180,8 @@ impl Containers {
         });
         let id = exec.id.clone();
         self.publish(&container, format!("exec_create: {}", exec.command()), &[("execID", id.clone())]);
-        lock(&self.execs).insert(id.clone(), exec);
-        Ok(id)
+        lock(&self.execs).insert(id, Arc::clone(&exec));
+        Ok(exec)
     }
 
     fn exec_user(container: &Container, request: &ExecRequest) -> String {
@@ -331,7 +388,7 @@ impl Containers {
             attach_stderr: Some(true),
             ..ExecRequest::default()
         };
-        let id = self.exec_create(&container.id, request).await?;
+        let id = self.exec_prepare(&container.id, request).await?.id.clone();
         let started = self.exec_start(&id, ExecStart::default()).await?;
         let (ours, theirs) = tokio::io::duplex(64 << 10);
         let mut output = Vec::new();

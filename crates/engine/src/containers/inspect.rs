@@ -7,7 +7,7 @@ use bollard_stubs::models::{ContainerConfig, HostConfig};
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::{Container, Containers, Live, Record, Status, logs};
+use super::{Container, Containers, Live, Record, Status, logging, logs};
 use crate::clock::{rfc3339_nano, rfc3339_or_zero};
 use crate::{Result, disk};
 
@@ -81,6 +81,7 @@ fn host_config(record: &Record) -> Value {
             None => json!(default()),
         };
     }
+    document["Links"] = json!(super::links::shown(record));
     document
 }
 
@@ -126,8 +127,7 @@ impl Containers {
         if let Some(health) = health {
             state_document["Health"] = health;
         }
-        let has_log =
-            record.host_config.log_config.as_ref().is_none_or(|log| log.typ.as_deref() != Some("none"));
+        let has_log = logging::has_path(&record);
         json!({
             "Id": record.id,
             "Created": rfc3339_nano(record.created),

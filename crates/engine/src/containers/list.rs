@@ -135,8 +135,24 @@ impl Containers {
                 found.push((container, summary));
             }
         }
+        // A container is also known by the names that legacy links give it.
+        let mut linked: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for container in self.all() {
+            container.with(|inner| {
+                for link in inner.record.host_config.links.iter().flatten() {
+                    let (target, alias) = link.split_once(':').unwrap_or((link, link));
+                    let name = format!("/{}/{alias}", inner.record.name);
+                    linked.entry(target.to_owned()).or_default().push(name);
+                }
+            });
+        }
         let mut list = Vec::with_capacity(found.len());
         for (container, mut summary) in found {
+            if let Some(names) = linked.get(&container.name())
+                && let Some(all) = summary["Names"].as_array_mut()
+            {
+                all.extend(names.iter().map(|name| json!(name)));
+            }
             if options.size {
                 let (rw, root) = self.sizes(&container).await?;
                 summary["SizeRw"] = rw.into();

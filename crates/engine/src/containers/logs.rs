@@ -3,21 +3,21 @@
 //! A follower is woken by the kernel (inotify), never by a clock, and ends when the container has ended and everything is
 //! read. Files are told apart by inode, so that a rotation in between neither loses nor repeats a line.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use brigantine_shim::{JsonFileLog, LogConfig, frame};
+use brigantine_shim::frame;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::wait::register;
-use super::{Condition, Container, Containers, Record};
+use super::{Condition, Container, Containers};
 use crate::{Error, Result};
 
 /// What of a log is wanted.
@@ -49,103 +49,8 @@ impl Logs {
     }
 }
 
-/// Drivers and options that are known.
-pub(super) fn check_driver(driver: &str, options: Option<&HashMap<String, String>>) -> Result<()> {
-    let known: &[&str] = match driver {
-        "json-file" => &[
-            "max-size",
-            "max-file",
-            "compress",
-            "labels",
-            "labels-regex",
-            "env",
-            "env-regex",
-            "tag",
-            "mode",
-            "max-buffer-size",
-        ],
-        "none" => &[],
-        "local" | "journald" | "syslog" | "fluentd" | "gelf" | "awslogs" | "splunk" | "etwlogs"
-        | "gcplogs" => {
-            return Err(Error::not_implemented(format!(
-                "the log driver {driver} is not supported: use json-file or none"
-            )));
-        }
-        other => return Err(Error::invalid(format!("logger: no log driver named '{other}' is registered"))),
-    };
-    for (name, value) in options.into_iter().flatten() {
-        if !known.contains(&name.as_str()) {
-            return Err(Error::invalid(format!("unknown log opt '{name}' for {driver} log driver")));
-        }
-        let fine = match name.as_str() {
-            "max-size" => value == "-1" || size(value).is_some(),
-            "max-file" => value.parse::<u32>().is_ok_and(|files| files >= 1),
-            _ => true,
-        };
-        if !fine {
-            return Err(Error::invalid(format!("invalid value for log option {name}: {value}")));
-        }
-    }
-    Ok(())
-}
-
-/// `10m` as bytes.
-fn size(text: &str) -> Option<u64> {
-    let lower = text.trim().to_ascii_lowercase();
-    let lower = lower.strip_suffix("ib").or_else(|| lower.strip_suffix('b')).unwrap_or(&lower);
-    let (digits, shift) = match lower.as_bytes().last()? {
-        b'k' => (&lower[..lower.len() - 1], 10),
-        b'm' => (&lower[..lower.len() - 1], 20),
-        b'g' => (&lower[..lower.len() - 1], 30),
-        _ => (lower, 0),
-    };
-    digits.trim().parse::<u64>().ok()?.checked_mul(1 << shift).filter(|bytes| *bytes > 0)
-}
-
 pub(super) fn log_path(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}-json.log"))
-}
-
-/// What the shim is told about the log.
-pub(super) fn shim_config(record: &Record, dir: &Path) -> LogConfig {
-    let config = record.host_config.log_config.as_ref();
-    if config.and_then(|config| config.typ.as_deref()) == Some("none") {
-        return LogConfig::None;
-    }
-    let options = config.and_then(|config| config.config.as_ref());
-    let option = |name: &str| options.and_then(|options| options.get(name)).map(String::as_str);
-    let mut log = JsonFileLog::new(log_path(dir, &record.id));
-    if let Some(bytes) = option("max-size").and_then(|text| if text == "-1" { Some(0) } else { size(text) }) {
-        log.max_size = bytes;
-        // With a size alone docker keeps one file.
-        log.max_files = 1;
-    }
-    if let Some(files) = option("max-file").and_then(|text| text.parse().ok()) {
-        log.max_files = files;
-    }
-    let mut attrs = BTreeMap::new();
-    for name in option("labels").unwrap_or_default().split(',').filter(|name| !name.is_empty()) {
-        if let Some(value) = record.label(name) {
-            attrs.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    for name in option("env").unwrap_or_default().split(',').filter(|name| !name.is_empty()) {
-        let found = record.config.env.iter().flatten().filter_map(|variable| variable.split_once('='));
-        if let Some((_, value)) = found.into_iter().find(|(known, _)| *known == name) {
-            attrs.insert(name.to_owned(), value.to_owned());
-        }
-    }
-    if let Some(tag) = option("tag").filter(|tag| !tag.is_empty()) {
-        let id = &record.id;
-        let tag = tag
-            .replace("{{.ID}}", crate::ids::short(id))
-            .replace("{{.FullID}}", id)
-            .replace("{{.Name}}", &record.name)
-            .replace("{{.ImageName}}", record.image());
-        attrs.insert("tag".to_owned(), tag);
-    }
-    log.attrs = attrs;
-    LogConfig::JsonFile(log)
 }
 
 impl Containers {
@@ -159,11 +64,9 @@ impl Containers {
     }
 
     pub(super) fn logs_of(&self, container: &Arc<Container>, request: LogRequest) -> Result<Logs> {
-        let (tty, driver) = container.with(|inner| {
-            let log = inner.record.host_config.log_config.as_ref();
-            (inner.record.tty(), log.and_then(|log| log.typ.clone()).unwrap_or_default())
-        });
-        if driver == "none" {
+        let tty = container.with(|inner| inner.record.tty());
+        let unreadable = container.with(|inner| super::logging::is_unreadable(&inner.record));
+        if unreadable {
             return Err(Error::not_implemented("configured logging driver does not support reading"));
         }
         let path = log_path(&self.dir(&container.id), &container.id);
@@ -398,6 +301,36 @@ fn rotated(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
+/// A rotated file, compressed or not; told apart by the inode it was written under.
+fn open_rotated(path: &Path, number: u32) -> Option<(File, u64)> {
+    let plain = rotated(path, number);
+    let mut packed = plain.clone().into_os_string();
+    packed.push(".gz");
+    match open_packed(Path::new(&packed)) {
+        Ok(found) => Some(found),
+        Err(error) => {
+            if error.kind() != std::io::ErrorKind::NotFound {
+                tracing::warn!(path = %packed.display(), %error, "read a compressed log");
+            }
+            open(&plain)
+        }
+    }
+}
+
+/// A compressed file's contents in a file without a name, to move about in.
+fn open_packed(path: &Path) -> std::io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    let own = file.metadata()?.ino();
+    let mut decoder = flate2::bufread::GzDecoder::new(BufReader::with_capacity(64 << 10, file));
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::CLOEXEC;
+    let mut plain = File::from(rustix::fs::open(dir, flags, rustix::fs::Mode::RUSR)?);
+    std::io::copy(&mut decoder, &mut plain)?;
+    plain.seek(SeekFrom::Start(0))?;
+    let inode = brigantine_shim::log::original_inode(&decoder).unwrap_or(own);
+    Ok((plain, inode))
+}
+
 /// All files of a log, oldest first.
 fn files(path: &Path) -> Vec<(File, u64)> {
     let mut all: Vec<(File, u64)> = Vec::new();
@@ -406,7 +339,7 @@ fn files(path: &Path) -> Vec<(File, u64)> {
         all.push(current);
     }
     for number in 1.. {
-        let Some(found) = open(&rotated(path, number)) else { break };
+        let Some(found) = open_rotated(path, number) else { break };
         if all.iter().all(|(_, inode)| *inode != found.1) {
             all.push(found);
         }
@@ -417,6 +350,9 @@ fn files(path: &Path) -> Vec<(File, u64)> {
 
 /// The file that followed the one with this inode; `None` while it is the current one.
 fn after(path: &Path, inode: u64) -> Option<(File, u64)> {
+    if std::fs::metadata(path).is_ok_and(|current| current.ino() == inode) {
+        return None;
+    }
     let all = files(path);
     match all.iter().position(|(_, other)| *other == inode) {
         Some(at) => all.into_iter().nth(at + 1),
@@ -539,6 +475,28 @@ mod tests {
     }
 
     #[test]
+    fn compressed_files_are_read_and_known_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c-json.log");
+        std::fs::write(&path, line("one", 1)).unwrap();
+        let inode = std::fs::metadata(&path).unwrap().ino();
+        let mut packed = rotated(&path, 1).into_os_string();
+        packed.push(".gz");
+        let file = File::create(packed).unwrap();
+        let mut encoder =
+            flate2::GzBuilder::new().comment(inode.to_string()).write(file, flate2::Compression::fast());
+        encoder.write_all(line("one", 1).as_bytes()).unwrap();
+        encoder.finish().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, line("two", 2)).unwrap();
+        assert_eq!(read(&path, LogRequest::default()), "one\ntwo\n");
+        assert_eq!(read(&path, LogRequest { tail: Some(1), ..Default::default() }), "two\n");
+        // A follower that has read the plain file goes on with the next, not from the beginning.
+        let next = after(&path, inode).unwrap();
+        assert_eq!(next.1, std::fs::metadata(&path).unwrap().ino());
+    }
+
+    #[test]
     fn since_until_and_timestamps() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c-json.log");
@@ -577,22 +535,5 @@ mod tests {
         assert!(chunks.blocking_recv().is_none());
         assert_eq!(seen, "one\ntwo\nthree\n");
         reader.join().unwrap();
-    }
-
-    #[test]
-    fn drivers_and_options_are_checked() {
-        let options =
-            |pairs: &[(&str, &str)]| pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        assert!(check_driver("json-file", Some(&options(&[("max-size", "10m"), ("max-file", "3")]))).is_ok());
-        assert!(check_driver("json-file", Some(&options(&[("max-size", "big")]))).is_err());
-        assert_eq!(
-            check_driver("json-file", Some(&options(&[("x", "y")]))).unwrap_err().to_string(),
-            "unknown log opt 'x' for json-file log driver"
-        );
-        assert_eq!(
-            check_driver("x", None).unwrap_err().to_string(),
-            "logger: no log driver named 'x' is registered"
-        );
-        assert_eq!(size("10m"), Some(10 << 20));
     }
 }

@@ -22,6 +22,7 @@ enum Fate {
         live: Live,
         events: std::os::unix::net::UnixStream,
         paused: bool,
+        execs: Vec<brigantine_shim::ExecState>,
     },
     Ended(ExitRecord),
     /// No trace of a run.
@@ -93,7 +94,7 @@ impl Containers {
 
     fn take_up(self: &Arc<Self>, container: &Arc<Container>, fate: Result<Fate>) {
         match fate {
-            Ok(Fate::Alive { live, events, paused }) => {
+            Ok(Fate::Alive { live, events, paused, execs }) => {
                 let live = Arc::new(live);
                 container.with(|inner| {
                     let state = &mut inner.record.state;
@@ -102,6 +103,7 @@ impl Containers {
                     state.started_at = Some(live.started_at);
                     inner.live = Some(Arc::clone(&live));
                 });
+                self.restore_execs(container, &execs);
                 self.watch(Arc::clone(container), Arc::clone(&live), events);
                 self.begin_health_checks(container);
             }
@@ -291,7 +293,7 @@ fn alive(client: Client, run_dir: &Path) -> Result<Fate> {
     let started_at = state.started_at.as_str().parse().unwrap_or_else(|_unreadable| Timestamp::now());
     let live = Live { client, pid: state.container_pid, started_at, sandbox };
     let paused = state.status == brigantine_shim::Status::Paused;
-    Ok(Fate::Alive { live, events, paused })
+    Ok(Fate::Alive { live, events, paused, execs: state.execs })
 }
 
 fn list_dir(dir: &Path) -> HashSet<String> {

@@ -14,6 +14,7 @@ use brigantine_shim::{AttachStream, Client, ConsoleSize, Inherited, SpawnError, 
 use brigantine_sys::SealedExe;
 use ipnet::{IpNet, Ipv4Net};
 
+use super::links::Link;
 use super::{Container, Containers, Live, Record, Sandbox, Status};
 use crate::config::Config;
 use crate::error::Context;
@@ -37,6 +38,7 @@ struct Plan {
     network: Namespace,
     pid: Namespace,
     ipc: Namespace,
+    links: Vec<Link>,
     attaching: Vec<AttachStream>,
     config: Arc<Config>,
     images: Arc<Images>,
@@ -160,6 +162,7 @@ impl Containers {
             network: namespace(Some(record.network_mode()), "network")?,
             pid: namespace(host.pid_mode.as_deref(), "PID")?,
             ipc: namespace(host.ipc_mode.as_deref(), "IPC")?,
+            links: self.follow_links(&record)?,
             names_dir,
             dir: self.dir(&record.id),
             run_dir: self.run_dir(&record.id),
@@ -355,6 +358,7 @@ fn prepare(
         cgroup,
         mount_sources,
         host_name: &host_name,
+        link_variables: plan.links.iter().flat_map(|link| link.variables.iter().cloned()).collect(),
     })?;
     match std::fs::remove_file(plan.dir.join("exit.json")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -385,7 +389,7 @@ fn prepare(
         console_size: console,
         open_stdin: record.config.open_stdin.unwrap_or_default(),
         stdin_once: record.config.stdin_once.unwrap_or_default(),
-        log: super::logs::shim_config(record, &plan.dir),
+        log: super::logging::monitor_config(record, &plan.dir, &host_name)?,
         exit_path: plan.dir.join("exit.json"),
         dir: plan.run_dir.clone(),
         systemd_cgroup: plan.config.systemd_cgroup,
@@ -601,12 +605,13 @@ fn write_names(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
         let bridge = plan.networks.find("bridge").ok()?.bridge?;
         Some(IpAddr::V4(bridge.gateway))
     });
-    let extra = host
+    let mut extra = host
         .extra_hosts
         .iter()
         .flatten()
         .filter_map(|line| extra_host(line, gateway).transpose())
         .collect::<Result<Vec<_>>>()?;
+    extra.extend(plan.links.iter().map(|link| (link.names.join(" "), link.address.clone())));
     let hostname = record.config.hostname.as_deref().filter(|name| !name.is_empty()).unwrap_or(host_name);
     let or = |given: &Option<Vec<String>>, default: &[String]| match given.as_deref() {
         None | Some([]) => default.to_vec(),

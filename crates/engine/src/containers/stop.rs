@@ -161,7 +161,13 @@ impl Containers {
             gone.await?;
             return Ok(());
         }
-        let patience = Duration::from_secs(timeout.unsigned_abs());
+        // A signal that has no effect is not waited for.
+        let hears = {
+            let (pid, own) = (live.pid, container.with(|inner| is_init(&inner.record)));
+            std::fs::read_to_string(format!("/proc/{pid}/status"))
+                .map_or(true, |status| hears(&status, signal, own))
+        };
+        let patience = if hears { Duration::from_secs(timeout.unsigned_abs()) } else { Duration::ZERO };
         if let Ok(ended) = tokio::time::timeout(patience, &mut gone).await {
             ended?;
             return Ok(());
@@ -320,6 +326,29 @@ impl Containers {
     }
 }
 
+/// Whether the container's first process is the init of its process id namespace.
+fn is_init(record: &super::Record) -> bool {
+    !matches!(record.host_config.pid_mode.as_deref(), Some(mode) if mode == "host" || mode.starts_with("container:"))
+}
+
+/// Whether a signal does anything to a process with this `/proc/PID/status` (proc(5)): it is caught, or blocked and may
+/// be taken by `sigwait` or a signalfd, or its default action is. That of most is nothing for the init of a process id
+/// namespace (`pid_namespaces(7)`).
+fn hears(status: &str, signal: i32, is_init: bool) -> bool {
+    if signal == SIGKILL {
+        return true;
+    }
+    let in_set = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        let set = line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        set.is_some_and(|set| set & (1 << (signal - 1)) != 0)
+    };
+    if in_set("SigCgt:") || in_set("SigBlk:") {
+        return true;
+    }
+    !(is_init || in_set("SigIgn:"))
+}
+
 /// The shim's refusal, or the 409 of a container that has just ended.
 fn failed(what: &str, container: &Container, error: ShimError) -> Error {
     if error.is_gone() {
@@ -331,6 +360,17 @@ fn failed(what: &str, container: &Container, error: ShimError) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_signal_without_effect_is_known() {
+        let status =
+            "Name:\tx\nSigBlk:\t0000000000000000\nSigIgn:\t0000000000000001\nSigCgt:\t0000000000004000\n";
+        assert!(hears(status, 15, true), "SIGTERM is caught");
+        assert!(!hears(status, 2, true), "an init has no default action");
+        assert!(hears(status, 2, false));
+        assert!(!hears(status, 1, false), "SIGHUP is ignored");
+        assert!(hears("SigBlk:\t0000000000004000\n", 15, true), "blocked: a signalfd may take it");
+    }
 
     #[test]
     fn signals_by_any_name() {

@@ -23,7 +23,7 @@ impl Containers {
         }
         let mut host = record.host_config.clone();
         apply(&mut host, body);
-        let warnings = validate::host_config(&host, &record.config)?;
+        validate::limits(&host)?;
         if let Some(live) = container.live() {
             let limits = spec::resources::limits(&host)?;
             live.ask(move |client| client.update(&limits))
@@ -33,7 +33,7 @@ impl Containers {
         container.with(|inner| inner.record.host_config = host);
         self.persist(&container, Durability::Synced).await?;
         self.publish(&container, "update", &[]);
-        Ok(warnings)
+        Ok(Vec::new())
     }
 
     /// Gives a container another name.

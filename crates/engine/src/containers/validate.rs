@@ -7,20 +7,17 @@ use crate::{Error, Result};
 /// The least memory docker lets a container have.
 const LEAST_MEMORY: i64 = 6 << 20;
 
+/// Names of this engine's own runtime: docker's default is called `runc`, and clients ask for it by that name.
+pub const OWN_RUNTIMES: &[&str] = &["brig-runtime", "runc", "io.containerd.runc.v2"];
+
 /// Checks the policy part of a request; the warnings are for its answer.
 pub(super) fn host_config(
     host: &HostConfig,
     config: &bollard_stubs::models::ContainerConfig,
 ) -> Result<Vec<String>> {
-    memory(host)?;
-    cpu(host)?;
-    restart_policy(host)?;
+    limits(host)?;
     modes(host, config)?;
-    if let Some(weight) = host.blkio_weight.filter(|weight| *weight != 0)
-        && !(10..=1000).contains(&weight)
-    {
-        return Err(Error::invalid("Range of blkio weight is from 10 to 1000"));
-    }
+    super::health::on_failure(host)?;
     if let Some(adj) = host.oom_score_adj
         && !(-1000..=1000).contains(&adj)
     {
@@ -42,19 +39,24 @@ pub(super) fn host_config(
         )));
     }
     match host.runtime.as_deref() {
-        None | Some("" | "brig-runtime") => {}
+        None | Some("") => {}
+        Some(name) if OWN_RUNTIMES.contains(&name) => {}
         Some(other) => return Err(Error::invalid(format!("unknown or invalid runtime name: {other}"))),
     }
-    if host.volume_driver.as_deref().is_some_and(|driver| !matches!(driver, "" | "local")) {
-        let driver = host.volume_driver.as_deref().unwrap_or_default();
-        return Err(Error::not_found(format!(
-            "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
-        )));
-    }
-    if host.links.as_ref().is_some_and(|links| !links.is_empty()) {
-        return Err(Error::not_implemented("legacy links are not supported: use a network of your own"));
-    }
     Ok(warnings(host))
+}
+
+/// Checks what an update may change as well.
+pub(super) fn limits(host: &HostConfig) -> Result<()> {
+    memory(host)?;
+    cpu(host)?;
+    restart_policy(host)?;
+    if let Some(weight) = host.blkio_weight.filter(|weight| *weight != 0)
+        && !(10..=1000).contains(&weight)
+    {
+        return Err(Error::invalid("Range of blkio weight is from 10 to 1000"));
+    }
+    Ok(())
 }
 
 fn memory(host: &HostConfig) -> Result<()> {

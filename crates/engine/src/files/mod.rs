@@ -222,12 +222,18 @@ impl Containers {
         let container = self.find(reference)?;
         let record = container.record();
         let live = container.live();
-        let pause =
+        let mut pause =
             request.pause && container.status() == crate::containers::Status::Running && live.is_some();
         if let Some(live) = live.as_ref().filter(|_| pause) {
-            live.ask(brigantine_shim::Client::pause)
-                .await
-                .doing(|| format!("pause container {} for the commit", record.id))?;
+            match live.ask(brigantine_shim::Client::pause).await {
+                Ok(()) => {}
+                // It has just ended: nothing of it changes any more.
+                Err(error) if error.is_gone() => pause = false,
+                Err(error) => {
+                    return Err(Error::internal(format!("pause container {} for the commit", record.id))
+                        .because(error));
+                }
+            }
         }
         let made = self.make_image(&container, &record, request).await;
         if let Some(live) = live.filter(|_| pause) {

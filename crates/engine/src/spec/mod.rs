@@ -53,6 +53,8 @@ pub(crate) struct Inputs<'a> {
     pub mount_sources: Vec<PathBuf>,
     /// The host's name, for containers that share it.
     pub host_name: &'a str,
+    /// Variables of legacy links: after the defaults, before what anybody sets.
+    pub link_variables: Vec<String>,
 }
 
 /// The specification of a container.
@@ -215,6 +217,7 @@ mod tests {
             cgroup: Namespace::Private,
             mount_sources: Vec::new(),
             host_name: "host",
+            link_variables: Vec::new(),
         })
     }
 

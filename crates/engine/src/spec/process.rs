@@ -30,7 +30,9 @@ pub(crate) fn process(
         (super::Namespace::Host, _) | (_, None | Some("")) => inputs.host_name,
         (_, Some(name)) => name,
     };
-    let env = environment(hostname, tty, config.env.as_deref().unwrap_or_default(), &inputs.user.home);
+    let given: Vec<String> =
+        inputs.link_variables.iter().chain(config.env.iter().flatten()).cloned().collect();
+    let env = environment(hostname, tty, &given, &inputs.user.home);
     let cwd = config.working_dir.as_deref().filter(|dir| !dir.is_empty()).unwrap_or("/");
 
     let mut process = Process::default();

@@ -7,19 +7,23 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::compress::{compress, compressed};
 use super::line::{Source, Splitter, encode};
-use crate::config::JsonFileLog;
+use super::sink::Sink;
+use crate::config::{JsonFileLog, LogConfig};
 use crate::time;
 
 /// Encoded bytes that are gathered before they are written.
 const BATCH: usize = 128 << 10;
 
-/// The log of one container, open for appending.
+/// The log of one container, open for appending: its file, its collector, or both.
 #[derive(Debug)]
 pub(crate) struct LogFile {
-    writer: Writer,
+    writer: Option<Writer>,
+    sink: Option<Sink>,
     splitters: [Splitter; 2],
 }
 
@@ -36,59 +40,99 @@ struct Writer {
     batch: Vec<u8>,
     lost: u64,
     error: Option<String>,
+    compress: bool,
+    /// Compresses the file rotated last.
+    compressing: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl LogFile {
-    /// Open the log for appending. A torn line at its end, left by a crash, is cut off.
+    /// The log a container is to have, if any.
+    pub(crate) fn of(config: &LogConfig) -> io::Result<Option<Self>> {
+        match config {
+            LogConfig::None => Ok(None),
+            LogConfig::JsonFile(file) => Self::open(file).map(Some),
+            LogConfig::Collected(log) => Ok(Some(Self {
+                writer: log.file.as_ref().map(Writer::open).transpose()?,
+                sink: Some(Sink::start(&log.sink)?),
+                splitters: <[Splitter; 2]>::default(),
+            })),
+        }
+    }
+
+    /// Open a log that is a file alone.
     pub(crate) fn open(config: &JsonFileLog) -> io::Result<Self> {
-        let file = open(&config.path)?;
-        let size = trim_torn_line(&file)?;
-        let attrs = if config.attrs.is_empty() {
-            String::new()
-        } else {
-            format!(",\"attrs\":{}", serde_json::to_string(&config.attrs)?)
-        };
-        let middle =
-            |source: Source| format!("\",\"stream\":\"{}\"{attrs},\"time\":\"", source.as_str()).into_bytes();
-        let writer = Writer {
-            path: config.path.clone(),
-            file,
-            size,
-            max_size: config.max_size,
-            max_files: config.max_files.max(1),
-            middles: [middle(Source::Stdout), middle(Source::Stderr)],
-            batch: Vec::new(),
-            lost: 0,
-            error: None,
-        };
-        Ok(Self { writer, splitters: <[Splitter; 2]>::default() })
+        let writer = Some(Writer::open(config)?);
+        Ok(Self { writer, sink: None, splitters: <[Splitter; 2]>::default() })
     }
 
     /// Record a chunk of output; it is in the file when this returns.
     pub(crate) fn append(&mut self, source: Source, chunk: &[u8]) {
-        let Self { writer, splitters } = self;
+        let Self { writer, sink, splitters } = self;
         let time = now();
-        splitters[source as usize].push(chunk, |piece| writer.add(source, piece, &time));
-        writer.flush();
+        splitters[source as usize].push(chunk, |piece| record(writer, sink.as_ref(), source, piece, &time));
+        if let Some(writer) = writer {
+            writer.flush();
+        }
     }
 
     /// The end of a stream: record what is left of its last line.
     pub(crate) fn finish(&mut self, source: Source) {
-        let Self { writer, splitters } = self;
+        let Self { writer, sink, splitters } = self;
         let time = now();
-        splitters[source as usize].finish(|piece| writer.add(source, piece, &time));
-        writer.flush();
+        splitters[source as usize].finish(|piece| record(writer, sink.as_ref(), source, piece, &time));
+        if let Some(writer) = writer {
+            writer.flush();
+        }
     }
 
-    /// Bytes of output lost to write errors, and the last such error.
-    pub(crate) fn losses(&self) -> (u64, Option<&str>) {
-        (self.writer.lost, self.writer.error.as_deref())
+    /// Bytes of output lost, and the last failure.
+    pub(crate) fn losses(&self) -> (u64, Option<String>) {
+        let (mut lost, mut error) =
+            self.writer.as_ref().map_or((0, None), |writer| (writer.lost, writer.error.clone()));
+        if let Some(sink) = &self.sink {
+            let (dropped, failure) = sink.losses();
+            lost += dropped;
+            error = error.or(failure);
+        }
+        (lost, error)
+    }
+
+    /// The collector.
+    pub(crate) fn sink(&self) -> Option<&Sink> {
+        self.sink.as_ref()
     }
 
     /// Give back memory that is not needed now.
     pub(crate) fn shrink(&mut self) {
-        self.writer.batch = Vec::new();
+        if let Some(writer) = &mut self.writer {
+            writer.batch = Vec::new();
+        }
         self.splitters.iter_mut().for_each(Splitter::shrink);
+    }
+
+    /// Nothing more will come: what is on its way arrives, if that takes no longer than a moment.
+    pub(crate) fn close(self) {
+        if let Some(sink) = self.sink {
+            sink.close();
+        }
+        if let Some(mut writer) = self.writer {
+            writer.settle();
+        }
+    }
+}
+
+fn record(
+    writer: &mut Option<Writer>,
+    sink: Option<&Sink>,
+    source: Source,
+    piece: &[u8],
+    time: &[u8; time::LENGTH],
+) {
+    if let Some(writer) = writer {
+        writer.add(source, piece, time);
+    }
+    if let Some(sink) = sink {
+        sink.push(source, piece);
     }
 }
 
@@ -98,6 +142,32 @@ fn now() -> [u8; time::LENGTH] {
 }
 
 impl Writer {
+    /// Open the file for appending. A torn line at its end, left by a crash, is cut off.
+    fn open(config: &JsonFileLog) -> io::Result<Self> {
+        let file = open(&config.path)?;
+        let size = trim_torn_line(&file)?;
+        let attrs = if config.attrs.is_empty() {
+            String::new()
+        } else {
+            format!(",\"attrs\":{}", serde_json::to_string(&config.attrs)?)
+        };
+        let middle =
+            |source: Source| format!("\",\"stream\":\"{}\"{attrs},\"time\":\"", source.as_str()).into_bytes();
+        Ok(Self {
+            path: config.path.clone(),
+            file,
+            size,
+            max_size: config.max_size,
+            max_files: config.max_files.max(1),
+            middles: [middle(Source::Stdout), middle(Source::Stderr)],
+            batch: Vec::new(),
+            lost: 0,
+            error: None,
+            compress: config.compress,
+            compressing: None,
+        })
+    }
+
     fn add(&mut self, source: Source, piece: &[u8], time: &[u8]) {
         if self.max_size > 0 && self.size + self.batch.len() as u64 >= self.max_size {
             self.flush();
@@ -134,6 +204,15 @@ impl Writer {
         self.batch.clear();
     }
 
+    /// Wait for the file rotated last to be compressed.
+    fn settle(&mut self) {
+        match self.compressing.take().map(JoinHandle::join) {
+            Some(Ok(Err(e))) => self.error = Some(format!("compress a rotated log: {e}")),
+            Some(Err(_panic)) => self.error = Some("compress a rotated log: the thread broke".to_owned()),
+            Some(Ok(Ok(()))) | None => {}
+        }
+    }
+
     /// Make room: the oldest file goes, each other moves up by one, and a new one is begun. A reader that has the file
     /// open keeps it, and finds its successor under the name it opened.
     fn rotate(&mut self) -> io::Result<()> {
@@ -141,10 +220,28 @@ impl Writer {
             // A reader must be able to tell a new file from a longer one, so it is replaced and not truncated.
             fs::remove_file(&self.path)?;
         } else {
+            self.settle();
             for number in (1..self.max_files - 1).rev() {
-                rename_if_there(&numbered(&self.path, number), &numbered(&self.path, number + 1))?;
+                let (from, to) = (numbered(&self.path, number), numbered(&self.path, number + 1));
+                if rename_if_there(&compressed(&from), &compressed(&to))? {
+                    // What the compressed one was made of, left by a crash in between.
+                    remove_if_there(&from)?;
+                    remove_if_there(&to)?;
+                } else if rename_if_there(&from, &to)? {
+                    remove_if_there(&compressed(&to))?;
+                }
             }
-            fs::rename(&self.path, numbered(&self.path, 1))?;
+            let first = numbered(&self.path, 1);
+            remove_if_there(&compressed(&first))?;
+            fs::rename(&self.path, &first)?;
+            if self.compress {
+                let work = move || compress(&first);
+                let thread = std::thread::Builder::new().name("brig-gzip".to_owned()).spawn(work);
+                match thread {
+                    Ok(thread) => self.compressing = Some(thread),
+                    Err(e) => self.error = Some(format!("compress a rotated log: {e}")),
+                }
+            }
         }
         self.file = open(&self.path)?;
         self.size = 0;
@@ -162,8 +259,16 @@ fn numbered(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-fn rename_if_there(from: &Path, to: &Path) -> io::Result<()> {
+fn rename_if_there(from: &Path, to: &Path) -> io::Result<bool> {
     match fs::rename(from, to) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
         _ => Ok(()),
     }

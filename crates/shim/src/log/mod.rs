@@ -7,8 +7,11 @@
 //! surrogate, `\udc80` to `\udcff`. Other readers show a replacement character (which is what docker itself writes), and
 //! [`Line::parse`] gives the byte back.
 
+mod compress;
 mod file;
 mod line;
+mod sink;
 
+pub use compress::original_inode;
 pub(crate) use file::LogFile;
 pub use line::{Line, Source};

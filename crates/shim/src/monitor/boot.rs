@@ -23,7 +23,7 @@ use super::control::Subscriber;
 use super::execs::Execs;
 use super::relay::{Plumbing, Relay};
 use super::viewer::Viewer;
-use crate::config::{AttachStream, Config, Inherited, LogConfig};
+use crate::config::{AttachStream, Config, Inherited};
 use crate::log::LogFile;
 use crate::protocol::{self, Birth, Failure, FailureKind, PROTOCOL_VERSION};
 use crate::record::{self, Durability, MonitorRecord};
@@ -299,13 +299,7 @@ fn start(
     // A record of an earlier run must not be taken for this one's.
     remove_file(&home.exit_path);
     let listener = home.listen().map_err(|e| failed("listen in the monitor's directory", &e))?;
-    let log = match &config.log {
-        LogConfig::None => None,
-        LogConfig::JsonFile(log) => {
-            let open = LogFile::open(log);
-            Some(open.map_err(|e| failed(&format!("open the log {}", log.path.display()), &e))?)
-        }
-    };
+    let log = LogFile::of(&config.log).map_err(|e| failed("open the log", &e))?;
     let (terminal, open_stdin, stdin_once) = (config.terminal, config.open_stdin, config.stdin_once);
     let console_size = config.console_size;
     let plumbing = Plumbing::new(terminal, open_stdin, stdin_once).map_err(|e| failed("make pipes", &e))?;

@@ -46,7 +46,7 @@ pub(super) struct Execs {
 impl Execs {
     pub(super) fn wants<'fd>(&'fd self, wants: &mut Wants<'fd>) {
         for exec in &self.running {
-            exec.relay.wants(Owner::Exec(exec.key), wants);
+            exec.relay.wants(Owner::Exec(exec.key), false, wants);
             if let Some((_, deadline)) = exec.ended.as_ref().filter(|_| !exec.told) {
                 wants.wake_at(*deadline);
             }

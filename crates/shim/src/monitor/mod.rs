@@ -46,6 +46,8 @@ enum Token {
     Signals,
     Listener,
     Oom,
+    /// The log's collector has room again.
+    Collector,
     Connection(u32),
     Subscriber(u32),
     Stream(Owner, Stream),
@@ -144,6 +146,9 @@ impl Monitor {
             }
             self.housekeeping();
         }
+        if let Some(log) = self.log.take() {
+            log.close();
+        }
     }
 
     /// Wait until something can be done, or a deadline has come.
@@ -162,7 +167,13 @@ impl Monitor {
         for subscriber in &self.subscribers {
             subscriber.wants(&mut wants);
         }
-        self.relay.wants(Owner::Container, &mut wants);
+        // A collector that cannot keep up holds back the container's output if it is to.
+        let sink = self.log.as_ref().and_then(LogFile::sink);
+        let held = sink.is_some_and(|sink| !sink.has_room());
+        if let Some(sink) = sink.filter(|_| held) {
+            wants.watch(Token::Collector, sink.room(), PollFlags::IN);
+        }
+        self.relay.wants(Owner::Container, held, &mut wants);
         self.execs.wants(&mut wants);
         if let Some(ending) = &self.ending {
             ending.wants(&mut wants);
@@ -188,6 +199,11 @@ impl Monitor {
             Token::Signals => self.on_signals(),
             Token::Listener => self.accept(),
             Token::Oom => self.on_oom(),
+            Token::Collector => {
+                if let Some(sink) = self.log.as_ref().and_then(LogFile::sink) {
+                    sink.hear();
+                }
+            }
             Token::Connection(id) => self.on_connection(id, flags),
             Token::Subscriber(id) => self.on_subscriber(id, flags),
             Token::Stream(owner, stream) => self.on_stream(owner, stream, flags),

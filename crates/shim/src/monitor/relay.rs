@@ -188,8 +188,8 @@ impl Relay {
         self.viewers.retain(|v| !v.is_over());
     }
 
-    pub(super) fn wants<'fd>(&'fd self, owner: Owner, wants: &mut Wants<'fd>) {
-        let room = self.draining || self.viewers.iter().all(Viewer::has_room);
+    pub(super) fn wants<'fd>(&'fd self, owner: Owner, held: bool, wants: &mut Wants<'fd>) {
+        let room = self.draining || !held && self.viewers.iter().all(Viewer::has_room);
         if let Some(until) = self.parked_until {
             wants.wake_at(until);
         } else if room {

@@ -93,7 +93,7 @@ impl Monitor {
         } else {
             Status::Running
         };
-        let (log_lost, log_error) = self.log.as_ref().map_or((0, None), |l| l.losses());
+        let (log_lost, log_error) = self.log.as_ref().map_or((0, None), crate::log::LogFile::losses);
         State {
             protocol: PROTOCOL_VERSION,
             status,
@@ -104,7 +104,7 @@ impl Monitor {
             execs: self.execs.states(),
             oom_killed: self.oom_kills > 0,
             log_lost,
-            log_error: log_error.map(str::to_owned),
+            log_error,
         }
     }
 

@@ -1,0 +1,216 @@
+//! Where a log goes beside its file: syslog, journald or fluentd, by a thread with a bounded queue.
+//!
+//! Invariants: the monitor's own thread never waits for a collector; what may wait is bounded; with a full queue the
+//! container's output is held back (`blocking`, docker's default) or the new pieces are dropped and counted, while the
+//! file has all of them either way.
+
+mod fluentd;
+mod journald;
+mod syslog;
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::Source;
+use crate::config::{SinkConfig, SinkKind};
+
+/// The first wait after a failure; each further one is twice as long.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LONGEST_RETRY: Duration = Duration::from_secs(10);
+/// How long one write to a collector may take.
+const WRITE: Duration = Duration::from_secs(5);
+/// How long the monitor, at its end, waits for the collector to take what is left.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// One line, or piece of one, on its way.
+#[derive(Debug)]
+struct Piece {
+    source: Source,
+    time: SystemTime,
+    /// Without the newline.
+    text: Vec<u8>,
+    /// The line goes on.
+    partial: bool,
+}
+
+/// A way to a collector, connected when it is needed.
+trait Collector: Send {
+    fn send(&mut self, piece: &Piece) -> io::Result<()>;
+}
+
+/// The monitor's end of the thread.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    shared: Arc<Shared>,
+    limit: usize,
+    blocking: bool,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    queue: Mutex<Queue>,
+    changed: Condvar,
+    /// Readable when a full queue has room again.
+    room: OwnedFd,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    pieces: VecDeque<Piece>,
+    bytes: usize,
+    was_full: bool,
+    closed: bool,
+    lost: u64,
+    error: Option<String>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink {
+    /// Starts the thread.
+    pub(crate) fn start(config: &SinkConfig) -> io::Result<Self> {
+        let room = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), room });
+        let collector: Box<dyn Collector> = match &config.kind {
+            SinkKind::Syslog(config) => Box::new(syslog::Syslog::new(config.clone())),
+            SinkKind::Journald(config) => Box::new(journald::Journald::new(config)?),
+            SinkKind::Fluentd(config) => Box::new(fluentd::Fluentd::new(config.clone())),
+        };
+        let limit = usize::try_from(config.buffer).unwrap_or(usize::MAX).max(1);
+        let thread = {
+            let shared = Arc::clone(&shared);
+            std::thread::Builder::new()
+                .name("brig-log".to_owned())
+                .stack_size(128 << 10)
+                .spawn(move || deliver(&shared, collector, limit))?
+        };
+        Ok(Self { shared, limit, blocking: config.blocking, thread: Some(thread) })
+    }
+
+    /// Hands a piece on; `text` may end with the line's newline.
+    pub(crate) fn push(&self, source: Source, text: &[u8]) {
+        let (text, partial) = match text.strip_suffix(b"\n") {
+            Some(line) => (line, false),
+            None => (text, true),
+        };
+        if text.is_empty() && !partial {
+            // Collectors have no use for an empty line.
+            return;
+        }
+        let mut queue = self.shared.lock();
+        if !self.blocking && queue.bytes >= self.limit {
+            queue.lost += text.len() as u64;
+            return;
+        }
+        queue.bytes += text.len();
+        queue.was_full |= queue.bytes >= self.limit;
+        queue.pieces.push_back(Piece { source, time: SystemTime::now(), text: text.to_vec(), partial });
+        self.shared.changed.notify_all();
+    }
+
+    /// Whether output may be read: a full queue holds it back if it is to block.
+    pub(crate) fn has_room(&self) -> bool {
+        !self.blocking || self.shared.lock().bytes < self.limit
+    }
+
+    /// Readable when there is room again.
+    pub(crate) fn room(&self) -> &OwnedFd {
+        &self.shared.room
+    }
+
+    /// Takes note of the room.
+    pub(crate) fn hear(&self) {
+        let mut count = [0; 8];
+        while rustix::io::read(&self.shared.room, &mut count).is_ok_and(|n| n > 0) {}
+    }
+
+    /// Bytes dropped, and the last failure.
+    pub(crate) fn losses(&self) -> (u64, Option<String>) {
+        let queue = self.shared.lock();
+        (queue.lost, queue.error.clone())
+    }
+
+    /// Waits a little for the collector to take what is left.
+    pub(crate) fn close(mut self) {
+        let until = Instant::now() + FAREWELL;
+        let mut queue = self.shared.lock();
+        queue.closed = true;
+        self.shared.changed.notify_all();
+        while !queue.pieces.is_empty() {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            queue = self.shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(queue);
+        if let Some(thread) = self.thread.take() {
+            // A panic in it has told itself already, and there is nothing to do about it.
+            drop(thread.join());
+        }
+    }
+}
+
+/// The thread: one piece after the other, in order; a failed one is tried again until it is taken.
+fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize) {
+    let mut retry = FIRST_RETRY;
+    loop {
+        let piece = {
+            let mut queue = shared.lock();
+            loop {
+                if let Some(piece) = queue.pieces.pop_front() {
+                    break piece;
+                }
+                if queue.closed {
+                    return;
+                }
+                queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            }
+        };
+        let size = piece.text.len();
+        match collector.send(&piece) {
+            Ok(()) => {
+                retry = FIRST_RETRY;
+                let mut queue = shared.lock();
+                queue.bytes -= size;
+                if queue.was_full && queue.bytes < limit / 2 + 1 {
+                    queue.was_full = false;
+                    if let Err(_full) = rustix::io::write(&shared.room, &1_u64.to_ne_bytes()) {
+                        // A full counter is readable as well.
+                    }
+                }
+                shared.changed.notify_all();
+            }
+            Err(error) => {
+                let mut queue = shared.lock();
+                queue.error = Some(error.to_string());
+                queue.pieces.push_front(piece);
+                if queue.closed && retry > FIRST_RETRY * 8 {
+                    return;
+                }
+                // A new piece does not hurry it.
+                let until = Instant::now() + retry;
+                loop {
+                    let left = until.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        break;
+                    }
+                    queue =
+                        shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                retry = (retry * 2).min(LONGEST_RETRY);
+            }
+        }
+    }
+}
