@@ -224,3 +224,76 @@ fn content_garbage(storage: &Storage, plan: &Plan, collected: &mut Collected) ->
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AT_ONCE: Plan =
+        Plan { grace: Duration::ZERO, untagged: false, uploads: Duration::ZERO, keep: None };
+
+    fn with_blob(root: &std::path::Path) -> (Storage, Digest) {
+        let storage = Storage::open(root).unwrap();
+        let digest = Digest::sha256(b"content");
+        let path = root.join("tmp/upload");
+        fs::write(&path, "content").unwrap();
+        let file = fs::File::open(&path).unwrap();
+        storage.commit("a", &digest, &file, &path).unwrap();
+        (storage, digest)
+    }
+
+    /// A collection that began before a client was told that a blob is there must not take it.
+    #[test]
+    fn what_a_client_was_told_is_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, digest) = with_blob(dir.path());
+        let mut collected = Collected::default();
+        storage.begin_generation();
+        assert_eq!(storage.stat_blob("a", &digest).unwrap(), Some(7));
+        repository_garbage(&storage, "a", &AT_ONCE, &mut collected).unwrap();
+        content_garbage(&storage, &AT_ONCE, &mut collected).unwrap();
+        storage.end_generation();
+        assert_eq!(collected, Collected::default());
+        assert_eq!(storage.usage("a").unwrap(), 7);
+
+        storage.begin_generation();
+        repository_garbage(&storage, "a", &AT_ONCE, &mut collected).unwrap();
+        // The content gets a new name after its last one was removed, before it is removed itself.
+        assert!(storage.link_blob("b", &digest).unwrap());
+        content_garbage(&storage, &AT_ONCE, &mut collected).unwrap();
+        storage.end_generation();
+        assert_eq!((collected.unnamed, collected.blobs), (1, 0));
+        assert_eq!(storage.stat_blob("b", &digest).unwrap(), Some(7));
+
+        let uploads = Uploads::new(storage.uploads());
+        let collected = Collector::default().collect(&storage, &uploads, &AT_ONCE).unwrap();
+        assert_eq!((collected.unnamed, collected.blobs, collected.bytes), (1, 1, 7));
+        assert!(!storage.link_blob("b", &digest).unwrap());
+    }
+
+    #[test]
+    fn a_damaged_manifest_stops_its_repositorys_collection() {
+        let dir = tempfile::tempdir().unwrap();
+        let (storage, digest) = with_blob(dir.path());
+        let raw = br#"{"schemaVersion":2,"manifests":[]}"#;
+        let manifest = Digest::sha256(raw);
+        let record = super::super::storage::ManifestRecord {
+            media_type: brigantine_image::media::OCI_INDEX.to_owned(),
+            size: raw.len() as u64,
+            subject: None,
+        };
+        let new = super::super::storage::NewManifest {
+            digest: &manifest,
+            raw,
+            record,
+            referrer: None,
+            tags: &["t".to_owned()],
+        };
+        storage.put_manifest("a", &new).unwrap();
+        fs::write(storage.blob_path(&manifest), "damaged").unwrap();
+        let uploads = Uploads::new(storage.uploads());
+        let collected = Collector::default().collect(&storage, &uploads, &AT_ONCE).unwrap();
+        assert_eq!(collected, Collected::default());
+        assert_eq!(storage.stat_blob("a", &digest).unwrap(), Some(7));
+    }
+}

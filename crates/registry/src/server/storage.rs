@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! blobs/<alg>/<hex>                      content, once for all repositories; the form of an OCI layout's blobs/
-//! repositories/<name>/_blobs/<alg>-<hex>       the repository has this blob; holds its size
+//! repositories/<name>/_blobs/<alg>-<hex>       the repository has this blob; empty
 //!                     _manifests/<alg>-<hex>   the repository has this manifest; holds its type and size
 //!                     _tags/<tag>              holds the digest
 //!                     _referrers/<subject>/<alg>-<hex>   holds the referrer's descriptor
@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
@@ -203,12 +203,17 @@ impl Storage {
 
     fn link(&self, repository: &str, digest: &Digest, size: u64) -> io::Result<()> {
         let link = self.blob_link(repository, digest);
-        let new = !link.exists();
-        self.write(&link, size.to_string().as_bytes())?;
-        if new {
-            self.charge(repository, i64::try_from(size).unwrap_or(i64::MAX))?;
+        match File::options().write(true).create_new(true).open(&link) {
+            Ok(_new) => {
+                // An empty file is wholly there when its directory's entry is.
+                sync_parent(&link)?;
+                self.charge(repository, i64::try_from(size).unwrap_or(i64::MAX))
+            }
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                File::options().write(true).open(&link)?.set_modified(SystemTime::now())
+            }
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 
     /// Makes a finished upload content, and the repository's. The digest was checked by the caller.
@@ -232,7 +237,7 @@ impl Storage {
 
     pub fn unlink_blob(&self, repository: &str, digest: &Digest) -> io::Result<bool> {
         let link = self.blob_link(repository, digest);
-        let Some(size) = read_size(&link)? else { return Ok(false) };
+        let size = self.stat_content(digest)?.unwrap_or(0);
         let Some(()) = absent(fs::remove_file(&link))? else { return Ok(false) };
         sync_parent(&link)?;
         self.charge(repository, -i64::try_from(size).unwrap_or(i64::MAX))?;
@@ -332,7 +337,7 @@ impl Storage {
         }
         let mut sum = 0;
         for (digest, _) in self.blobs(repository)? {
-            sum += read_size(&self.blob_link(repository, &digest))?.unwrap_or(0);
+            sum += self.stat_content(&digest)?.unwrap_or(0);
         }
         for (digest, _) in self.manifests(repository)? {
             sum += self.record(repository, &digest)?.map_or(0, |record| record.size);
@@ -490,13 +495,6 @@ fn list(dir: &Path) -> io::Result<Vec<(Digest, SystemTime)>> {
         found.push((digest, metadata.modified()?));
     }
     Ok(found)
-}
-
-fn read_size(link: &Path) -> io::Result<Option<u64>> {
-    let Some(mut file) = absent(File::open(link))? else { return Ok(None) };
-    let mut text = String::new();
-    file.read_to_string(&mut text)?;
-    text.trim().parse().map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// What is not there is no error.

@@ -254,3 +254,78 @@ pub fn report() -> (Report, Arc<Mutex<Vec<Progress>>>) {
 pub fn silent() -> Report {
     Arc::new(|_| {})
 }
+
+/// A registry of ours, in this process; it stops when this is dropped.
+pub struct OwnRegistry {
+    pub address: String,
+    pub metrics: Option<String>,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    running: tokio::task::JoinHandle<()>,
+}
+
+impl OwnRegistry {
+    pub async fn start(options: brigantine_registry::server::Options) -> Self {
+        let server = brigantine_registry::server::Server::bind(options).await.unwrap();
+        let address = server.addresses().unwrap()[0].to_string();
+        let metrics = server.metrics_address().map(|address| address.to_string());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let running = tokio::spawn(server.run(async move {
+            stopped.await.unwrap_or_default();
+        }));
+        Self { address, metrics, stop: Some(stop), running }
+    }
+
+    /// With its storage below `root` and everything else at its default.
+    pub async fn at(root: &Path) -> Self {
+        Self::start(own_options(root)).await
+    }
+
+    /// Tells it to stop; what it is doing may end.
+    pub fn tell_to_stop(&mut self) {
+        drop(self.stop.take());
+    }
+
+    /// Stops it and waits until it is gone.
+    pub async fn stop(mut self) {
+        self.tell_to_stop();
+        tokio::time::timeout(std::time::Duration::from_mins(1), self.running).await.unwrap().unwrap();
+    }
+
+    pub fn url(&self, path: &str) -> String {
+        format!("http://{}/v2/{path}", self.address)
+    }
+}
+
+pub fn own_options(root: &Path) -> brigantine_registry::server::Options {
+    use brigantine_registry::server::{Options, Source};
+    Options::new("127.0.0.1:0", Source::Storage(root.to_owned()))
+}
+
+/// A plain HTTP client.
+pub fn http() -> reqwest::Client {
+    rustls::crypto::ring::default_provider().install_default().ok();
+    reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).no_proxy().build().unwrap()
+}
+
+impl Sample {
+    /// Pushes the image by hand.
+    pub async fn push_to(&self, registry: &OwnRegistry, repository: &str, tag: &str) {
+        for blob in [&self.layer, &self.config] {
+            let answer = http()
+                .post(registry.url(&format!("{repository}/blobs/uploads/?digest={}", Digest::sha256(blob))))
+                .body(blob.clone())
+                .send()
+                .await
+                .unwrap();
+            assert_eq!(answer.status(), 201, "{}", answer.text().await.unwrap());
+        }
+        let answer = http()
+            .put(registry.url(&format!("{repository}/manifests/{tag}")))
+            .header("content-type", media::OCI_MANIFEST)
+            .body(self.manifest.clone())
+            .send()
+            .await
+            .unwrap();
+        assert_eq!(answer.status(), 201, "{}", answer.text().await.unwrap());
+    }
+}
