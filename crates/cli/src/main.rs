@@ -13,6 +13,7 @@ mod listing;
 mod output;
 mod parse;
 mod progress;
+mod registries;
 mod streams;
 mod template;
 mod terminal;

@@ -14,7 +14,13 @@ pub enum Sink {
     Nowhere,
 }
 
+/// Shows a stream of the engine's.
 pub struct Progress {
+    bars: Bars,
+}
+
+/// What is shown: a bar for each thing that is on its way.
+pub struct Bars {
     sink: Sink,
     bars: Option<MultiProgress>,
     lines: Vec<(String, ProgressBar)>,
@@ -22,12 +28,7 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(sink: Sink) -> Self {
-        let bars = match sink {
-            Sink::Stdout if terminal::stdout_is_terminal() => Some(ProgressDrawTarget::stdout()),
-            Sink::Stderr if terminal::stderr_is_terminal() => Some(ProgressDrawTarget::stderr()),
-            _ => None,
-        };
-        Self { sink, bars: bars.map(MultiProgress::with_draw_target), lines: Vec::new() }
+        Self { bars: Bars::new(sink) }
     }
 
     /// Shows a stream of progress to its end; `aux` sees the results in it. An error in the stream becomes a fault.
@@ -49,34 +50,60 @@ impl Progress {
             }
             self.show(&message);
         }
-        for (_, bar) in &self.lines {
-            bar.abandon();
-        }
+        self.bars.leave();
         result
     }
 
     fn show(&mut self, message: &Value) {
-        let (id, status) = (message.at("id").text(), message.at("status").text());
-        let detail = message.at("progressDetail");
-        let (current, total) = (detail.at("current").int(), detail.at("total").int());
         if let Some(stream) = message.get("stream") {
-            self.say(stream.text().trim_end_matches('\n'));
-        } else if self.bars.is_some() && !id.is_empty() {
+            self.bars.say(stream.text().trim_end_matches('\n'));
+            return;
+        }
+        let detail = message.at("progressDetail");
+        let (current, total) =
+            (detail.at("current").int().unsigned_abs(), detail.at("total").int().unsigned_abs());
+        let amount = (current > 0 || total > 0).then_some((current, Some(total).filter(|total| *total > 0)));
+        self.bars.show(message.at("id").text(), message.at("status").text(), amount);
+    }
+}
+
+impl Bars {
+    pub fn new(sink: Sink) -> Self {
+        let bars = match sink {
+            Sink::Stdout if terminal::stdout_is_terminal() => Some(ProgressDrawTarget::stdout()),
+            Sink::Stderr if terminal::stderr_is_terminal() => Some(ProgressDrawTarget::stderr()),
+            _ => None,
+        };
+        Self { sink, bars: bars.map(MultiProgress::with_draw_target), lines: Vec::new() }
+    }
+
+    /// One step: of `id`, or of the whole where that is empty.
+    pub fn show(&mut self, id: &str, status: &str, amount: Option<(u64, Option<u64>)>) {
+        if self.bars.is_some() && !id.is_empty() {
             let bar = self.bar(id);
-            if total > 0 {
-                bar.set_style(style("{prefix}: {msg} [{bar:40.=>}] {decimal_bytes}/{decimal_total_bytes}"));
-                bar.set_length(total.unsigned_abs());
-                bar.set_position(current.unsigned_abs());
+            if let Some((current, Some(total))) = amount {
+                bar.set_style(style(
+                    "{prefix}: {msg} [{bar:40.=>}] {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}",
+                ));
+                bar.set_length(total);
+                bar.set_position(current);
             } else {
                 bar.set_style(style("{prefix}: {msg}"));
             }
             bar.set_message(status.to_owned());
-        } else if total > 0 || current > 0 {
+        } else if amount.is_some() {
             // A running count is for terminals.
         } else if id.is_empty() {
             self.say(status);
         } else {
             self.say(&format!("{id}: {status}"));
+        }
+    }
+
+    /// Leaves the bars as they are.
+    fn leave(&self) {
+        for (_, bar) in &self.lines {
+            bar.abandon();
         }
     }
 

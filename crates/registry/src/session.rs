@@ -167,6 +167,16 @@ impl Session {
         self.base.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"))
     }
 
+    /// Attempts at one thing that make no progress before it fails.
+    pub fn attempts(&self) -> usize {
+        self.transport.config.attempts.max(1)
+    }
+
+    /// Whether TLS is spoken: then nothing is sent or fetched without it.
+    pub fn is_secure(&self) -> bool {
+        self.base.scheme() == "https"
+    }
+
     /// The pause before attempt number `attempt` (1 is the first repetition).
     pub fn pause(&self, attempt: usize, answer: Option<&Response>) -> Duration {
         let asked = answer

@@ -45,6 +45,7 @@ mod files;
 mod host;
 mod images;
 mod networks;
+mod search;
 mod system;
 mod transfer;
 mod unbuilt;
@@ -105,6 +106,7 @@ pub fn bind() -> Router<State> {
     events::bind(&mut router);
     networks::bind(&mut router);
     volumes::bind(&mut router);
+    search::bind(&mut router);
     unbuilt::bind(&mut router);
     router.route(http::Method::OPTIONS, "/{any:.*}", crate::http::server::options);
     router

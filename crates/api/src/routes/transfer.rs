@@ -95,26 +95,36 @@ async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
     let Some(name) = request.query().text("fromImage") else {
         return Err(Error::invalid("fromImage or fromSrc is needed: nothing to create an image from"));
     };
-    let reference = reference(name, request.query().text("tag"))?.or_latest();
+    let reference = reference(name, request.query().text("tag"))?;
     let platform = platform(&request)?;
     let credentials = credentials::from_header(&request);
+    // Without a tag all of them are meant.
+    let wanted = if reference.is_name_only() && reference.clone().or_latest().to_string() != EMBEDDED {
+        let tags = state.registry.tags(&reference, credentials.clone()).await?;
+        let named: Result<Vec<_>, _> = tags.iter().map(|tag| reference.with_tag(tag)).collect();
+        named.map_err(|error| Error::invalid(error.to_string()))?
+    } else {
+        vec![reference.or_latest()]
+    };
     Reply::progress(move |sink| async move {
-        if reference.to_string() == EMBEDDED {
-            return embedded(&state, &reference, &sink).await;
+        for reference in wanted {
+            if reference.to_string() == EMBEDDED {
+                return embedded(&state, &reference, &sink).await;
+            }
+            let (report, pump) = reporter(&sink);
+            let pull = async {
+                let options = PullOptions { platform: platform.clone(), credentials: credentials.clone() };
+                let pulled =
+                    state.registry.pull(state.engine.images().store(), &reference, options, report).await?;
+                state.engine.images().forget();
+                announce(&state, "pull", &reference.familiar(), &reference.familiar_name());
+                tracing::info!(image = %reference, id = %pulled.image.id, newer = pulled.newer, "pulled");
+                Ok::<(), Error>(())
+            };
+            let (pulled, ()) = tokio::join!(pull, pump);
+            pulled?;
         }
-        let (report, pump) = reporter(&sink);
-        drop(sink);
-        let pull = async {
-            let options = PullOptions { platform, credentials };
-            let pulled =
-                state.registry.pull(state.engine.images().store(), &reference, options, report).await?;
-            state.engine.images().forget();
-            announce(&state, "pull", &reference.familiar(), &reference.familiar_name());
-            tracing::info!(image = %reference, id = %pulled.image.id, newer = pulled.newer, "pulled");
-            Ok::<(), Error>(())
-        };
-        let (pulled, ()) = tokio::join!(pull, pump);
-        pulled
+        Ok(())
     })
     .await
 }

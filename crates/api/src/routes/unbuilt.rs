@@ -38,7 +38,6 @@ pub fn bind(router: &mut Router<State>) {
         .post("/build/prune", build)
         .post("/session", build)
         .post("/grpc", build)
-        .get("/images/search", search)
         .get("/containers/{name}/checkpoints", checkpoints)
         .post("/containers/{name}/checkpoints", checkpoints)
         .delete("/containers/{name}/checkpoints/{checkpoint}", checkpoints)
@@ -70,10 +69,6 @@ async fn build(_state: State, _request: Request) -> Result<Reply, Error> {
     Err(Error::not_implemented(
         "building images is not built yet: build elsewhere and load or pull the image",
     ))
-}
-
-async fn search(_state: State, _request: Request) -> Result<Reply, Error> {
-    Err(Error::not_implemented("searching registries is not built yet: use the registry's own web page"))
 }
 
 async fn checkpoints(_state: State, _request: Request) -> Result<Reply, Error> {

@@ -1,9 +1,10 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, commit, completion, cp, create, daemon, diff, events, exec, export, history, images,
-    import, info, inspect, kill, load, login, logs, network, pause, port, prune, ps, pull, push, registry,
-    rename, restart, rm, rmi, run, save, start, stats, stop, system, tag, top, update, version, volume, wait,
+    attach, bootstrap, commit, completion, copy, cp, create, daemon, diff, events, exec, export, history,
+    images, import, info, inspect, kill, load, login, logs, manifest, network, pause, port, prune, ps, pull,
+    push, registry, rename, restart, rm, rmi, run, save, search, start, stats, stop, system, tag, top,
+    update, version, volume, wait,
 };
 use crate::args::{Entry, Group, named, verb};
 use Entry::Absent;
@@ -40,6 +41,7 @@ pub static ROOT: Group = Group {
         verb(&rmi::COMMAND),
         verb(&run::COMMAND),
         verb(&save::COMMAND),
+        verb(&search::COMMAND),
         verb(&start::COMMAND),
         verb(&stats::COMMAND),
         verb(&stop::COMMAND),
@@ -50,6 +52,7 @@ pub static ROOT: Group = Group {
         verb(&wait::COMMAND),
         Entry::Group(&CONTAINER),
         Entry::Group(&IMAGE),
+        Entry::Group(&MANIFEST),
         Entry::Group(&NETWORK),
         Entry::Group(&REGISTRY),
         Entry::Group(&SYSTEM),
@@ -65,10 +68,8 @@ pub static ROOT: Group = Group {
         verb(&cp::COMMAND),
         verb(&diff::COMMAND),
         verb(&export::COMMAND),
-        Absent("manifest", "manifest lists"),
         Absent("node", "Swarm nodes"),
         Absent("plugin", "plugins"),
-        Absent("search", "searching a registry"),
         Absent("secret", "Swarm secrets"),
         Absent("service", "Swarm services"),
         Absent("stack", "Swarm stacks"),
@@ -114,6 +115,7 @@ static IMAGE: Group = Group {
     about: "Manage images",
     entries: &[
         verb(&bootstrap::COMMAND),
+        verb(&copy::COMMAND),
         verb(&history::COMMAND),
         verb(&import::COMMAND),
         verb(&inspect::IMAGE),
@@ -147,6 +149,18 @@ static REGISTRY: Group = Group {
     name: "registry",
     about: "Run a registry",
     entries: &[verb(&registry::COLLECT), verb(&registry::SERVE)],
+};
+
+static MANIFEST: Group = Group {
+    name: "manifest",
+    about: "Manage manifests and lists of them in registries",
+    entries: &[
+        verb(&manifest::ANNOTATE),
+        verb(&manifest::CREATE),
+        verb(&manifest::INSPECT),
+        verb(&manifest::PUSH),
+        named("rm", &[], &manifest::REMOVE),
+    ],
 };
 
 static VOLUME: Group = Group {
