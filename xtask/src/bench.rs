@@ -5,6 +5,7 @@
 
 mod contender;
 pub mod images;
+pub mod runtime;
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 

@@ -27,6 +27,9 @@ pub fn dist(profile: Profile) -> PathBuf {
     })
 }
 
+/// What makes an executable static, and as small and quick to start as it can be.
+pub const STATIC_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+
 /// Builds both and returns their directory.
 pub fn build(profile: Profile) -> Result<PathBuf> {
     packages::install(&[packages::BUILD])?;
@@ -47,7 +50,7 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     say::run(
         cargo()
             .args(["--package", "brigantine-shim", "--bin", "brig-runtime", "--target", &triple])
-            .env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static"),
+            .env("RUSTFLAGS", STATIC_FLAGS),
     )?;
     let dist = dist(profile);
     fs::create_dir_all(&dist)?;
@@ -73,7 +76,7 @@ fn place(from: &Path, dir: &Path) -> Result<PathBuf> {
     Ok(to)
 }
 
-fn host_triple() -> Result<String> {
+pub fn host_triple() -> Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let text = say::read(Command::new(rustc).arg("-vV"))?;
     let host = text.lines().find_map(|l| l.strip_prefix("host: "));

@@ -23,7 +23,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     // needs no engine (a registry, copies between registries) runs in the client.
     ("cli", &["sys", "image", "registry", "api"]),
     ("testkit", &["sys"]),
-    ("xtask", &["testkit"]),
+    ("xtask", &["sys", "testkit"]),
 ];
 
 /// Crates that no shipped crate may depend on, but in its tests.

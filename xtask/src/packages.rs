@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use crate::say;
 
 /// A file whose presence shows that a package (or an equal of another origin) is there.
-type Need = (&'static str, &'static [&'static str]);
+pub type Need = (&'static str, &'static [&'static str]);
 
 /// What `cargo xtask build` needs besides Rust: bundled C code is compiled.
 pub const BUILD: &[Need] = &[("gcc", &["cc"]), ("libc6-dev", &["/usr/include/stdlib.h"])];

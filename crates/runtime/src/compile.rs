@@ -12,7 +12,7 @@ use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::launch::{Launch, Stdio};
 use crate::mounts::{self, c_string, parse_propagation, target};
-use crate::plan::{Gate, Node, Plan, Step, Target, Terminal};
+use crate::plan::{Gate, Node, Plan, Step, Terminal};
 use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
 use crate::{hooks, identity, idmap, netdev, seccomp};
 
@@ -101,6 +101,11 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     for namespace in linux.namespaces().iter().flatten() {
         let (bit, name) = bit(namespace.typ());
         if launch.joined.iter().any(|(typ, _)| *typ == namespace.typ()) {
+            continue;
+        }
+        let unnamed = namespace.path().as_ref().is_none_or(|p| p.as_os_str().is_empty());
+        if new & bit != 0 && unnamed {
+            // Said twice, but nothing different.
             continue;
         }
         if new & bit != 0 || joined.iter().any(|(_, b, _)| *b == bit) {
@@ -246,10 +251,10 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         list
     };
     for path in once(linux.readonly_paths().as_ref()) {
-        steps.push(Step::Readonly(absolute(&path, "read-only")?));
+        steps.push(Step::Readonly(target(Path::new(&path), false)?));
     }
     for path in once(linux.masked_paths().as_ref()) {
-        steps.push(Step::Mask(absolute(&path, "masked")?));
+        steps.push(Step::Mask(target(Path::new(&path), false)?));
     }
     let readonly = spec.root().as_ref().and_then(crate::spec::Root::readonly).unwrap_or_default();
     steps.push(Step::PivotRoot { propagation: propagation.unwrap_or(0), readonly, moved: launch.no_pivot });
@@ -322,14 +327,6 @@ fn time_offsets(spec: &Spec, new: bool) -> Result<Option<Vec<u8>>, Error> {
         lines.push_str(&line);
     }
     Ok(Some(lines.into_bytes()))
-}
-
-fn absolute(path: &str, what: &str) -> Result<Target, Error> {
-    if path.starts_with('/') {
-        target(Path::new(path), false)
-    } else {
-        Err(Error::invalid(format!("{what} path {path:?} is not absolute")))
-    }
 }
 
 fn maps(spec: &Spec, user_namespace: bool, joined: bool) -> Result<Option<(String, String)>, Error> {

@@ -185,6 +185,14 @@ pub(crate) fn failure(steps: &[Step], subject: &Subject, failure: Failure) -> Er
             }
             _ => hook_failed("hook", failure.errno, ""),
         },
+        Place::Step(index, Part::Open)
+            if failure.errno == libc::ELOOP
+                && matches!(steps.get(usize::from(index)), Some(Step::Mount(m)) if m.target.strict) =>
+        {
+            let what = steps.get(usize::from(index)).map_or_else(String::new, |s| step(s, Part::Whole));
+            Error::invalid(format!("{what}: must be mounted on ordinary directory, not on a symbolic link"))
+                .with_errno(failure.errno)
+        }
         Place::Step(index, part) => {
             let what =
                 steps.get(usize::from(index)).map_or_else(|| "setting up".to_owned(), |s| step(s, part));

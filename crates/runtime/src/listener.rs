@@ -58,7 +58,9 @@ impl Listener {
         let socket =
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)
                 .map_err(failed)?;
-        rustix::net::connect(&socket, &address).map_err(failed)?;
+        rustix::net::connect(&socket, &address).map_err(|e| {
+            Error::os(format!("failed to connect with seccomp agent at {:?}", self.socket.display()), e)
+        })?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         let fds = [listener.as_fd()];

@@ -144,11 +144,10 @@ pub(crate) fn c_string(text: impl Into<Vec<u8>>, what: &str) -> Result<CString, 
     CString::new(bytes).map_err(|_unused| Error::invalid(format!("{what} {shown:?}: zero byte")))
 }
 
-/// An absolute path of the container, relative to its root, without `.` and `..`.
-pub(crate) fn target(path: &Path, strict: bool) -> Result<Target, Error> {
-    use std::os::unix::ffi::OsStrExt;
+/// A path of the container as an absolute one, without `.` and `..`.
+fn normal(path: &Path) -> PathBuf {
     use std::path::Component;
-    let mut parts = PathBuf::new();
+    let mut parts = PathBuf::from("/");
     for component in path.components() {
         match component {
             Component::Normal(part) => parts.push(part),
@@ -157,6 +156,14 @@ pub(crate) fn target(path: &Path, strict: bool) -> Result<Target, Error> {
             _ => {}
         }
     }
+    parts
+}
+
+/// An absolute path of the container, relative to its root, without `.` and `..`.
+pub(crate) fn target(path: &Path, strict: bool) -> Result<Target, Error> {
+    use std::os::unix::ffi::OsStrExt;
+    let whole = normal(path);
+    let mut parts = whole.strip_prefix("/").unwrap_or(&whole).to_owned();
     if parts.as_os_str().is_empty() {
         parts.push(".");
     }
@@ -319,14 +326,12 @@ pub(crate) fn compile(
     steps: &mut Vec<Step>,
     late: &mut Vec<Step>,
 ) -> Result<(), Error> {
-    let destination = entry.destination();
+    // Seen from the root, whatever it looks like.
+    let destination = &normal(entry.destination());
     let words = entry.options().iter().flatten().map(String::as_str);
     let options = Options::parse(words)?;
     let typ = entry.typ().as_deref().unwrap_or_default();
     let shown = destination.display();
-    if !destination.is_absolute() {
-        return Err(Error::invalid(format!("mount destination {:?} is not absolute", destination.display())));
-    }
     let mapped = |m: &Option<Vec<_>>| m.as_ref().is_some_and(|m| !m.is_empty());
     let own_maps = mapped(entry.uid_mappings()) || mapped(entry.gid_mappings());
     if (own_maps || options.idmap.is_some()) && !(options.bind || typ == "bind") {
@@ -340,7 +345,7 @@ pub(crate) fn compile(
     // /proc and /sys are what they are called: an image's link must not move them elsewhere.
     let fixed = ["/proc", "/sys"].iter().any(|p| destination == Path::new(p));
     let over_proc = over_proc(destination, typ);
-    refuse_forged_proc(entry, options.bind || typ == "bind")?;
+    refuse_forged_proc(destination, entry, options.bind || typ == "bind")?;
     if options.remount && !options.bind {
         let change = Change { set: options.set, clear: options.clear, propagation: 0 };
         steps.push(Step::Change { target: target(destination, fixed)?, change, recursive: false });
@@ -449,9 +454,9 @@ fn over_proc(destination: &Path, typ: &str) -> bool {
 
 /// What is at /proc is a proc file system or nothing: masks and labels in a forgery protect nobody
 /// (CVE-2019-16884).
-fn refuse_forged_proc(entry: &Mount, bind: bool) -> Result<(), Error> {
+fn refuse_forged_proc(destination: &Path, entry: &Mount, bind: bool) -> Result<(), Error> {
     const PROC_MAGIC: u64 = 0x9fa0;
-    if entry.destination() != Path::new("/proc") {
+    if destination != Path::new("/proc") {
         return Ok(());
     }
     let shown = entry.source().as_ref().map(|s| s.display().to_string()).unwrap_or_default();

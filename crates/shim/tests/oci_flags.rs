@@ -334,6 +334,6 @@ fn a_signal_reaches_a_container_with_a_terminal() {
     let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
     rustix::process::pidfd_send_signal(pidfd.as_fd(), rustix::process::Signal::TERM).unwrap();
     assert_eq!(run.wait().unwrap().code(), Some(5));
-    assert_eq!(fs::read_to_string(&out).unwrap(), "ready\r\ncaught\r\n");
+    assert_eq!(fs::read_to_string(&out).unwrap(), "ready\ncaught\n");
     bundle.assert_nothing_left();
 }

@@ -486,7 +486,7 @@ fn a_listener_that_cannot_work_is_refused() {
     set(json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x", "syscalls": rule("write")}));
     assert!(refusal(&bundle).contains("SCMP_ACT_NOTIFY cannot be used for the write syscall"));
     set(json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/no/agent", "syscalls": rule("mkdir")}));
-    assert!(refusal(&bundle).contains("sending the seccomp listener to \"/no/agent\": no such file"));
+    assert!(refusal(&bundle).contains("failed to connect with seccomp agent at \"/no/agent\": no such file"));
     // Who never asks needs nobody.
     set(
         json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/no/agent", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_LOG"}]}),

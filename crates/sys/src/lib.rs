@@ -19,7 +19,7 @@ pub mod spawn;
 pub mod umask;
 
 pub use rustix::io::Errno;
-pub use sealed::SealedExe;
+pub use sealed::{SealedExe, VeiledExe};
 
 /// The result of a raw system call that went through the C library's `syscall`.
 fn check(result: libc::c_long) -> Result<libc::c_long, Errno> {

@@ -53,6 +53,19 @@ pub fn current_directory(buffer: &mut [u8]) -> Result<usize, Errno> {
     Ok((length as usize).saturating_sub(1))
 }
 
+/// Waits for a child: its exit status (128 and the signal, if one ended it), and the most memory in KiB that it or
+/// any of its own children held at a time (`ru_maxrss`).
+pub fn wait_with_peak(pid: u32) -> Result<(i32, u64), Errno> {
+    let mut status = 0;
+    // SAFETY: rusage is plain integers, for which all-zero is valid.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: both are live and of the sizes that the kernel writes.
+    let result = unsafe { libc::wait4(pid as libc::pid_t, &raw mut status, 0, &raw mut usage) };
+    check(result.into())?;
+    let code = if libc::WIFEXITED(status) { libc::WEXITSTATUS(status) } else { 128 + libc::WTERMSIG(status) };
+    Ok((code, usage.ru_maxrss.cast_unsigned()))
+}
+
 /// `setpriority` of the calling process.
 pub fn set_nice(nice: i32) -> Result<(), Errno> {
     // SAFETY: setpriority has no memory operands.

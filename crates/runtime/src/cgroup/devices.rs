@@ -91,6 +91,8 @@ fn rule(device: &LinuxDeviceCgroup) -> Result<Rule, Error> {
             'r' => READ,
             'w' => WRITE,
             'm' => MKNOD,
+            // As a type has it.
+            'a' => READ | WRITE | MKNOD,
             other => return Err(Error::invalid(format!("device access {other:?} is not one of r, w, m"))),
         };
     }

@@ -163,10 +163,11 @@ impl Cgroup {
             let Some(path) = path_of(controller).filter(|p| !p.trim_matches('/').is_empty()) else {
                 return Ok(dir.to_owned());
             };
-            let inner = dir.join(clean(path)?.trim_start_matches('/'));
+            let clean = clean(path).map_err(|e| Error::invalid(format!("bad sub cgroup path: {e}")))?;
+            let inner = dir.join(clean.trim_start_matches('/'));
             if !inner.is_dir() {
                 return Err(Error::os(
-                    format!("opening cgroup {}", inner.display()),
+                    format!("exec: adding pid to cgroup {}", inner.display()),
                     rustix::io::Errno::NOENT,
                 ));
             }
@@ -174,7 +175,9 @@ impl Cgroup {
         };
         for (list, _) in below {
             if let Some(unknown) = list.iter().find(|c| self.v1_dir(c).is_none()) {
-                return Err(Error::invalid(format!("the container has no {unknown} cgroup of version 1")));
+                return Err(Error::invalid(format!(
+                    "unknown controller {unknown}: the container has no such cgroup of version 1"
+                )));
             }
         }
         let v1 = self.v1.iter().map(|(name, dir)| Ok((name.clone(), at(dir, name)?)));
@@ -233,8 +236,9 @@ impl Cgroup {
         if self.v1.is_empty() && self.v2.is_none() {
             return Err(Error::unsupported("no cgroup hierarchy is mounted"));
         }
-        if there && self.stands_still()? {
-            return Err(Error::new(Kind::State, "container's cgroup unexpectedly frozen"));
+        // In a unit of systemd's waits the process that it was asked for with.
+        if there && self.unit.is_none() {
+            self.refuse_used()?;
         }
         if let Some(resources) = resources {
             limits::apply(self, resources)?;
@@ -393,6 +397,23 @@ impl Cgroup {
         }
         let Some(dir) = self.v2_dir() else { return Ok(false) };
         Ok(read(&dir.join("cgroup.events"))?.lines().any(|line| line == "frozen 1"))
+    }
+
+    /// A group that existed before is taken over only if nobody is in it, and nobody would get stuck in it.
+    fn refuse_used(&self) -> Result<(), Error> {
+        if self.stands_still()? {
+            return Err(Error::new(Kind::State, "container's cgroup unexpectedly frozen"));
+        }
+        for dir in self.directories() {
+            let list = dir.join("cgroup.procs");
+            let count = fs::read_to_string(&list).map_or(0, |text| text.lines().count());
+            if count > 0 {
+                let text =
+                    format!("container's cgroup is not empty: {} lists {count} processes", list.display());
+                return Err(Error::new(Kind::State, text));
+            }
+        }
+        Ok(())
     }
 
     /// Frozen, or about to be: whoever enters stops before it has said anything.

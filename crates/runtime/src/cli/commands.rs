@@ -270,6 +270,9 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<(Dir, Creat
         };
         dir.save(&record)?;
         let mut master = created.take_terminal();
+        if let Some(master) = master.as_ref().filter(|_| options.path("console-socket").is_none()) {
+            terminal::plain_lines(master)?;
+        }
         if let Some(socket) = options.path("console-socket")
             && let Some(fd) = master.take()
         {

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::Global;
-use crate::spec::{Capability, Process, Spec};
+use crate::spec::{Capability, LinuxMemoryPolicy, Process, Spec};
 
 pub(super) fn spec(bytes: &[u8], global: &Global) -> Result<Spec, serde_json::Error> {
     read(bytes, global, |value| value.get_mut("process"))
@@ -44,9 +44,37 @@ fn read<T: DeserializeOwned>(
             let list = unknown.join(" ");
             global.write(&format!("ignoring unknown or unavailable capabilities: [{list}]"), "warning");
         }
+        // The specification's name for what the types call SCHED_RESET_ON_FORK.
+        let flags = process.get_mut("scheduler").and_then(|s| s.get_mut("flags"));
+        for flag in flags.and_then(Value::as_array_mut).into_iter().flatten() {
+            if flag == "SCHED_FLAG_RESET_ON_FORK" {
+                *flag = json!("SCHED_RESET_ON_FORK");
+            }
+        }
+    }
+    if let Some(policy) = value.pointer("/linux/memoryPolicy") {
+        memory_policy(policy)?;
     }
     // Where the error is, the strict one says.
     serde_json::from_value(value).map_err(|_unused| strict)
+}
+
+/// Which part of a memory policy is wrong.
+fn memory_policy(policy: &Value) -> Result<(), serde_json::Error> {
+    let known = |mode: &Value, flags: &[&Value]| {
+        let whole = json!({"mode": mode, "nodes": "0", "flags": flags});
+        serde_json::from_value::<LinuxMemoryPolicy>(whole).is_ok()
+    };
+    let wrong = |text: String| serde::de::Error::custom(format!("invalid memory policy {text}"));
+    let mode = &policy["mode"];
+    if !known(mode, &[]) {
+        return Err(wrong(format!("mode {mode}")));
+    }
+    let flags = policy["flags"].as_array();
+    match flags.into_iter().flatten().find(|flag| !known(mode, &[flag])) {
+        Some(flag) => Err(wrong(format!("flag {flag}"))),
+        None => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
     SocketType,
 };
-use rustix::termios::{OptionalActions, Termios};
+use rustix::termios::{OptionalActions, OutputModes, Termios};
 
 use crate::error::Error;
 
@@ -54,10 +54,13 @@ impl Joined {
     pub fn new(master: OwnedFd) -> Result<Self, Error> {
         let stdin = rustix::stdio::stdin();
         let before = rustix::termios::tcgetattr(stdin).ok();
+        plain_lines(&master)?;
         let joined = Self { master, before, input: true };
         if let Some(before) = &joined.before {
             let mut raw = before.clone();
             raw.make_raw();
+            // The container's terminal leaves line ends alone, see below; this one makes of them what it did.
+            raw.output_modes |= before.output_modes & OutputModes::OPOST;
             rustix::termios::tcsetattr(stdin, OptionalActions::Drain, &raw).map_err(failed)?;
             joined.resize();
         }
@@ -99,6 +102,13 @@ impl AsFd for Joined {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.master.as_fd()
     }
+}
+
+/// Line ends are translated once, by the caller's terminal, and not at all for a pipe.
+pub(crate) fn plain_lines(master: &OwnedFd) -> Result<(), Error> {
+    let mut inside = rustix::termios::tcgetattr(master).map_err(failed)?;
+    inside.output_modes &= !OutputModes::ONLCR;
+    rustix::termios::tcsetattr(master, OptionalActions::Now, &inside).map_err(failed)
 }
 
 fn failed(e: rustix::io::Errno) -> Error {
