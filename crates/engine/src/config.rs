@@ -1,9 +1,10 @@
 //! What the daemon's flags decide for the engine: places, defaults for containers, the default bridge.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 /// Configuration of an [`Engine`](crate::Engine), fixed while it is open.
 #[derive(Debug, Clone)]
@@ -20,12 +21,21 @@ pub struct Config {
     pub bridge: String,
     /// The default bridge's address and subnet, e.g. `172.30.0.1/16`.
     pub bip: Option<IpNet>,
+    /// Where in the default bridge's subnet its containers' addresses are.
+    pub fixed_cidr: Option<Ipv4Net>,
+    /// IPv6 on the default bridge, and its subnet there; one is made if that is not given.
+    pub ipv6: bool,
+    pub fixed_cidr_v6: Option<Ipv6Net>,
     /// MTU of the default bridge; 0 takes the kernel's.
     pub mtu: u32,
     /// Containers on the default bridge may talk to each other.
     pub icc: bool,
     /// Set up the firewall (masquerading, published ports).
     pub firewall: bool,
+    /// The host's own rules for incoming packets decide about published ports, too.
+    pub host_firewall: bool,
+    /// The command that starts the network helper; without one containers have no names for each other.
+    pub network_helper: Vec<OsString>,
     /// Masquerade traffic that leaves the default bridge.
     pub ip_masq: bool,
     /// Host address that published ports bind when a request names none.
@@ -68,9 +78,14 @@ impl Default for Config {
             runtime_exe: PathBuf::from("brig-runtime"),
             bridge: "brig0".to_owned(),
             bip: None,
+            fixed_cidr: None,
+            ipv6: false,
+            fixed_cidr_v6: None,
             mtu: 0,
             icc: true,
             firewall: true,
+            host_firewall: true,
+            network_helper: Vec::new(),
             ip_masq: true,
             default_ip: None,
             default_address_pools: Vec::new(),

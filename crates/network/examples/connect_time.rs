@@ -65,7 +65,12 @@ fn in_parallel(count: u8) -> Result<(Vec<Duration>, Duration), brigantine_networ
 }
 
 fn open(warm: usize) -> Result<(Fabric, BridgeSpec), brigantine_network::Error> {
-    let fabric = Fabric::open(Config { table: "brigantine-bench".to_owned(), warm })?;
+    let fabric = Fabric::open(Config {
+        table: "brigantine-bench".to_owned(),
+        warm,
+        host_firewall: true,
+        relay: false,
+    })?;
     let subnet = ipnet::Ipv4Net::new_assert([172, 30, 0, 0].into(), 16);
     let bridge = BridgeSpec::new("brig0", subnet, [172, 30, 0, 1].into());
     fabric.ensure_bridge(&bridge)?;
@@ -81,6 +86,7 @@ fn spec(number: u8, bridge: &BridgeSpec, with_interface: bool, ports: u16) -> Sa
         addresses: vec![IpNet::new_assert([172, 30, 1, number].into(), 16)],
         gateway: Some(bridge.gateway),
         gateway6: None,
+        sysctls: Vec::new(),
     });
     let ports = (0..ports).map(|number| PortRequest {
         protocol: Protocol::Tcp,

@@ -14,6 +14,7 @@ use brigantine_sys::netns;
 use crate::error::Error;
 use crate::link;
 use crate::socket::Socket;
+use crate::sysctl;
 use crate::wire::Messages;
 
 /// How long the kernel may take for a namespace whose last process ended.
@@ -24,6 +25,8 @@ const GRACE: Duration = Duration::from_secs(3);
 pub(crate) struct Ready {
     pub netns: OwnedFd,
     pub socket: Socket,
+    /// Whether interfaces in it will be safe from each other; a container with interfaces needs that.
+    pub guarded: Result<(), Error>,
 }
 
 impl Ready {
@@ -33,15 +36,26 @@ impl Ready {
             let mut batch = Messages::new();
             link::set_up(&mut batch, link::LOOPBACK, "lo");
             socket.execute(batch)?;
-            Ok(socket)
+            Ok((socket, guard()))
         };
         let (netns, socket) = netns::create_with(inside).map_err(|source| Error::Kernel {
             what: "create a network namespace".to_owned(),
             detail: None,
             source: source.into(),
         })?;
-        Ok(Self { netns, socket: socket? })
+        let (socket, guarded) = socket?;
+        Ok(Self { netns, socket, guarded })
     }
+}
+
+/// In the calling thread's namespace: containers of a network must not configure each other by router advertisements,
+/// and as the engine hands addresses out there are no duplicates to detect.
+fn guard() -> Result<(), Error> {
+    if sysctl::has_ipv6() {
+        sysctl::ensure("ipv6/conf/default/accept_ra", "0")?;
+        sysctl::ensure("ipv6/conf/default/accept_dad", "0")?;
+    }
+    Ok(())
 }
 
 #[derive(Debug, Default)]

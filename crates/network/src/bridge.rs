@@ -14,6 +14,32 @@ use crate::subnet::overlap;
 use crate::sysctl;
 use crate::wire::Messages;
 
+/// How containers of a bridge are reached from other machines and reach them, for one family of addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum GatewayMode {
+    /// By published ports only; outbound traffic gets the host's address if the bridge masquerades.
+    #[default]
+    Nat,
+    /// As with `Nat`, and by every port of a container's own address.
+    NatUnprotected,
+    /// At their own addresses, by published ports only and without translation: the network's routers know the way.
+    Routed,
+}
+
+impl std::str::FromStr for GatewayMode {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        match text {
+            "nat" => Ok(Self::Nat),
+            "nat-unprotected" => Ok(Self::NatUnprotected),
+            "routed" => Ok(Self::Routed),
+            _ => Err(()),
+        }
+    }
+}
+
 /// A bridge of the engine on the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BridgeSpec {
@@ -32,6 +58,10 @@ pub struct BridgeSpec {
     pub icc: bool,
     /// Whether traffic that leaves the host gets the host's address.
     pub masquerade: bool,
+    #[serde(default)]
+    pub mode4: GatewayMode,
+    #[serde(default)]
+    pub mode6: GatewayMode,
 }
 
 impl BridgeSpec {
@@ -47,7 +77,14 @@ impl BridgeSpec {
             internal: false,
             icc: true,
             masquerade: true,
+            mode4: GatewayMode::Nat,
+            mode6: GatewayMode::Nat,
         }
+    }
+
+    /// How an address of the bridge is reached.
+    pub fn mode(&self, address: std::net::IpAddr) -> GatewayMode {
+        if address.is_ipv4() { self.mode4 } else { self.mode6 }
     }
 
     /// The host's addresses on the bridge, with prefix length.
@@ -135,15 +172,19 @@ const GATEWAY_LINK_LOCAL: IpNet =
 /// Marks the bridges.
 const BRIDGE_ALIAS: &str = "brigantine bridge";
 
-/// What the host needs to forward for the bridge.
+/// What the host needs to forward for the bridge, and what it must not take from the bridge's containers.
 pub(crate) fn configure_forwarding(spec: &BridgeSpec) -> Result<(), Error> {
+    if sysctl::has_ipv6() {
+        // A container that sends router advertisements must not become the host's router (CVE-2020-13401).
+        sysctl::ensure(&format!("ipv6/conf/{}/accept_ra", spec.name), "0")?;
+    }
     if spec.internal {
         return Ok(());
     }
     sysctl::ensure("ipv4/ip_forward", "1")?;
     sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", spec.name), "1")?;
     if spec.subnet6.is_some() {
-        sysctl::ensure("ipv6/conf/all/forwarding", "1")?;
+        sysctl::forward_ipv6()?;
     }
     Ok(())
 }

@@ -28,30 +28,35 @@ pub(crate) fn forget(ports: &[PublishedPort]) -> Result<(), Error> {
             .collect::<Vec<u16>>()
     };
     for (family, wanted) in [(libc::AF_INET as u8, udp(true)), (libc::AF_INET6 as u8, udp(false))] {
-        if wanted.is_empty() {
-            continue;
-        }
-        let header = [family, 0, 0, 0];
-        let mut socket = Socket::netfilter()?;
-        let flows = socket.dump("list tracked connections", GET, &header, |payload| {
-            let original = attribute(payload.get(4..)?, TUPLE_ORIGINAL)?;
-            let protocol = attribute(original, 2)?;
-            let number = attribute(protocol, 1)?.first()?;
-            let port = attribute(protocol, 3)?;
-            let destination_port = u16::from_be_bytes([*port.first()?, *port.get(1)?]);
-            (*number == Protocol::Udp.number())
-                .then(|| Flow { original: original.to_vec(), destination_port })
-        })?;
-        for flow in flows.into_iter().filter(|flow| wanted.contains(&flow.destination_port)) {
-            let mut batch = Messages::new();
-            batch.push("forget a tracked connection", DELETE, 0, &header, |body| {
-                body.bytes(TUPLE_ORIGINAL | NESTED, &flow.original);
-            });
-            match socket.execute(batch) {
-                // Gone by itself meanwhile.
-                Err(error) if error.errno() == Some(libc::ENOENT) => {}
-                result => result?,
-            }
+        forget_udp(family, &wanted)?;
+    }
+    Ok(())
+}
+
+/// Forgets the flows of UDP to these ports, in the calling thread's network namespace.
+pub(crate) fn forget_udp(family: u8, wanted: &[u16]) -> Result<(), Error> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let header = [family, 0, 0, 0];
+    let mut socket = Socket::netfilter()?;
+    let flows = socket.dump("list tracked connections", GET, &header, |payload| {
+        let original = attribute(payload.get(4..)?, TUPLE_ORIGINAL)?;
+        let protocol = attribute(original, 2)?;
+        let number = attribute(protocol, 1)?.first()?;
+        let port = attribute(protocol, 3)?;
+        let destination_port = u16::from_be_bytes([*port.first()?, *port.get(1)?]);
+        (*number == Protocol::Udp.number()).then(|| Flow { original: original.to_vec(), destination_port })
+    })?;
+    for flow in flows.into_iter().filter(|flow| wanted.contains(&flow.destination_port)) {
+        let mut batch = Messages::new();
+        batch.push("forget a tracked connection", DELETE, 0, &header, |body| {
+            body.bytes(TUPLE_ORIGINAL | NESTED, &flow.original);
+        });
+        match socket.execute(batch) {
+            // Gone by itself meanwhile.
+            Err(error) if error.errno() == Some(libc::ENOENT) => {}
+            result => result?,
         }
     }
     Ok(())

@@ -39,6 +39,9 @@ pub enum Error {
     /// The container already has a sandbox, or the address one of another container.
     #[error("container {0} is already connected")]
     AlreadyConnected(String),
+    /// The container has no sandbox of this fabric's.
+    #[error("container {0} is not connected")]
+    NotConnected(String),
     /// An address that another container of the bridge has.
     #[error("address {address} is already in use on bridge {bridge} by container {owner}")]
     AddressInUse { bridge: String, address: IpAddr, owner: String },

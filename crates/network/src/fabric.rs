@@ -4,20 +4,27 @@
 //! firewall, which follows from them alone. No lock is held while the kernel makes a container's interfaces,
 //! so containers are connected in parallel as far as the kernel lets them.
 
+mod live;
+mod names;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use brigantine_sys::netns;
 use ipnet::IpNet;
 
+pub use live::DefaultRoutes;
+pub use names::NameSockets;
+
 use crate::background::{Background, Ready};
-use crate::bridge::{BridgeSpec, check_interface_name, configure_forwarding, ensure_link};
+use crate::bridge::{BridgeSpec, GatewayMode, check_interface_name, configure_forwarding, ensure_link};
 use crate::conntrack;
 use crate::error::Error;
-use crate::firewall::{Change, Firewall};
+use crate::firewall::{Change, Contents, Firewall};
+use crate::gate::Gate;
 use crate::link::{self, Link, PortMode, Veth};
 use crate::mac::MacAddr;
 use crate::ports::{PortTable, Protocol, PublishedPort, Reservation};
@@ -25,6 +32,7 @@ use crate::sandbox::{Attachment, Counters, Interface, InterfaceSpec, Sandbox, Sa
 use crate::socket::Socket;
 use crate::subnet::overlap;
 use crate::sysctl;
+use crate::watch::FirewallEvents;
 use crate::wire::Messages;
 
 /// How an engine uses the host's network.
@@ -34,6 +42,11 @@ pub struct Config {
     pub table: String,
     /// How many network namespaces to keep ready. 0: none.
     pub warm: usize,
+    /// Whether the host's own rules for input decide about published ports, too.
+    pub host_firewall: bool,
+    /// Whether the engine relays what the kernel cannot route: published ports on `::1`, and those on addresses of
+    /// IPv6 for containers that have none.
+    pub relay: bool,
 }
 
 /// A container that outlived the engine's former run.
@@ -66,10 +79,21 @@ pub struct Fabric {
     sockets: Mutex<Vec<Socket>>,
     /// Serialises changes of bridges and loads of the firewall.
     changing: Mutex<()>,
+    gate: Mutex<GateState>,
+    relay: bool,
+}
+
+/// What is known of the way round to published ports.
+#[derive(Debug)]
+enum GateState {
+    /// Not wanted, or the kernel cannot.
+    Without,
+    Wanted,
+    Open(Gate),
 }
 
 #[derive(Clone, Debug)]
-struct Bridge {
+pub(crate) struct Bridge {
     spec: BridgeSpec,
     index: u32,
 }
@@ -127,6 +151,8 @@ impl Fabric {
             ports: Mutex::default(),
             sockets: Mutex::default(),
             changing: Mutex::default(),
+            gate: Mutex::new(if config.host_firewall { GateState::Wanted } else { GateState::Without }),
+            relay: config.relay,
         })
     }
 
@@ -194,6 +220,7 @@ impl Fabric {
             if self.firewall.is_loaded() {
                 self.firewall.unload()?;
             }
+            self.close_gate()?;
         } else if self.firewall.is_loaded() && self.firewall.remove_bridge(&bridge.spec)? == Change::Reload {
             self.load()?;
         }
@@ -215,6 +242,7 @@ impl Fabric {
             let (mut endpoints, mut ports) = (lock(&self.endpoints), lock(&self.ports));
             for Live { attachment } in live {
                 ports.adopt(&attachment.id, &attachment.name, &attachment.ports);
+                ports.adopt(&attachment.id, &attachment.name, &attachment.parked);
                 endpoints.insert(attachment.clone());
             }
         }
@@ -276,6 +304,7 @@ impl Fabric {
     /// Removes what does not die with the container. Unknown ids are fine: the call is repeatable.
     pub fn disconnect(&self, id: &str) -> Result<(), Error> {
         let Some(attachment) = lock(&self.endpoints).remove(id) else { return Ok(()) };
+        lock(&self.ports).release(&attachment.parked);
         let withdrawn = self.withdraw(&attachment.ports);
         self.background.expect_gone(attachment.interfaces.into_iter().map(|interface| interface.host_name));
         withdrawn
@@ -311,6 +340,32 @@ impl Fabric {
         tracing::warn!("the firewall's table is not there; loading it");
         self.reload()?;
         Ok(true)
+    }
+
+    /// Waits for somebody else to take something out of the firewall's tables, for at most `patience`, and loads them
+    /// again if that happened; whether it did.
+    pub fn reassert(&self, events: &mut FirewallEvents, patience: Duration) -> Result<bool, Error> {
+        let own: Vec<u32> = self.firewall.port().into_iter().collect();
+        if !events.wait(self.firewall.table(), &own, patience) || !self.firewall.is_loaded() {
+            return Ok(false);
+        }
+        tracing::warn!(
+            table = self.firewall.table(),
+            "somebody changed the firewall's table; loading it again"
+        );
+        self.reload()?;
+        Ok(true)
+    }
+
+    /// Chains of the host that drop incoming packets by default, and so decide about published ports as long as
+    /// [`Fabric::has_gate`].
+    pub fn input_policies(&self) -> Result<Vec<String>, Error> {
+        self.firewall.input_policies()
+    }
+
+    /// Whether the host's own rules for input decide about published ports.
+    pub fn has_gate(&self) -> bool {
+        matches!(*lock(&self.gate), GateState::Open(_))
     }
 
     /// Checks the request against the bridges and pairs each interface with its bridge.
@@ -353,21 +408,77 @@ impl Fabric {
             return Err(Error::AlreadyConnected(spec.name.clone()));
         }
         for (interface, _) in plan {
-            for net in &interface.addresses {
-                let key = (interface.bridge.clone(), net.addr());
-                if let Some(owner) = endpoints.by_address.get(&key) {
-                    let owner = endpoints.by_id.get(owner).map_or(owner, |owner| &owner.name).clone();
-                    return Err(Error::AddressInUse { bridge: key.0, address: key.1, owner });
-                }
-            }
+            endpoints.refuse_taken(interface)?;
         }
         endpoints.insert(Attachment {
             id: spec.id.clone(),
             name: spec.name.clone(),
             interfaces: plan.iter().map(|(interface, _)| interface.clone()).collect(),
             ports: Vec::new(),
+            parked: Vec::new(),
         });
         Ok(())
+    }
+
+    /// The addresses that a container's ports are published at, one a family, and how they are reached: that of the
+    /// interface with the default route, else the first that has an outside.
+    fn outward<'a>(
+        &self,
+        interfaces: impl Iterator<Item = &'a Interface> + Clone,
+    ) -> Vec<(IpAddr, GatewayMode)> {
+        let bridges = self.bridges();
+        let find = |is_ipv4: bool| {
+            let candidates = interfaces.clone().filter_map(|interface| {
+                let bridge = &bridges.get(&interface.bridge)?.spec;
+                let address =
+                    interface.addresses.iter().map(IpNet::addr).find(|ip| ip.is_ipv4() == is_ipv4)?;
+                let has_route =
+                    if is_ipv4 { interface.gateway.is_some() } else { interface.gateway6.is_some() };
+                (!bridge.internal).then_some((has_route, address, bridge.mode(address)))
+            });
+            let best =
+                candidates.clone().find(|(has_route, ..)| *has_route).or_else(|| candidates.clone().next());
+            best.map(|(_, address, mode)| (address, mode))
+        };
+        [find(true), find(false)].into_iter().flatten().collect()
+    }
+
+    /// Takes the ports; an internal network has no outside to publish them to.
+    fn reserve(
+        &self,
+        spec: &SandboxSpec,
+        outward: &[(IpAddr, GatewayMode)],
+    ) -> Result<(Vec<PublishedPort>, Vec<OwnedFd>), Error> {
+        if spec.ports.is_empty() || outward.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let translated: Vec<IpAddr> =
+            outward.iter().filter(|(_, mode)| *mode != GatewayMode::Routed).map(|(ip, _)| *ip).collect();
+        let mut reserved = if translated.is_empty() {
+            Reservation { ports: Vec::new(), held: Vec::new() }
+        } else {
+            self.reserve_ports(spec, &translated)?
+        };
+        for (address, _) in outward.iter().filter(|(_, mode)| *mode == GatewayMode::Routed) {
+            for request in &spec.ports {
+                let host_ip: IpAddr = if address.is_ipv4() {
+                    std::net::Ipv4Addr::UNSPECIFIED.into()
+                } else {
+                    std::net::Ipv6Addr::UNSPECIFIED.into()
+                };
+                let open = PublishedPort {
+                    protocol: request.protocol,
+                    host_ip,
+                    host_port: 0,
+                    container_ip: *address,
+                    container_port: request.container_port,
+                };
+                if !reserved.ports.contains(&open) {
+                    reserved.ports.push(open);
+                }
+            }
+        }
+        Ok((reserved.ports, reserved.held))
     }
 
     /// A container that is restarted wants the ports that its former shim lets go of in this moment.
@@ -377,7 +488,7 @@ impl Fabric {
         loop {
             let error = {
                 let mut ports = lock(&self.ports);
-                match ports.reserve(&spec.id, &spec.name, &spec.ports, own, range) {
+                match ports.reserve(&spec.id, &spec.name, &spec.ports, own, range, self.relay) {
                     Err(error) if ports.may_pass(&error) && Instant::now() < deadline => error,
                     result => return result,
                 }
@@ -392,16 +503,7 @@ impl Fabric {
             // Without the firewall there would be neither isolation nor a way out.
             self.verify()?;
         }
-        let outward = plan.iter().find(|(_, bridge)| !bridge.spec.internal).map(|(interface, _)| interface);
-        let (ports, held) = match outward {
-            Some(interface) if !spec.ports.is_empty() => {
-                let own: Vec<IpAddr> = interface.addresses.iter().map(IpNet::addr).collect();
-                let reserved = self.reserve_ports(spec, &own)?;
-                (reserved.ports, reserved.held)
-            }
-            // An internal network has no outside to publish to.
-            _ => (Vec::new(), Vec::new()),
-        };
+        let (ports, held) = self.reserve(spec, &self.outward(plan.iter().map(|(one, _)| one)))?;
         let made = self.make_interfaces(spec, plan).and_then(|netns| {
             self.publish(spec, &ports)?;
             Ok(netns)
@@ -409,8 +511,13 @@ impl Fabric {
         match made {
             Ok(netns) => {
                 let interfaces = plan.iter().map(|(interface, _)| interface.clone()).collect();
-                let attachment =
-                    Attachment { id: spec.id.clone(), name: spec.name.clone(), interfaces, ports };
+                let attachment = Attachment {
+                    id: spec.id.clone(),
+                    name: spec.name.clone(),
+                    interfaces,
+                    ports,
+                    parked: Vec::new(),
+                };
                 Ok(Sandbox { netns, held, attachment })
             }
             Err(error) => {
@@ -429,69 +536,77 @@ impl Fabric {
         }
     }
 
-    fn make_interfaces(
+    fn make_interfaces(&self, spec: &SandboxSpec, plan: &[(Interface, Bridge)]) -> Result<OwnedFd, Error> {
+        let Ready { netns, socket: mut inside, guarded } = self.background.take()?;
+        if !plan.is_empty() {
+            guarded?;
+            self.lay(spec, plan, netns.as_fd(), &mut inside)?;
+        }
+        apply_sysctls(netns.as_fd(), spec)?;
+        Ok(netns)
+    }
+
+    /// Makes the interfaces, in the host's namespace and in the container's, which `inside` is a socket of.
+    fn lay(
         &self,
         spec: &SandboxSpec,
         plan: &[(Interface, Bridge)],
-    ) -> Result<std::os::fd::OwnedFd, Error> {
-        let Ready { netns, socket: mut inside } = self.background.take()?;
+        netns: BorrowedFd<'_>,
+        inside: &mut Socket,
+    ) -> Result<(), Error> {
         if plan.iter().any(|(interface, _)| interface.ipv6().is_some()) {
-            allow_ipv6(&netns)?;
+            allow_ipv6(netns)?;
         }
-        if !plan.is_empty() {
-            let mut host = Messages::new();
-            for (interface, bridge) in plan {
-                link::add_veth(
-                    &mut host,
-                    &Veth {
-                        host_name: &interface.host_name,
-                        bridge: bridge.index,
-                        netns: netns.as_fd(),
-                        peer_name: &interface.name,
-                        peer_mac: interface.mac,
-                        mtu: bridge.spec.mtu,
-                    },
-                );
-                link::dress_port(&mut host, &interface.host_name, &format!("{ALIAS}{}", spec.id));
-                // Where frames on bridges pass the firewall (br_netfilter), a container's packets to its own
-                // published port turn around at its port of the bridge.
-                let mode = PortMode { isolated: !bridge.spec.icc, hairpin: !spec.ports.is_empty() };
-                if mode != PortMode::default() {
-                    link::set_port_mode(&mut host, &interface.host_name, mode);
-                }
-                link::set_up_by_name(&mut host, &interface.host_name);
+        let mut host = Messages::new();
+        for (interface, bridge) in plan {
+            link::add_veth(
+                &mut host,
+                &Veth {
+                    host_name: &interface.host_name,
+                    bridge: bridge.index,
+                    netns,
+                    peer_name: &interface.name,
+                    peer_mac: interface.mac,
+                    mtu: bridge.spec.mtu,
+                },
+            );
+            link::dress_port(&mut host, &interface.host_name, &format!("{ALIAS}{}", spec.id));
+            // Where frames on bridges pass the firewall (br_netfilter), a container's packets to its own
+            // published port turn around at its port of the bridge.
+            let mode = PortMode { isolated: !bridge.spec.icc, hairpin: !spec.ports.is_empty() };
+            if mode != PortMode::default() {
+                link::set_port_mode(&mut host, &interface.host_name, mode);
             }
-            self.execute(host)?;
-            let mut container = Messages::new();
-            for (interface, _) in plan {
-                let made = link::find(&mut inside, &interface.name)?;
-                let made = made.ok_or_else(|| Error::InvalidSandbox {
-                    container: spec.name.clone(),
-                    reason: format!("interface {} vanished at once", interface.name),
-                })?;
-                configure_inside(&mut container, interface, made.index);
-            }
-            inside.execute(container)?;
-            self.with_socket(|socket| {
-                let mut announcements = Messages::new();
-                for (interface, bridge) in plan {
-                    let port = link::wait_until_ready(socket, &interface.host_name)?;
-                    link::wait_until_ready(socket, &bridge.spec.name)?;
-                    link::announce(&mut announcements, port, &interface.host_name, interface.mac);
-                    for net in &interface.addresses {
-                        let (bridge, name) = (bridge.index, &bridge.spec.name);
-                        link::introduce(&mut announcements, bridge, name, net.addr(), interface.mac);
-                    }
-                }
-                if let Err(error) = socket.execute(announcements) {
-                    // A full neighbour table, say. They are learned by asking, then.
-                    tracing::debug!(%error, "a container's addresses are not announced");
-                }
-                Ok(())
+            link::set_up_by_name(&mut host, &interface.host_name);
+        }
+        self.execute(host)?;
+        let mut container = Messages::new();
+        for (interface, _) in plan {
+            let made = link::find(inside, &interface.name)?;
+            let made = made.ok_or_else(|| Error::InvalidSandbox {
+                container: spec.name.clone(),
+                reason: format!("interface {} vanished at once", interface.name),
             })?;
+            configure_inside(&mut container, interface, made.index);
         }
-        apply_sysctls(&netns, spec)?;
-        Ok(netns)
+        inside.execute(container)?;
+        self.with_socket(|socket| {
+            let mut announcements = Messages::new();
+            for (interface, bridge) in plan {
+                let port = link::wait_until_ready(socket, &interface.host_name)?;
+                link::wait_until_ready(socket, &bridge.spec.name)?;
+                link::announce(&mut announcements, port, &interface.host_name, interface.mac);
+                for net in &interface.addresses {
+                    let (bridge, name) = (bridge.index, &bridge.spec.name);
+                    link::introduce(&mut announcements, bridge, name, net.addr(), interface.mac);
+                }
+            }
+            if let Err(error) = socket.execute(announcements) {
+                // A full neighbour table, say. They are learned by asking, then.
+                tracing::debug!(%error, "a container's addresses are not announced");
+            }
+            Ok(())
+        })
     }
 
     /// Makes the ports reachable and remembers them as the container's.
@@ -542,7 +657,42 @@ impl Fabric {
             let endpoints = lock(&self.endpoints);
             endpoints.by_id.values().flat_map(|attachment| attachment.ports.iter().copied()).collect()
         };
-        self.firewall.load(&self.specs(), &ports)
+        let bridges = self.specs();
+        let mut state = lock(&self.gate);
+        if let GateState::Wanted = *state
+            && !bridges.is_empty()
+        {
+            *state = match self.with_socket(|socket| Gate::ensure(socket, self.firewall.table())) {
+                Ok(gate) => GateState::Open(gate),
+                Err(error) => {
+                    without_gate(&error);
+                    GateState::Without
+                }
+            };
+        }
+        let gate = match &*state {
+            GateState::Open(gate) => Some(gate),
+            GateState::Without | GateState::Wanted => None,
+        };
+        let contents = Contents { bridges: &bridges, ports: &ports, gate };
+        match self.firewall.load(&contents) {
+            Err(error @ Error::FirewallUnavailable { .. }) if gate.is_some() => {
+                self.firewall.load(&Contents { gate: None, ..contents })?;
+                without_gate(&error);
+                *state = GateState::Without;
+                self.with_socket(|socket| Gate::remove(socket, self.firewall.table()))
+            }
+            result => result,
+        }
+    }
+
+    fn close_gate(&self) -> Result<(), Error> {
+        let mut state = lock(&self.gate);
+        if let GateState::Open(_) = *state {
+            *state = GateState::Wanted;
+            self.with_socket(|socket| Gate::remove(socket, self.firewall.table()))?;
+        }
+        Ok(())
     }
 
     fn bridges(&self) -> std::sync::RwLockReadGuard<'_, BTreeMap<String, Bridge>> {
@@ -626,15 +776,22 @@ fn configure_inside(batch: &mut Messages, interface: &Interface, index: u32) {
         link::add_address(batch, index, &interface.name, *address);
     }
     if let Some(gateway) = interface.gateway {
-        link::add_default_route(batch, index, gateway.into());
+        link::set_default_route(batch, index, gateway.into());
     }
     if let Some(gateway) = interface.gateway6 {
-        link::add_default_route(batch, index, gateway.into());
+        link::set_default_route(batch, index, gateway.into());
     }
 }
 
+fn without_gate(error: &Error) {
+    tracing::warn!(
+        error = error as &dyn std::error::Error,
+        "published ports pass by the host's own rules for input: this kernel has no way round to offer"
+    );
+}
+
 /// A host that has IPv6 turned off passes that on to new namespaces.
-fn allow_ipv6(netns: &std::os::fd::OwnedFd) -> Result<(), Error> {
+fn allow_ipv6(netns: BorrowedFd<'_>) -> Result<(), Error> {
     let inside = || {
         sysctl::ensure("ipv6/conf/all/disable_ipv6", "0")?;
         sysctl::ensure("ipv6/conf/default/disable_ipv6", "0")
@@ -642,12 +799,13 @@ fn allow_ipv6(netns: &std::os::fd::OwnedFd) -> Result<(), Error> {
     enter(netns, inside)?
 }
 
-fn apply_sysctls(netns: &std::os::fd::OwnedFd, spec: &SandboxSpec) -> Result<(), Error> {
-    if spec.sysctls.is_empty() {
+fn apply_sysctls(netns: BorrowedFd<'_>, spec: &SandboxSpec) -> Result<(), Error> {
+    let all = || spec.interfaces.iter().flat_map(|interface| &interface.sysctls).chain(&spec.sysctls);
+    if all().next().is_none() {
         return Ok(());
     }
     let inside = || {
-        spec.sysctls.iter().try_for_each(|(key, value)| {
+        all().try_for_each(|(key, value)| {
             sysctl::set_for_container(key, value).map_err(|source| Error::ContainerSysctl {
                 container: spec.name.clone(),
                 key: key.clone(),
@@ -659,8 +817,8 @@ fn apply_sysctls(netns: &std::os::fd::OwnedFd, spec: &SandboxSpec) -> Result<(),
     enter(netns, inside)?
 }
 
-fn enter<T: Send>(netns: &std::os::fd::OwnedFd, inside: impl FnOnce() -> T + Send) -> Result<T, Error> {
-    netns::within(netns.as_fd(), inside).map_err(|source| Error::Kernel {
+fn enter<T: Send>(netns: BorrowedFd<'_>, inside: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    netns::within(netns, inside).map_err(|source| Error::Kernel {
         what: "enter a network namespace".to_owned(),
         detail: None,
         source: source.into(),

@@ -6,11 +6,14 @@
 //!
 //! ```text
 //! raw         (prerouting, raw)     from a bridge with a loopback address: drop
-//! prerouting  (prerouting, dstnat)  to an address of the host: jump ports
+//! prerouting  (prerouting, dstnat)  to an address of the host, from a bridge, the gate or (without a gate) anywhere:
+//!                                   jump ports
 //! output      (output, dstnat)      to an address of the host: jump ports
 //! ports                             dnat by map (address, protocol, port), then by (protocol, port)
 //! forward     (forward, filter)     established: accept; within a bridge: accept; from or to an internal
 //!                                   bridge: drop; to a bridge: accept what was published, drop the rest
+//! gate        (input, last)         to a published port, and the host's own rules have let it through: mark, for the
+//!                                   tables `ip` and `ip6` of the same name, which send it round again by the gate
 //! postrouting (postrouting, srcnat) published port used from the same bridge, or from the host's loopback:
 //!                                   masquerade; to another bridge: as it is; from a bridge: masquerade
 //! ```
@@ -21,19 +24,30 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use crate::bridge::BridgeSpec;
+use crate::bridge::{BridgeSpec, GatewayMode};
 use crate::error::Error;
+use crate::gate::Gate;
 use crate::link::octets;
 use crate::nft::{
-    ALL_CHAINS, DroppingChain, Element, Expression as E, FAMILY_INET, FORWARD, Field, Hook, IPV4, IPV6,
-    OUTPUT, POSTROUTING, PREROUTING, R0, Set, Transaction, dropping_chain, get_table,
+    ALL_CHAINS, Bytes, DroppingChain, Element, Expression as E, FAMILY_INET, FORWARD, Field, Hook, INPUT,
+    IPV4, IPV6, OUTPUT, POSTROUTING, PREROUTING, R0, Set, Transaction, dropping_chain, family_name,
+    get_table,
 };
 use crate::ports::PublishedPort;
 use crate::socket::Socket;
 
 const BRIDGES: Set = Set { name: "bridges", key: &[Field::Interface], value: &[] };
 const INTERNAL: Set = Set { name: "internal", key: &[Field::Interface], value: &[] };
-const MASQUERADE: Set = Set { name: "masquerade", key: &[Field::Interface], value: &[] };
+const MASQUERADE4: Set = Set { name: "masquerade4", key: &[Field::Interface], value: &[] };
+const MASQUERADE6: Set = Set { name: "masquerade6", key: &[Field::Interface], value: &[] };
+/// Bridges that let everything in that is addressed to their containers.
+const OPEN4: Set = Set { name: "open4", key: &[Field::Interface], value: &[] };
+const OPEN6: Set = Set { name: "open6", key: &[Field::Interface], value: &[] };
+/// Bridges whose containers answer to a ping from outside.
+const PINGED4: Set = Set { name: "pinged4", key: &[Field::Interface], value: &[] };
+const PINGED6: Set = Set { name: "pinged6", key: &[Field::Interface], value: &[] };
+/// Whose packets go to published ports without asking the host's own rules for input.
+const TRUSTED: Set = Set { name: "trusted", key: &[Field::Interface], value: &[] };
 /// Each bridge with itself: what stays on one bridge.
 const WITHIN: Set = Set { name: "within", key: &[Field::Interface, Field::Interface], value: &[] };
 const PORTS4: Set = Set {
@@ -53,19 +67,39 @@ const ANY6: Set =
 /// Each container that publishes ports with itself.
 const SELF4: Set = Set { name: "self4", key: &[Field::Ipv4, Field::Ipv4], value: &[] };
 const SELF6: Set = Set { name: "self6", key: &[Field::Ipv6, Field::Ipv6], value: &[] };
+/// Ports that routed containers publish at their own addresses.
+const ROUTED4: Set = Set { name: "routed4", key: &[Field::Ipv4, Field::Protocol, Field::Port], value: &[] };
+const ROUTED6: Set = Set { name: "routed6", key: &[Field::Ipv6, Field::Protocol, Field::Port], value: &[] };
+/// What changes with bridges.
+const BRIDGE_SETS: [&Set; 10] =
+    [&BRIDGES, &INTERNAL, &MASQUERADE4, &MASQUERADE6, &OPEN4, &OPEN6, &PINGED4, &PINGED6, &TRUSTED, &WITHIN];
 /// What changes with containers.
-const PORT_SETS: [&Set; 6] = [&PORTS4, &PORTS6, &ANY4, &ANY6, &SELF4, &SELF6];
+const PORT_SETS: [&Set; 8] = [&PORTS4, &PORTS6, &ANY4, &ANY6, &SELF4, &SELF6, &ROUTED4, &ROUTED6];
 
 /// `established` and `related`.
 const ESTABLISHED: u32 = 2 | 4;
+/// `new`.
+const NEW: u32 = 8;
 /// `IPS_DST_NAT`.
 const DESTINATION_CHANGED: u32 = 1 << 5;
+
+/// Only ever seen between our own last two chains on the input hook.
+const GATE_MARK: u32 = 0x6272_6967;
+const LAST: i32 = i32::MAX - 1;
 
 /// Handle on the table. Changes are serialised here as the kernel would do anyway.
 #[derive(Debug)]
 pub(crate) struct Firewall {
     table: String,
     state: Mutex<State>,
+}
+
+/// Everything the table follows from.
+#[derive(Debug)]
+pub(crate) struct Contents<'a> {
+    pub bridges: &'a [BridgeSpec],
+    pub ports: &'a [PublishedPort],
+    pub gate: Option<&'a Gate>,
 }
 
 #[derive(Debug, Default)]
@@ -102,27 +136,44 @@ impl Firewall {
         Self { table, state: Mutex::default() }
     }
 
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// The netlink port that changes of our own come from.
+    pub fn port(&self) -> Option<u32> {
+        self.lock().socket.as_ref().map(Socket::port)
+    }
+
     pub fn is_loaded(&self) -> bool {
         self.lock().loaded
     }
 
-    /// Replaces the table, whatever it was, by one for these bridges and ports.
-    pub fn load(&self, bridges: &[BridgeSpec], ports: &[PublishedPort]) -> Result<(), Error> {
+    /// Replaces the table, whatever it was.
+    pub fn load(&self, contents: &Contents<'_>) -> Result<(), Error> {
         let mut transaction = Transaction::new(&self.table);
-        // Adding first makes the deletion succeed in any case.
-        transaction.add_table();
-        transaction.delete_table();
-        transaction.add_table();
-        for set in [&BRIDGES, &INTERNAL, &MASQUERADE, &WITHIN].into_iter().chain(PORT_SETS) {
+        replace_table(&mut transaction);
+        for set in BRIDGE_SETS.into_iter().chain(PORT_SETS) {
             transaction.add_set(set);
         }
-        add_rules(&mut transaction);
-        for bridge in bridges {
-            for (set, element) in bridge_elements(bridge) {
-                transaction.add_elements(set, &[element]);
+        add_rules(&mut transaction, contents.gate.is_some());
+        for bridge in contents.bridges {
+            add_bridge(&mut transaction, bridge);
+        }
+        add_ports(&mut transaction, contents.ports);
+        let trusted = ["lo"].into_iter().chain(contents.gate.map(|gate| gate.way_in.as_str()));
+        let trusted: Vec<Element> = trusted.map(single).collect();
+        transaction.add_elements(&TRUSTED, &trusted);
+        for family in Gate::families() {
+            transaction.on(family, &self.table);
+            match contents.gate {
+                Some(gate) => {
+                    replace_table(&mut transaction);
+                    add_gate(&mut transaction, family, gate);
+                }
+                None => remove_table(&mut transaction),
             }
         }
-        add_ports(&mut transaction, ports);
         let mut state = self.lock();
         state.loaded = false;
         let result = state.socket()?.commit(transaction.finish());
@@ -137,11 +188,7 @@ impl Firewall {
     }
 
     pub fn add_bridge(&self, bridge: &BridgeSpec) -> Result<Change, Error> {
-        self.change(|transaction| {
-            for (set, element) in bridge_elements(bridge) {
-                transaction.add_elements(set, &[element]);
-            }
-        })
+        self.change(|transaction| add_bridge(transaction, bridge))
     }
 
     pub fn remove_bridge(&self, bridge: &BridgeSpec) -> Result<Change, Error> {
@@ -168,8 +215,11 @@ impl Firewall {
     /// Removes the table.
     pub fn unload(&self) -> Result<(), Error> {
         let mut transaction = Transaction::new(&self.table);
-        transaction.add_table();
-        transaction.delete_table();
+        remove_table(&mut transaction);
+        for family in Gate::families() {
+            transaction.on(family, &self.table);
+            remove_table(&mut transaction);
+        }
         let mut state = self.lock();
         state.loaded = false;
         state.socket()?.commit(transaction.finish())
@@ -186,19 +236,26 @@ impl Firewall {
 
     /// Chains of others that drop forwarded packets by default, such as docker's: `ip filter FORWARD`.
     pub fn obstacles(&self) -> Result<Vec<String>, Error> {
+        self.dropping(FORWARD)
+    }
+
+    /// Chains of others that drop packets for the host itself by default.
+    pub fn input_policies(&self) -> Result<Vec<String>, Error> {
+        self.dropping(INPUT)
+    }
+
+    fn dropping(&self, hook: u32) -> Result<Vec<String>, Error> {
         let (kind, header) = ALL_CHAINS;
         let mut state = self.lock();
         let chains = state
             .socket()?
-            .dump("list nf_tables chains", kind, &header, |payload| dropping_chain(payload, FORWARD))?;
+            .dump("list nf_tables chains", kind, &header, |payload| dropping_chain(payload, hook))?;
         let name = |chain: DroppingChain| {
-            let family = match chain.family {
-                FAMILY_INET => "inet",
-                IPV4 => "ip",
-                IPV6 => "ip6",
-                // Bridges' own hooks see other packets.
-                _ => return None,
-            };
+            // Bridges' own hooks see other packets.
+            if !matches!(chain.family, FAMILY_INET | IPV4 | IPV6) {
+                return None;
+            }
+            let family = family_name(chain.family);
             (chain.table != self.table).then(|| format!("{family} {} {}", chain.table, chain.name))
         };
         Ok(chains.into_iter().filter_map(name).collect())
@@ -238,7 +295,39 @@ fn unavailable(missing: &str, error: Error) -> Error {
     }
 }
 
-fn add_rules(transaction: &mut Transaction<'_>) {
+fn replace_table(transaction: &mut Transaction<'_>) {
+    // Adding first makes the deletion succeed in any case.
+    remove_table(transaction);
+    transaction.add_table();
+}
+
+fn remove_table(transaction: &mut Transaction<'_>) {
+    transaction.add_table();
+    transaction.delete_table();
+}
+
+/// What the host's input rules have let through goes round by the gate.
+fn add_gate(transaction: &mut Transaction<'_>, family: u8, gate: &Gate) {
+    transaction.add_chain("gate", Some(Hook { kind: "filter", number: INPUT, priority: LAST }));
+    let (neighbour, device) = if family == IPV4 {
+        (Bytes::new(&gate.neighbour4.octets()), R0 + 1)
+    } else {
+        (Bytes::new(&gate.neighbour6.octets()), R0 + 4)
+    };
+    transaction.add_rule(
+        "gate",
+        "the way round to published ports (nft_dup_ipv4, nft_dup_ipv6)",
+        &[
+            E::IsMark(GATE_MARK),
+            E::Load { register: R0, value: neighbour },
+            E::Load { register: device, value: Bytes::new(&gate.way_out.to_ne_bytes()) },
+            E::Duplicate { address: R0, device },
+        ],
+    );
+    transaction.add_rule("gate", "what went round", &[E::IsMark(GATE_MARK), E::Drop]);
+}
+
+fn add_rules(transaction: &mut Transaction<'_>, has_gate: bool) {
     let hook = |kind, number, priority| Some(Hook { kind, number, priority });
     transaction.add_chain("ports", None);
     transaction.add_chain("raw", hook("filter", PREROUTING, -300));
@@ -262,19 +351,46 @@ fn add_rules(transaction: &mut Transaction<'_>) {
             &[E::IsFamily(IPV4), input, E::In(&BRIDGES), first_byte(offset), is_loopback, E::Drop],
         );
     }
-    for chain in ["prerouting", "output"] {
-        transaction.add_rule(
-            chain,
-            "published ports (nft_fib_inet)",
-            &[E::IsLocalDestination, E::Jump("ports")],
-        );
-    }
+    let to_ports = [E::IsLocalDestination, E::Jump("ports")];
+    let trusted = [input, E::In(&TRUSTED)];
+    let by_gate: &[E] = if has_gate { &trusted } else { &[] };
+    transaction.add_rule("prerouting", "published ports (nft_fib_inet)", &[by_gate, &to_ports].concat());
+    // Nothing routes it to a bridge; a relay has it.
+    let loopback6 = Bytes::new(&std::net::Ipv6Addr::LOCALHOST.octets());
+    transaction.add_rule(
+        "output",
+        "the IPv6 loopback",
+        &[E::IsFamily(IPV6), destination6, E::Is { register: R0, value: loopback6 }, E::Accept],
+    );
+    transaction.add_rule("output", "published ports (nft_fib_inet)", &to_ports);
     let nat4 = E::DestinationNat { family: IPV4, address: R0, port: R0 + 1 };
     let nat6 = E::DestinationNat { family: IPV6, address: R0, port: R0 + 4 };
     let families = [
         (IPV4, destination4, R0 + 1, &PORTS4, &ANY4, nat4),
         (IPV6, destination6, R0 + 4, &PORTS6, &ANY6, nat6),
     ];
+    if has_gate {
+        transaction.add_chain("gate", hook("filter", INPUT, LAST - 1));
+        let new = [input, E::NotIn(&TRUSTED), E::HasState(NEW)];
+        for (family, destination, next, exact, any, _) in families {
+            let by_address = [
+                E::IsFamily(family),
+                destination,
+                E::LoadProtocol(next),
+                E::LoadDestinationPort(next + 1),
+                E::Map(exact),
+            ];
+            let by_port =
+                [E::IsFamily(family), E::LoadProtocol(R0), E::LoadDestinationPort(R0 + 1), E::Map(any)];
+            for matches in [&by_address[..], &by_port] {
+                transaction.add_rule(
+                    "gate",
+                    "published ports that the host lets in",
+                    &[&new, matches, &[E::SetMark(GATE_MARK)]].concat(),
+                );
+            }
+        }
+    }
     for (family, destination, next, exact, any, nat) in families {
         let by_address = [
             E::IsFamily(family),
@@ -303,6 +419,40 @@ fn add_rules(transaction: &mut Transaction<'_>) {
         "published ports, inwards",
         &[output, E::In(&BRIDGES), E::HasStatus(DESTINATION_CHANGED), E::Accept],
     );
+    for (family, proto, destination, next, routed, open, pinged) in [
+        (IPV4, 1, destination4, R0 + 1, &ROUTED4, &OPEN4, &PINGED4),
+        (IPV6, 58, destination6, R0 + 4, &ROUTED6, &OPEN6, &PINGED6),
+    ] {
+        transaction.add_rule(
+            "forward",
+            "ports of routed containers",
+            &[
+                E::IsFamily(family),
+                destination,
+                E::LoadProtocol(next),
+                E::LoadDestinationPort(next + 1),
+                E::In(routed),
+                E::Accept,
+            ],
+        );
+        transaction.add_rule(
+            "forward",
+            "bridges that are open",
+            &[E::IsFamily(family), output, E::In(open), E::Accept],
+        );
+        transaction.add_rule(
+            "forward",
+            "pings of routed containers",
+            &[
+                E::IsFamily(family),
+                output,
+                E::In(pinged),
+                E::LoadProtocol(R0),
+                E::Equals { register: R0, value: proto, mask: None },
+                E::Accept,
+            ],
+        );
+    }
     transaction.add_rule("forward", "isolation of bridges", &[output, E::In(&BRIDGES), E::Drop]);
 
     transaction.add_rule(
@@ -328,22 +478,49 @@ fn add_rules(transaction: &mut Transaction<'_>) {
         &[E::IsFamily(IPV4), output, E::In(&BRIDGES), first_byte(12), is_loopback, E::Masquerade],
     );
     transaction.add_rule("postrouting", "traffic to a bridge", &[output, E::In(&BRIDGES), E::Accept]);
-    transaction.add_rule("postrouting", "outbound traffic", &[input, E::In(&MASQUERADE), E::Masquerade]);
+    for (family, masquerade) in [(IPV4, &MASQUERADE4), (IPV6, &MASQUERADE6)] {
+        transaction.add_rule(
+            "postrouting",
+            "outbound traffic",
+            &[E::IsFamily(family), input, E::In(masquerade), E::Masquerade],
+        );
+    }
+}
+
+fn add_bridge(transaction: &mut Transaction<'_>, bridge: &BridgeSpec) {
+    for (set, element) in bridge_elements(bridge) {
+        transaction.add_elements(set, &[element]);
+    }
 }
 
 fn bridge_elements(bridge: &BridgeSpec) -> Vec<(&'static Set, Element)> {
     let name = interface_name(&bridge.name);
-    let single = || Element { key: name.clone(), value: Vec::new() };
     let mut elements = vec![
-        (&BRIDGES, single()),
-        (&WITHIN, Element { key: [name.clone(), name.clone()].concat(), value: Vec::new() }),
+        (&BRIDGES, single(&bridge.name)),
+        (&TRUSTED, single(&bridge.name)),
+        (&WITHIN, Element { key: [name.clone(), name].concat(), value: Vec::new() }),
     ];
     if bridge.internal {
-        elements.push((&INTERNAL, single()));
-    } else if bridge.masquerade {
-        elements.push((&MASQUERADE, single()));
+        elements.push((&INTERNAL, single(&bridge.name)));
+        return elements;
+    }
+    for (mode, masquerade, open, pinged) in
+        [(bridge.mode4, &MASQUERADE4, &OPEN4, &PINGED4), (bridge.mode6, &MASQUERADE6, &OPEN6, &PINGED6)]
+    {
+        match mode {
+            GatewayMode::Routed => elements.push((pinged, single(&bridge.name))),
+            GatewayMode::NatUnprotected => elements.push((open, single(&bridge.name))),
+            GatewayMode::Nat => {}
+        }
+        if bridge.masquerade && mode != GatewayMode::Routed {
+            elements.push((masquerade, single(&bridge.name)));
+        }
     }
     elements
+}
+
+fn single(interface: &str) -> Element {
+    Element { key: interface_name(interface), value: Vec::new() }
 }
 
 /// As the kernel compares it: padded with zeros.
@@ -368,10 +545,21 @@ fn elements_for(set: &Set, ports: &[PublishedPort]) -> Vec<Element> {
 }
 
 fn element(set: &Set, port: &PublishedPort) -> Option<Element> {
+    let container = octets(port.container_ip);
+    if port.is_routed() {
+        let routed = if port.container_ip.is_ipv4() { &ROUTED4 } else { &ROUTED6 };
+        let mut key = container;
+        key.extend([port.protocol.number(), 0, 0, 0]);
+        key.extend(port_field(port.container_port));
+        return (set.name == routed.name).then(|| Element { key, value: Vec::new() });
+    }
+    if port.host_ip.is_ipv4() != port.container_ip.is_ipv4() {
+        // Families are not translated into each other; a relay has it.
+        return None;
+    }
     let is_any = port.host_ip.is_unspecified();
     let (exact, any, own) =
         if port.host_ip.is_ipv4() { (&PORTS4, &ANY4, &SELF4) } else { (&PORTS6, &ANY6, &SELF6) };
-    let container = octets(port.container_ip);
     if set.name == own.name {
         return Some(Element { key: [container.as_slice(), &container].concat(), value: Vec::new() });
     }

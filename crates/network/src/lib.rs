@@ -16,6 +16,8 @@ mod conntrack;
 mod error;
 mod fabric;
 mod firewall;
+mod gate;
+pub mod helper;
 mod ipam;
 mod link;
 mod mac;
@@ -26,12 +28,19 @@ mod sandbox;
 mod socket;
 pub mod subnet;
 mod sysctl;
+mod watch;
 mod wire;
 
-pub use bridge::BridgeSpec;
+pub use bridge::{BridgeSpec, GatewayMode};
 pub use error::Error;
-pub use fabric::{Config, Fabric, Live, Reconciled};
+pub use fabric::{Config, DefaultRoutes, Fabric, Live, NameSockets, Reconciled};
 pub use ipam::{Ipam, IpamError};
 pub use mac::{MacAddr, MacParseError};
 pub use ports::{HostPort, PortError, PortRequest, Protocol, PublishedPort};
 pub use sandbox::{Attachment, Counters, Interface, InterfaceSpec, Sandbox, SandboxSpec};
+pub use watch::FirewallEvents;
+
+/// Whether this host's kernel has IPv6, and it is not turned off for all interfaces.
+pub fn has_ipv6() -> bool {
+    sysctl::has_ipv6() && !sysctl::is_set("ipv6/conf/all/disable_ipv6")
+}

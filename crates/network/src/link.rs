@@ -18,6 +18,7 @@ use crate::wire::{
 };
 
 const IFF_UP: u32 = 1;
+const IFF_NOARP: u32 = 0x80;
 const INFO_KIND: u16 = 1;
 const INFO_DATA: u16 = 2;
 const INFO_PORT_KIND: u16 = 4;
@@ -98,6 +99,34 @@ pub(crate) fn add_veth(batch: &mut Messages, veth: &Veth<'_>) {
                 });
             });
         });
+    });
+}
+
+/// A veth pair with both ends here, neither of which asks for its neighbours.
+pub(crate) fn add_pair(batch: &mut Messages, names: [&str; 2], mac: MacAddr, alias: &str) {
+    let what = format!("create veth pair {} and {}", names[0], names[1]);
+    let header = link_header(0, IFF_NOARP, IFF_NOARP);
+    batch.push(what, libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &header, |link| {
+        link.text(libc::IFLA_IFNAME, names[0]).bytes(libc::IFLA_ADDRESS, &mac.bytes());
+        link.bytes(libc::IFLA_IFALIAS, alias.as_bytes());
+        link.nest(libc::IFLA_LINKINFO, |info| {
+            info.text(INFO_KIND, "veth").nest(INFO_DATA, |data| {
+                data.nest_after(VETH_INFO_PEER, &header, |peer| {
+                    peer.text(libc::IFLA_IFNAME, names[1]).bytes(libc::IFLA_ADDRESS, &mac.bytes());
+                });
+            });
+        });
+    });
+}
+
+/// A route to what is reached directly.
+pub(crate) fn add_device_route(batch: &mut Messages, index: u32, name: &str, to: IpNet) {
+    let mut header = default_route(family(to.addr()));
+    header[1] = to.prefix_len();
+    header[6] = libc::RT_SCOPE_LINK;
+    let what = format!("route {to} to {name}");
+    batch.push(what, libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &header, |route| {
+        route.bytes(libc::RTA_DST, &octets(to.addr())).u32(libc::RTA_OIF, index);
     });
 }
 
@@ -228,17 +257,29 @@ pub(crate) fn delete_address(batch: &mut Messages, index: u32, name: &str, addre
     });
 }
 
-pub(crate) fn add_default_route(batch: &mut Messages, index: u32, gateway: IpAddr) {
+/// Adds the default route, or replaces the one there is.
+pub(crate) fn set_default_route(batch: &mut Messages, index: u32, gateway: IpAddr) {
+    let what = format!("set the default route via {gateway}");
+    let header = default_route(family(gateway));
+    batch.push(what, libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &header, |route| {
+        route.bytes(libc::RTA_GATEWAY, &octets(gateway)).u32(libc::RTA_OIF, index);
+    });
+}
+
+pub(crate) fn delete_default_route(batch: &mut Messages, is_ipv4: bool) {
+    let family = (if is_ipv4 { libc::AF_INET } else { libc::AF_INET6 }) as u8;
+    batch.push("remove the default route", libc::RTM_DELROUTE, 0, &default_route(family), |_| {});
+}
+
+/// `struct rtmsg`.
+fn default_route(family: u8) -> [u8; 12] {
     let mut header = [0; 12];
-    header[0] = family(gateway);
+    header[0] = family;
     header[4] = libc::RT_TABLE_MAIN;
     header[5] = libc::RTPROT_BOOT;
     header[6] = libc::RT_SCOPE_UNIVERSE;
     header[7] = libc::RTN_UNICAST;
-    let what = format!("add default route via {gateway}");
-    batch.push(what, libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_EXCL, &header, |route| {
-        route.bytes(libc::RTA_GATEWAY, &octets(gateway)).u32(libc::RTA_OIF, index);
-    });
+    header
 }
 
 /// The interface of that name, if there is one.

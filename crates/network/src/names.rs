@@ -25,14 +25,21 @@ pub fn hosts_file(extra: &[(String, String)], own: &[IpAddr], hostname: &str, do
         push_entry(&mut text, address, name);
     }
     for address in own {
-        let names = if domainname.is_empty() {
-            hostname.to_owned()
-        } else {
-            format!("{hostname}.{domainname} {hostname}")
-        };
-        push_entry(&mut text, &address.to_string(), &names);
+        text.push_str(&own_entry(*address, hostname, domainname));
     }
     text
+}
+
+/// The line of `/etc/hosts` for one of the container's own addresses.
+pub fn own_entry(address: IpAddr, hostname: &str, domainname: &str) -> String {
+    let mut line = String::new();
+    let names = if domainname.is_empty() {
+        hostname.to_owned()
+    } else {
+        format!("{hostname}.{domainname} {hostname}")
+    };
+    push_entry(&mut line, &address.to_string(), &names);
+    line
 }
 
 fn push_entry(text: &mut String, address: &str, names: &str) {
@@ -85,6 +92,23 @@ pub fn resolv_conf_on_host(host: &str, choice: &DnsChoice) -> String {
         &pick(&choice.search, source.search),
         &pick(&choice.options, source.options),
     )
+}
+
+/// The servers that a `resolv.conf` names, as they stand there.
+pub fn nameservers(text: &str) -> Vec<String> {
+    parse(text).servers
+}
+
+/// `/etc/resolv.conf` of a container whose questions go to the engine's own name server at 127.0.0.11. Names of one
+/// label are asked for as they are first.
+pub fn resolv_conf_of_names(host: &str, choice: &DnsChoice) -> String {
+    let source = parse(host);
+    let search = if choice.search.is_empty() { source.search } else { choice.search.clone() };
+    let mut options = if choice.options.is_empty() { source.options } else { choice.options.clone() };
+    if !options.iter().any(|option| option.starts_with("ndots:")) {
+        options.push("ndots:0".to_owned());
+    }
+    write(&["127.0.0.11".to_owned()], &search, &options)
 }
 
 struct ResolvConf {
@@ -183,6 +207,21 @@ mod tests {
         assert!(fallback.starts_with("nameserver 8.8.8.8\nnameserver 8.8.4.4\n"), "{fallback}");
         let plain = "nameserver 192.0.2.1\n";
         assert_eq!(resolv_conf(plain, Some(upstream), &none, false), plain);
+    }
+
+    #[test]
+    fn a_container_with_names_asks_the_engine() {
+        let host = "nameserver 127.0.0.53\nsearch lan\noptions edns0 trust-ad\n";
+        assert_eq!(
+            resolv_conf_of_names(host, &DnsChoice::default()),
+            "search lan\nnameserver 127.0.0.11\noptions edns0 trust-ad ndots:0\n"
+        );
+        let choice = DnsChoice {
+            servers: vec!["192.0.2.1".to_owned()],
+            search: vec![".".to_owned()],
+            options: vec!["ndots:3".to_owned()],
+        };
+        assert_eq!(resolv_conf_of_names(host, &choice), "nameserver 127.0.0.11\noptions ndots:3\n");
     }
 
     #[test]

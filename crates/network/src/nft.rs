@@ -33,6 +33,7 @@ pub(crate) struct Hook {
 }
 
 pub(crate) const PREROUTING: u32 = 0;
+pub(crate) const INPUT: u32 = 1;
 pub(crate) const FORWARD: u32 = 2;
 pub(crate) const OUTPUT: u32 = 3;
 pub(crate) const POSTROUTING: u32 = 4;
@@ -98,9 +99,20 @@ pub(crate) struct Element {
 /// A transaction on one table of family inet.
 #[derive(Debug)]
 pub(crate) struct Transaction<'a> {
+    family: u8,
     table: &'a str,
     messages: Messages,
     sets: u32,
+}
+
+/// As `nft` writes families.
+pub(crate) fn family_name(family: u8) -> &'static str {
+    match family {
+        FAMILY_INET => "inet",
+        IPV4 => "ip",
+        IPV6 => "ip6",
+        _ => "other",
+    }
 }
 
 /// `struct nfgenmsg`.
@@ -113,7 +125,12 @@ impl<'a> Transaction<'a> {
     pub fn new(table: &'a str) -> Self {
         let mut messages = Messages::new();
         messages.push("begin an nf_tables transaction", BATCH_BEGIN, 0, &header(0, SUBSYSTEM), |_| {});
-        Self { table, messages, sets: 0 }
+        Self { family: FAMILY_INET, table, messages, sets: 0 }
+    }
+
+    /// Goes on with another table.
+    pub fn on(&mut self, family: u8, table: &'a str) {
+        (self.family, self.table) = (family, table);
     }
 
     pub fn finish(mut self) -> Messages {
@@ -123,13 +140,13 @@ impl<'a> Transaction<'a> {
 
     fn push(&mut self, what: String, kind: u16, flags: u16, fill: impl FnOnce(&mut Attributes<'_>, &'a str)) {
         let table = self.table;
-        self.messages.push(what, kind, flags, &header(FAMILY_INET, 0), |body| fill(body, table));
+        self.messages.push(what, kind, flags, &header(self.family, 0), |body| fill(body, table));
     }
 
     /// Makes the table if it is not there.
     pub fn add_table(&mut self) {
         self.push(
-            format!("create nf_tables table inet {}", self.table),
+            format!("create nf_tables table {} {}", family_name(self.family), self.table),
             NEW_TABLE,
             NLM_F_CREATE,
             |body, table| {
@@ -271,6 +288,26 @@ pub(crate) fn dropping_chain(payload: &[u8], hook: u32) -> Option<DroppingChain>
 pub(crate) type Register = u32;
 pub(crate) const R0: Register = 8;
 
+/// Up to 16 constant bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bytes {
+    bytes: [u8; 16],
+    length: usize,
+}
+
+impl Bytes {
+    pub fn new(value: &[u8]) -> Self {
+        let mut bytes = [0; 16];
+        let length = value.len().min(16);
+        bytes[..length].copy_from_slice(&value[..length]);
+        Self { bytes, length }
+    }
+
+    fn get(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 /// One step of a rule. Comparisons end the rule when they do not hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Expression {
@@ -298,7 +335,25 @@ pub(crate) enum Expression {
         value: u8,
         mask: Option<u8>,
     },
+    /// The register begins with these bytes.
+    Is {
+        register: Register,
+        value: Bytes,
+    },
+    /// Puts a constant into a register.
+    Load {
+        register: Register,
+        value: Bytes,
+    },
+    IsMark(u32),
+    SetMark(u32),
     In(&'static Set),
+    NotIn(&'static Set),
+    /// Sends a copy out of an interface to a neighbour; the packet itself goes on.
+    Duplicate {
+        address: Register,
+        device: Register,
+    },
     /// Replaces the key in R0 by the map's value.
     Map(&'static Set),
     /// To address and port as a map left them.
@@ -339,6 +394,24 @@ impl Expression {
                 }
                 compare(list, register, true, &[value]);
             }
+            Self::Is { register, value } => compare(list, register, true, value.get()),
+            Self::Load { register, value } => load(list, register, value.get()),
+            Self::IsMark(mark) => {
+                meta(list, 3, R0);
+                compare(list, R0, true, &mark.to_ne_bytes());
+            }
+            Self::SetMark(mark) => {
+                load(list, R0, &mark.to_ne_bytes());
+                step(list, "meta", |data| {
+                    data.be32(2, 3).be32(3, R0);
+                });
+            }
+            Self::NotIn(set) => step(list, "lookup", |data| {
+                data.text(1, set.name).be32(2, R0).be32(5, 1);
+            }),
+            Self::Duplicate { address, device } => step(list, "dup", |data| {
+                data.be32(1, address).be32(2, device);
+            }),
             Self::In(set) => step(list, "lookup", |data| {
                 data.text(1, set.name).be32(2, R0);
             }),
@@ -366,6 +439,14 @@ fn step(list: &mut Attributes<'_>, name: &str, fill: impl FnOnce(&mut Attributes
 fn meta(list: &mut Attributes<'_>, key: u32, register: Register) {
     step(list, "meta", |data| {
         data.be32(1, register).be32(2, key);
+    });
+}
+
+fn load(list: &mut Attributes<'_>, register: Register, value: &[u8]) {
+    step(list, "immediate", |data| {
+        data.be32(1, register).nest(2, |nest| {
+            nest.bytes(1, value);
+        });
     });
 }
 

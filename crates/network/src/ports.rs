@@ -167,6 +167,22 @@ pub struct PublishedPort {
     pub container_port: u16,
 }
 
+impl PublishedPort {
+    /// A port that a routed container publishes at its own address, without one of the host's (which is 0).
+    pub fn is_routed(&self) -> bool {
+        self.host_port == 0
+    }
+
+    /// Whether programs reach it through a relay, in whole or in part: the kernel routes `::1` to no bridge, and
+    /// translates between families nowhere.
+    pub fn needs_relay(&self) -> bool {
+        let IpAddr::V6(host) = self.host_ip else { return false };
+        !self.is_routed()
+            && self.protocol != Protocol::Sctp
+            && (host.is_unspecified() || host.is_loopback() || self.container_ip.is_ipv4())
+    }
+}
+
 fn split_protocol(text: &str) -> Result<(&str, Protocol), PortError> {
     match text.split_once('/') {
         Some((rest, protocol)) => Ok((rest, protocol.parse()?)),
@@ -226,7 +242,8 @@ pub(crate) struct Reservation {
 }
 
 impl PortTable {
-    /// Reserves all `requests` for container `id` or none. `addresses` are the container's, one a family.
+    /// Reserves all `requests` for container `id` or none. `addresses` are the container's, one a family. With `relay`
+    /// a container without IPv6 has its ports on the host's addresses of IPv6, too.
     pub fn reserve(
         &mut self,
         id: &str,
@@ -234,10 +251,12 @@ impl PortTable {
         requests: &[PortRequest],
         addresses: &[IpAddr],
         local_range: (u16, u16),
+        relay: bool,
     ) -> Result<Reservation, Error> {
         let mut taken = Reservation { ports: Vec::with_capacity(requests.len()), held: Vec::new() };
         for request in requests {
-            if let Err(error) = self.reserve_one(id, name, request, addresses, local_range, &mut taken) {
+            if let Err(error) = self.reserve_one(id, name, request, addresses, local_range, relay, &mut taken)
+            {
                 self.release(&taken.ports);
                 return Err(error);
             }
@@ -270,6 +289,7 @@ impl PortTable {
         since.is_some_and(|(_, since)| since.elapsed() < LETTING_GO)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the loop body of its only caller, which has them all")]
     fn reserve_one(
         &mut self,
         id: &str,
@@ -277,9 +297,10 @@ impl PortTable {
         request: &PortRequest,
         addresses: &[IpAddr],
         local_range: (u16, u16),
+        relay: bool,
         taken: &mut Reservation,
     ) -> Result<(), Error> {
-        let targets: Vec<(IpAddr, IpAddr)> = addresses
+        let mut targets: Vec<(IpAddr, IpAddr)> = addresses
             .iter()
             .filter_map(|&container| match (request.host_ip, container) {
                 (None, IpAddr::V4(_)) => Some((Ipv4Addr::UNSPECIFIED.into(), container)),
@@ -288,6 +309,18 @@ impl PortTable {
                 (Some(_), _) => None,
             })
             .collect();
+        // What no packet can be translated to is relayed, if the host has such addresses at all.
+        if relay
+            && request.protocol != Protocol::Sctp
+            && let Some(ipv4) = addresses.iter().find(|ip| ip.is_ipv4())
+            && !addresses.iter().any(IpAddr::is_ipv6)
+        {
+            match request.host_ip {
+                Some(host) if host.is_ipv6() => targets.push((host, *ipv4)),
+                None if has_ipv6() => targets.push((Ipv6Addr::UNSPECIFIED.into(), *ipv4)),
+                Some(_) | None => {}
+            }
+        }
         if targets.is_empty() {
             return Err(Error::InvalidSandbox {
                 container: name.to_owned(),
@@ -411,6 +444,11 @@ enum Refusal {
     Bind { host_ip: IpAddr, source: io::Error },
 }
 
+/// Whether programs on this host can bind addresses of IPv6.
+fn has_ipv6() -> bool {
+    bind_with(Protocol::Udp, Ipv6Addr::LOCALHOST.into(), 0, false).is_ok()
+}
+
 fn key(port: &PublishedPort) -> (Protocol, IpAddr, u16) {
     (port.protocol, port.host_ip, port.host_port)
 }
@@ -525,19 +563,19 @@ mod tests {
             ..request(HostPort::Fixed(port))
         };
         let ip = [IpAddr::from([172, 30, 0, 2])];
-        let error = table.reserve("a", "web", &[fixed(taken)], &ip, (32768, 60999)).unwrap_err();
+        let error = table.reserve("a", "web", &[fixed(taken)], &ip, (32768, 60999), false).unwrap_err();
         let text = format!(
             "driver failed programming external connectivity on endpoint web: Bind for 127.0.0.1:{taken} failed: port is already allocated"
         );
         assert_eq!(error.to_string(), text);
         drop(listener);
-        let held = table.reserve("a", "web", &[fixed(taken)], &ip, (32768, 60999)).unwrap();
+        let held = table.reserve("a", "web", &[fixed(taken)], &ip, (32768, 60999), false).unwrap();
         assert!(std::net::TcpListener::bind(("127.0.0.1", taken)).is_err());
-        let error = table.reserve("b", "other", &[fixed(taken)], &ip, (32768, 60999)).unwrap_err();
+        let error = table.reserve("b", "other", &[fixed(taken)], &ip, (32768, 60999), false).unwrap_err();
         assert!(error.to_string().ends_with("port is already allocated (by container web)"), "{error}");
         table.release(&held.ports);
         drop(held);
-        table.reserve("b", "other", &[fixed(taken)], &ip, (32768, 60999)).unwrap();
+        table.reserve("b", "other", &[fixed(taken)], &ip, (32768, 60999), false).unwrap();
     }
 
     #[test]
@@ -565,7 +603,7 @@ mod tests {
             PortRequest { host_ip: Some(Ipv4Addr::LOCALHOST.into()), ..request(HostPort::Ephemeral) },
             PortRequest { host_ip: Some([192, 0, 2, 99].into()), ..request(HostPort::Ephemeral) },
         ];
-        let error = table.reserve("a", "web", &requests, &ip, (40000, 40100)).unwrap_err();
+        let error = table.reserve("a", "web", &requests, &ip, (40000, 40100), false).unwrap_err();
         assert!(matches!(error, Error::PortBind { .. }), "{error}");
         assert!(table.owners.is_empty());
     }

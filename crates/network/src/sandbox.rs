@@ -18,14 +18,14 @@ pub struct SandboxSpec {
     /// The container's name, for messages.
     pub name: String,
     pub interfaces: Vec<InterfaceSpec>,
-    /// Published on the first interface that is on a bridge with access to the outside.
+    /// Published on the interface with the default route of the family, if its bridge has an outside.
     pub ports: Vec<PortRequest>,
     /// `net.*` settings, written inside the namespace after the interfaces are there.
     pub sysctls: Vec<(String, String)>,
 }
 
 /// One interface of a container on one bridge.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct InterfaceSpec {
     /// The bridge's name; it was given to `ensure_bridge` before.
     pub bridge: String,
@@ -38,6 +38,8 @@ pub struct InterfaceSpec {
     /// Default route, if this interface shall carry it.
     pub gateway: Option<Ipv4Addr>,
     pub gateway6: Option<Ipv6Addr>,
+    /// `net.*` settings of this interface, written once it is there.
+    pub sysctls: Vec<(String, String)>,
 }
 
 /// A connected sandbox. Dropping it closes the descriptors: the namespace lives on only in the container's
@@ -58,6 +60,9 @@ pub struct Attachment {
     pub name: String,
     pub interfaces: Vec<Interface>,
     pub ports: Vec<PublishedPort>,
+    /// Ports that are the container's, but lead nowhere as long as it has no address for them.
+    #[serde(default)]
+    pub parked: Vec<PublishedPort>,
 }
 
 /// An interface as made.

@@ -27,6 +27,7 @@ const DUMP_ATTEMPTS: usize = 8;
 #[derive(Debug)]
 pub(crate) struct Socket {
     raw: Raw,
+    port: u32,
     sequence: u32,
     buffer: Vec<u8>,
 }
@@ -50,20 +51,25 @@ impl Socket {
     }
 
     fn open(protocol: isize) -> Result<Self, Error> {
-        let open = || -> io::Result<Raw> {
+        let open = || -> io::Result<(Raw, u32)> {
             let mut raw = Raw::new(protocol)?;
-            raw.bind_auto()?;
+            let port = raw.bind_auto()?.port_number();
             raw.connect(&SocketAddr::new(0, 0))?;
             raw.set_cap_ack(true)?;
             raw.set_ext_ack(true)?;
-            Ok(raw)
+            Ok((raw, port))
         };
         match open() {
-            Ok(raw) => Ok(Self { raw, sequence: 1, buffer: Vec::new() }),
+            Ok((raw, port)) => Ok(Self { raw, port, sequence: 1, buffer: Vec::new() }),
             Err(source) => {
                 Err(Error::Kernel { what: "open a netlink socket".to_owned(), detail: None, source })
             }
         }
+    }
+
+    /// By which the kernel tells this socket's doings from those of others.
+    pub fn port(&self) -> u32 {
+        self.port
     }
 
     /// Sends the messages at once. All are attempted; the error is that of the first one refused.

@@ -18,6 +18,42 @@ pub(crate) fn ensure(path: &str, value: &str) -> Result<(), Error> {
     })
 }
 
+/// Whether the kernel has IPv6 here at all.
+pub(crate) fn has_ipv6() -> bool {
+    std::path::Path::new("/proc/sys/net/ipv6").is_dir()
+}
+
+/// Whether `/proc/sys/net/<path>` is there and not 0.
+pub(crate) fn is_set(path: &str) -> bool {
+    fs::read_to_string(format!("/proc/sys/net/{path}")).is_ok_and(|value| value.trim() != "0")
+}
+
+/// Makes the host forward IPv6. A host that forwards takes no router advertisements unless told to explicitly, and
+/// would lose the route it learned that way: interfaces that take them now go on doing so.
+pub(crate) fn forward_ipv6() -> Result<(), Error> {
+    const DIR: &str = "/proc/sys/net/ipv6/conf";
+    if fs::read_to_string(format!("{DIR}/all/forwarding")).is_ok_and(|value| value.trim() != "0") {
+        return Ok(());
+    }
+    let entries = fs::read_dir(DIR).map_err(|source| Error::Sysctl {
+        path: DIR.to_owned(),
+        key: "net.ipv6.conf.all.forwarding".to_owned(),
+        value: "1".to_owned(),
+        source,
+    })?;
+    for name in entries.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        let path = format!("{DIR}/{name}/accept_ra");
+        // An interface may vanish meanwhile; `all` decides nothing here.
+        if name != "all" && fs::read_to_string(path).is_ok_and(|value| value.trim() == "1") {
+            match ensure(&format!("ipv6/conf/{name}/accept_ra"), "2") {
+                Err(Error::Sysctl { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+        }
+    }
+    ensure("ipv6/conf/all/forwarding", "1")
+}
+
 /// Sets a container's `net.*` setting, in the calling thread's namespace.
 pub(crate) fn set_for_container(key: &str, value: &str) -> io::Result<()> {
     let path = container_path(key).ok_or(io::ErrorKind::InvalidInput)?;

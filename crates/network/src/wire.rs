@@ -136,6 +136,8 @@ pub(crate) struct Received<'a> {
     pub kind: u16,
     pub flags: u16,
     pub sequence: u32,
+    /// Whose request it answers, or tells others about.
+    pub port: u32,
     pub payload: &'a [u8],
 }
 
@@ -149,6 +151,7 @@ pub(crate) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Received<'_>> {
             kind: u16_at(message, 4)?,
             flags: u16_at(message, 6)?,
             sequence: u32_at(message, 8)?,
+            port: u32_at(message, 12)?,
             payload: &message[HEADER..],
         })
     })

@@ -29,6 +29,9 @@ use settings::{CommandLine, Given, SettingsError};
 /// Where the configuration file is unless `--config-file` says otherwise; it need not exist there.
 pub const CONFIG_FILE: &str = "/etc/brigantine/daemon.json";
 
+/// The word behind `brig daemon` that makes the process the engine's network helper instead. Only daemons say it.
+const NETWORK_HELPER: &str = "network-helper";
+
 /// What handlers may ask about the daemon itself.
 pub struct Daemon {
     pub options: Options,
@@ -62,6 +65,11 @@ enum StartError {
 /// Runs the daemon until it is told to stop. `args` are those after `brig daemon`.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's own output")]
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut args = args.into_iter().peekable();
+    if args.peek().is_some_and(|first| first == NETWORK_HELPER) {
+        let _level = logging::start(options::LogFormat::Text, options::LogLevel::Warn);
+        return brigantine_network::helper::main();
+    }
     let loaded = settings::command_line(args).and_then(|line| {
         if line.help || line.version {
             return Ok((line, None));
@@ -133,8 +141,10 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     let _pidfile = lock::PidFile::write(&options.pidfile)?;
     let sockets = socket::listen(&options.hosts, options.group.as_deref(), &options.engine.exec_root)?;
 
-    let engine =
-        Engine::open(options.engine.clone()).await.map_err(|error| StartError::Engine(error.report()))?;
+    let mut config = options.engine.clone();
+    // This very executable, also when its file was replaced meanwhile.
+    config.network_helper = ["/proc/self/exe", "daemon", NETWORK_HELPER].map(OsString::from).to_vec();
+    let engine = Engine::open(config).await.map_err(|error| StartError::Engine(error.report()))?;
     let daemon = Arc::new(Daemon::new(options));
     let state = State::new(engine.clone(), Arc::clone(&daemon));
     let server = Arc::new(Server::new(routes::bind(), state.clone()));

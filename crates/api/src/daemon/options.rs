@@ -94,6 +94,13 @@ impl Options {
         if engine.bip.is_some() && engine.bridge == "none" {
             return Err(value("bip", "the default network is switched off by --bridge none"));
         }
+        engine.fixed_cidr = parsed(given, "fixed-cidr", "an IPv4 subnet, such as 172.30.4.0/24")?;
+        engine.ipv6 = switch(given, "ipv6", engine.ipv6);
+        engine.fixed_cidr_v6 = parsed(given, "fixed-cidr-v6", "an IPv6 subnet, such as fd00:1::/64")?;
+        if engine.fixed_cidr_v6.is_some() && !engine.ipv6 {
+            return Err(value("fixed-cidr-v6", "it needs --ipv6"));
+        }
+        engine.host_firewall = switch(given, "host-firewall", engine.host_firewall);
         if let Some(mtu) = number(given, "mtu") {
             engine.mtu = u32::try_from(mtu)
                 .ok()

@@ -30,6 +30,7 @@ mod leftovers;
 mod lifecycle;
 mod links;
 mod logging;
+mod names;
 mod network;
 mod run;
 mod shim;

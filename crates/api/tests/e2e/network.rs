@@ -19,6 +19,9 @@ both![
     a_published_udp_port_is_reached,
     a_port_in_use_is_refused_and_nothing_is_left,
     the_outside_is_reached_through_nat,
+    a_running_container_is_connected_and_disconnected,
+    networks_have_both_families,
+    a_published_port_is_reached_by_ipv6_addresses_of_the_host,
 ];
 
 fn a_container_has_an_address_and_a_route(client: Client) {
@@ -175,6 +178,112 @@ fn the_outside_is_reached_through_nat(client: Client) {
     let seen = host.script(&[], &format!("nc -w 5 {} {port} </dev/null", Outside::ADDRESS));
     assert_eq!(seen, Outside::ENGINE.to_string());
     server.join().unwrap();
+}
+
+fn a_running_container_is_connected_and_disconnected(client: Client) {
+    let host = Host::new(client);
+    host.cli(["network", "create", "--subnet", "10.77.0.0/24", "--ipv6=false", "shore"]).ok();
+    host.cli(["network", "create", "--subnet", "10.78.0.0/24", "--ipv6=false", "sea"]).ok();
+    let server = host.background(&["--network", "shore", "--ip", "10.77.0.9"], SERVER);
+    let ship = host.background(&["-p", "8080:80"], "sleep 1000");
+    let ask = |at: &str| {
+        let script = format!("for i in 1 2 3; do nc -w 1 {at} 80 </dev/null && break; done");
+        host.cli(["exec", &ship, "sh", "-c", &script]).run().stdout.trim().to_owned()
+    };
+    assert_eq!(ask("10.77.0.9"), "", "networks are apart");
+    host.cli(["network", "connect", "--ip", "10.77.0.5", "shore", &ship]).ok();
+    assert_eq!(ask("10.77.0.9"), "served");
+    let addresses = host.cli(["exec", &ship, "ip", "-4", "-o", "addr"]).ok();
+    assert!(
+        addresses.contains("eth0    inet 172.30.0") && addresses.contains("eth1    inet 10.77.0.5/24"),
+        "{addresses}"
+    );
+    let document = host.inspect(&ship)["NetworkSettings"]["Networks"]["shore"].clone();
+    assert_eq!((&document["IPAddress"], &document["Gateway"]), (&json!("10.77.0.5"), &json!("10.77.0.1")));
+    let listed = host.get("/networks/shore");
+    assert_eq!(listed["Containers"][&ship]["IPv4Address"], "10.77.0.5/24");
+    assert!(host.cli(["exec", &ship, "cat", "/etc/hosts"]).ok().contains("10.77.0.5\t"));
+
+    host.cli(["network", "connect", "shore", &ship])
+        .exits(1)
+        .expect_stderr("already exists in network shore");
+    host.cli(["network", "connect", "--ip", "10.78.9.9", "sea", &ship])
+        .exits(1)
+        .expect_stderr("no configured subnet");
+    host.cli(["network", "connect", "--ip", "10.77.0.9", "shore", "nobody"])
+        .exits(1)
+        .expect_stderr("No such container");
+    host.cli(["network", "rm", "shore"]).exits(1).expect_stderr("has active endpoints");
+
+    // Whoever has the highest priority has the default route.
+    host.cli(["network", "connect", "sea", &ship]).ok();
+    let route = || host.cli(["exec", &ship, "ip", "-4", "route", "show", "default"]).ok();
+    assert!(route().contains("172.30.0.1"), "{}", route());
+    host.cli(["network", "disconnect", "bridge", &ship]).ok();
+    assert!(route().contains("10.78.0.1"), "{}", route());
+    host.cli(["network", "disconnect", "sea", &ship]).ok();
+    assert!(route().contains("10.77.0.1"), "{}", route());
+    assert!(!host.cli(["exec", &ship, "cat", "/etc/hosts"]).ok().contains("10.78.0."));
+    host.cli(["network", "disconnect", "shore", &ship]).ok();
+    assert_eq!(host.cli(["exec", &ship, "ls", "/sys/class/net"]).ok(), "lo");
+    host.cli(["network", "connect", "shore", &ship]).ok();
+    assert_eq!(ask("10.77.0.9"), "served");
+
+    // It is all the same after a restart of the container.
+    host.cli(["restart", "-t", "0", &ship]).ok();
+    assert_eq!(ask("10.77.0.9"), "served");
+    host.cli(["rm", "-f", &server, &ship]).ok();
+    host.cli(["network", "rm", "shore", "sea"]).ok();
+    host.assert_nothing_left();
+}
+
+fn networks_have_both_families(client: Client) {
+    let host = Host::new(client);
+    host.cli(["network", "create", "dual"]).ok();
+    host.cli(["network", "create", "--ipv6=false", "four"]).ok();
+    host.cli(["network", "create", "--subnet", "fd00:77::/64", "--subnet", "10.77.0.0/16", "given"]).ok();
+    let dual = host.get("/networks/dual");
+    assert_eq!(dual["EnableIPv6"], true);
+    assert!(dual["IPAM"]["Config"][1]["Subnet"].as_str().unwrap().starts_with("fd"), "{dual}");
+    assert_eq!(host.get("/networks/four")["EnableIPv6"], false);
+    assert_eq!(host.script(&["--network", "four"], "ip -6 addr show eth0"), "");
+    let look = "ip -6 -o addr show eth0 scope global; ip -6 route show default; cat /proc/sys/net/ipv6/conf/eth0/accept_ra";
+    let text = host.script(&["--network", "given", "--ip6", "fd00:77::99"], look);
+    assert!(
+        text.contains("inet6 fd00:77::99/64") && text.contains("default via fd00:77::1 dev eth0"),
+        "{text}"
+    );
+    assert!(!text.contains("tentative") && text.ends_with('0'), "{text}");
+    let server = host.background(&["--network", "dual"], SERVER);
+    let at = host.inspect(&server)["NetworkSettings"]["Networks"]["dual"]["GlobalIPv6Address"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    let ask = format!("for i in 1 2 3 4 5; do nc -w 1 {at} 80 </dev/null && break; done");
+    assert_eq!(host.script(&["--network", "dual"], &ask), "served");
+    let listed = host.get("/networks/dual");
+    assert_eq!(listed["Containers"][&server]["IPv6Address"], format!("{at}/64"));
+    host.cli(["rm", "-f", &server]).ok();
+    host.cli(["network", "rm", "dual", "four", "given"]).ok();
+    host.assert_nothing_left();
+}
+
+fn a_published_port_is_reached_by_ipv6_addresses_of_the_host(client: Client) {
+    let host = Host::new(client);
+    host.cli(["network", "create", "dual"]).ok();
+    let local =
+        |port: u16| host.sandbox().within_net(|| TcpStream::connect((std::net::Ipv6Addr::LOCALHOST, port)));
+    let four = host.background(&["-p", "8080:80"], SERVER);
+    let six = host.background(&["-p", "8081:80", "--network", "dual"], SERVER);
+    assert_eq!(hears(|| local(8080)), "served\n", "a container without IPv6");
+    assert_eq!(hears(|| local(8081)), "served\n", "::1 for a container with IPv6");
+    let ports = host.cli(["port", &four]).ok();
+    assert!(ports.contains("80/tcp -> 0.0.0.0:8080") && ports.contains("80/tcp -> [::]:8080"), "{ports}");
+    host.cli(["rm", "-f", &four, &six]).ok();
+    assert!(local(8080).is_err());
+    host.cli(["network", "rm", "dual"]).ok();
+    host.cli(["run", "--rm", "-p", "8080:80", "-p", "8081:81/udp", "busybox", "true"]).ok();
+    host.assert_nothing_left();
 }
 
 #[test]

@@ -263,7 +263,7 @@ impl Containers {
             ));
         }
         for (name, settings) in &endpoints {
-            super::network::check_endpoint(name, settings)?;
+            super::endpoint::check(name, settings)?;
         }
         Ok(endpoints)
     }
@@ -333,7 +333,7 @@ impl Containers {
             spec::resources::parse_device_rule(rule)?;
         }
         spec::resources::rlimits(host, &self.config)?;
-        super::start::port_requests(record, &self.config)?;
+        super::start::port_requests(record, &self.config, None)?;
         for line in host.extra_hosts.iter().flatten() {
             super::start::extra_host(line, None)?;
         }

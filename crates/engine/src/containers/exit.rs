@@ -138,10 +138,13 @@ impl Containers {
         let (plumbing, live, id, dir) =
             (self.networks.plumbing(), Arc::clone(live), container.id.clone(), self.run_dir(&container.id));
         self.give_addresses_back(&live);
-        for (network, endpoint) in &live.sandbox.endpoints {
+        for (network, endpoint) in &live.sandbox().endpoints {
             self.network_event(container, "disconnect", network, endpoint);
         }
         let done = tokio::task::spawn_blocking(move || {
+            if super::names::is_helped(&live) {
+                plumbing.forget(&id);
+            }
             if let Err(error) = plumbing.disconnect(&id) {
                 tracing::warn!(container = id, error = error.report(), "disconnect the network");
             }
@@ -165,10 +168,13 @@ impl Containers {
     }
 
     pub(super) fn give_addresses_back(&self, live: &Live) {
-        let Some(attachment) = &live.sandbox.attachment else { return };
-        for (network, interface) in live.sandbox.networks.iter().zip(&attachment.interfaces) {
-            if let (Ok(network), Some(address)) = (self.networks.find(network), interface.ipv4()) {
-                self.networks.give_address_back(&network.id, address);
+        let sandbox = live.sandbox();
+        let Some(attachment) = &sandbox.attachment else { return };
+        for (network, interface) in sandbox.networks.iter().zip(&attachment.interfaces) {
+            if let Ok(network) = self.networks.find(network) {
+                for net in &interface.addresses {
+                    self.networks.give_address_back(&network.id, net.addr());
+                }
             }
         }
     }

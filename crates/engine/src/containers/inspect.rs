@@ -204,7 +204,10 @@ impl Containers {
 
 /// `{"80/tcp": [{HostIp, HostPort}…], "81/tcp": null}`; empty when it does not run.
 fn ports(record: &Record, live: Option<&Live>) -> Value {
-    let Some(attachment) = live.and_then(|live| live.sandbox.attachment.as_ref()) else { return json!({}) };
+    let sandbox = live.map(Live::sandbox);
+    let Some(attachment) = sandbox.as_ref().and_then(|sandbox| sandbox.attachment.as_ref()) else {
+        return json!({});
+    };
     if attachment.interfaces.is_empty() {
         return json!({});
     }
@@ -214,7 +217,8 @@ fn ports(record: &Record, live: Option<&Live>) -> Value {
     }
     for port in &attachment.ports {
         let entry = ports.entry(format!("{}/{}", port.container_port, port.protocol)).or_default();
-        let binding = json!({ "HostIp": port.host_ip.to_string(), "HostPort": port.host_port.to_string() });
+        let host_port = if port.is_routed() { String::new() } else { port.host_port.to_string() };
+        let binding = json!({ "HostIp": port.host_ip.to_string(), "HostPort": host_port });
         entry.get_or_insert_default().push(binding);
     }
     json!(ports)

@@ -64,8 +64,10 @@ impl Containers {
             let (name, alias) = split(link)?;
             found.push(self.follow_link(record, name, alias, record.network_mode())?);
         }
-        // Those of networks of one's own are names alone, and need not lead anywhere yet.
-        for (network, settings) in &record.endpoints {
+        // Those of networks of one's own are names alone, and need not lead anywhere yet. Where the engine answers names
+        // they are no fixed lines of a file: they follow their containers.
+        let has_names = self.networks.plumbing().helper().is_some();
+        for (network, settings) in record.endpoints.iter().filter(|_| !has_names) {
             for link in settings.links.iter().flatten() {
                 let (name, alias) = split(link)?;
                 if let Ok(mut link) = self.follow_link(record, name, alias, network) {
@@ -87,23 +89,38 @@ impl Containers {
             ))
         })?;
         let theirs = other.record();
-        let at = live.sandbox.networks.iter().position(|known| known == network);
+        let sandbox = live.sandbox();
+        let at = sandbox.networks.iter().position(|known| known == network);
         let interface =
-            at.and_then(|at| live.sandbox.attachment.as_ref()?.interfaces.get(at)).ok_or_else(|| {
+            at.and_then(|at| sandbox.attachment.as_ref()?.interfaces.get(at)).ok_or_else(|| {
                 Error::conflict(format!(
                     "Cannot link to /{}: it does not belong to the network {network}",
                     theirs.name
                 ))
             })?;
         let address = interface.ipv4().map(|address| address.to_string()).unwrap_or_default();
-        let mut names = vec![alias.to_owned()];
-        for name in [crate::ids::short(&theirs.id), &theirs.name] {
-            if !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
-            }
-        }
+        let names = names(alias, &theirs);
         let variables = variables(&record.name, alias, &address, &theirs);
         Ok(Link { names, address, variables })
+    }
+
+    /// A container that has started has another address: running ones that link to it on the default bridge learn it.
+    pub(super) fn refresh_links(&self, target: &Record, address: std::net::IpAddr) {
+        for container in self.all() {
+            let links = container.with(|inner| {
+                inner.live.as_ref().and_then(|_| inner.record.host_config.links.clone()).unwrap_or_default()
+            });
+            for link in &links {
+                if let Ok((name, alias)) = split(link)
+                    && self.find(name).is_ok_and(|other| other.id == target.id)
+                {
+                    let path = self.dir(&container.id).join("hosts");
+                    if let Err(error) = rewrite(&path, &names(alias, target).join(" "), address) {
+                        tracing::warn!(container = container.id, %error, "update a link");
+                    }
+                }
+            }
+        }
     }
 
     /// Takes a link away; what a running container has learned by it, it keeps.
@@ -123,6 +140,27 @@ impl Containers {
         }
         self.persist(&container, Durability::Synced).await
     }
+}
+
+fn names(alias: &str, target: &Record) -> Vec<String> {
+    let mut names = vec![alias.to_owned()];
+    for name in [crate::ids::short(&target.id), &target.name] {
+        if !names.iter().any(|known| known == name) {
+            names.push(name.to_owned());
+        }
+    }
+    names
+}
+
+/// Gives the line of these names another address. In place: the file is mounted.
+fn rewrite(hosts: &std::path::Path, names: &str, address: std::net::IpAddr) -> std::io::Result<()> {
+    let text = std::fs::read_to_string(hosts)?;
+    let line = |line: &str| match line.split_once('\t') {
+        Some((_, rest)) if rest.trim_end() == names => format!("{address}\t{names}\n"),
+        _ => line.to_owned(),
+    };
+    let changed: String = text.split_inclusive('\n').map(line).collect();
+    if changed == text { Ok(()) } else { std::fs::write(hosts, changed) }
 }
 
 /// docker's variables of a link.

@@ -198,12 +198,9 @@ fn published(inner: &Inner) -> Vec<String> {
     live_ports(inner).map(|port| format!("{}/{}", port.container_port, port.protocol)).collect()
 }
 
-fn live_ports(inner: &Inner) -> impl Iterator<Item = &PublishedPort> {
-    inner
-        .live
-        .iter()
-        .filter_map(|live| live.sandbox.attachment.as_ref())
-        .flat_map(|attachment| &attachment.ports)
+fn live_ports(inner: &Inner) -> impl Iterator<Item = PublishedPort> {
+    let sandbox = inner.live.as_ref().map(|live| live.sandbox());
+    sandbox.and_then(|sandbox| sandbox.attachment.as_ref().map(|one| one.ports.clone())).into_iter().flatten()
 }
 
 /// Whether any of `ports` (`80/tcp`) is within what `key` names (`80`, `80-90/tcp`).

@@ -6,6 +6,7 @@
 
 mod attach;
 mod create;
+mod endpoint;
 mod exec;
 mod exit;
 mod health;
@@ -14,7 +15,9 @@ mod links;
 mod list;
 pub mod logging;
 mod logs;
+mod names;
 mod network;
+mod plug;
 mod prune;
 mod record;
 mod remove;
@@ -122,7 +125,7 @@ pub(crate) struct Live {
     pub client: Client,
     pub pid: i32,
     pub started_at: Timestamp,
-    pub sandbox: Sandbox,
+    sandbox: Mutex<Arc<Sandbox>>,
 }
 
 /// What the engine writes beside the shim's socket: which networks a running container is on.
@@ -137,6 +140,12 @@ pub(crate) struct Sandbox {
     /// Endpoint ids by network name.
     #[serde(default)]
     pub endpoints: BTreeMap<String, String>,
+    /// Its questions for names come to the engine.
+    #[serde(default)]
+    pub named: bool,
+    /// The network helper keeps sockets for it.
+    #[serde(default)]
+    pub held: bool,
 }
 
 impl Container {
@@ -186,6 +195,20 @@ impl Container {
 }
 
 impl Live {
+    fn new(client: Client, pid: i32, started_at: Timestamp, sandbox: Sandbox) -> Self {
+        Self { client, pid, started_at, sandbox: Mutex::new(Arc::new(sandbox)) }
+    }
+
+    /// Where it is connected, as of now.
+    pub(crate) fn sandbox(&self) -> Arc<Sandbox> {
+        Arc::clone(&lock(&self.sandbox))
+    }
+
+    /// After a connection was made or ended.
+    fn connected(&self, sandbox: Sandbox) {
+        *lock(&self.sandbox) = Arc::new(sandbox);
+    }
+
     /// Asks the container's shim something, off the asynchronous threads.
     pub(crate) async fn ask<T: Send + 'static>(
         self: &Arc<Self>,

@@ -5,32 +5,10 @@ use std::sync::Arc;
 use bollard_stubs::models::EndpointSettings;
 use serde_json::{Map, Value, json};
 
-use super::{Container, Containers, Live, Record, Status};
+use super::{Container, Containers, Live, Record, Status, endpoint};
 use crate::db::Durability;
 use crate::networks::{self, Driver};
 use crate::{Class, Error, Filters, Result};
-
-/// Checks what is asked of one endpoint.
-pub(super) fn check_endpoint(network: &str, settings: &EndpointSettings) -> Result<()> {
-    let Some(ipam) = &settings.ipam_config else { return Ok(()) };
-    let given = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-    if given(&ipam.ipv4_address) && network == "bridge" {
-        return Err(Error::invalid(
-            "invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only",
-        ));
-    }
-    if given(&ipam.ipv6_address) {
-        return Err(Error::not_implemented("IPv6 addresses are not supported yet"));
-    }
-    if let Some(text) = ipam.ipv4_address.as_deref().filter(|text| !text.is_empty())
-        && text.parse::<std::net::Ipv4Addr>().is_err()
-    {
-        return Err(Error::invalid(format!(
-            "invalid config for network {network}: invalid endpoint settings:\ninvalid IPv4 address: {text}"
-        )));
-    }
-    Ok(())
-}
 
 impl Containers {
     /// Publishes `connect` or `disconnect` of a network.
@@ -51,28 +29,22 @@ impl Containers {
         let mut all = Map::new();
         for (name, settings) in &record.endpoints {
             let network = self.networks.find(name).ok();
-            let sandbox = live.map(|live| &live.sandbox);
-            let interface = sandbox.and_then(|sandbox| {
+            let sandbox = live.map(Live::sandbox);
+            let interface = sandbox.as_ref().and_then(|sandbox| {
                 let at = sandbox.networks.iter().position(|known| known == name)?;
                 sandbox.attachment.as_ref()?.interfaces.get(at)
             });
-            let bridge = network.as_ref().and_then(|network| network.bridge.as_ref());
             let user_defined = network.as_ref().is_some_and(|network| !network.is_predefined());
             let dns_names = if user_defined {
-                let mut names = vec![record.name.clone()];
-                names.extend(settings.aliases.iter().flatten().cloned());
-                names.push(crate::ids::short(&record.id).to_owned());
+                let names = super::names::of_endpoint(record, name);
                 json!(names)
             } else {
                 Value::Null
             };
             let endpoint =
-                sandbox.and_then(|sandbox| sandbox.endpoints.get(name)).cloned().unwrap_or_default();
+                sandbox.as_ref().and_then(|sandbox| sandbox.endpoints.get(name)).cloned().unwrap_or_default();
             let up = live.is_some();
-            let address = interface.and_then(brigantine_network::Interface::ipv4);
-            all.insert(
-                name.clone(),
-                json!({
+            let mut document = json!({
                     "IPAMConfig": settings.ipam_config,
                     "Links": settings.links,
                     "Aliases": settings.aliases,
@@ -81,15 +53,20 @@ impl Containers {
                     "GwPriority": settings.gw_priority.unwrap_or_default(),
                     "NetworkID": if up || user_defined { network.as_ref().map_or("", |network| &network.id) } else { "" },
                     "EndpointID": endpoint,
-                    "Gateway": interface.and(bridge).map_or_else(String::new, |bridge| bridge.gateway.to_string()),
-                    "IPAddress": address.map_or_else(String::new, |address| address.to_string()),
-                    "IPPrefixLen": interface.and(bridge).map_or(0, |bridge| bridge.subnet.prefix_len()),
+                    "Gateway": "",
+                    "IPAddress": "",
+                    "IPPrefixLen": 0,
                     "IPv6Gateway": "",
                     "GlobalIPv6Address": "",
                     "GlobalIPv6PrefixLen": 0,
                     "DNSNames": dns_names,
-                }),
-            );
+            });
+            if let (Some(network), Some(interface)) = (&network, interface) {
+                for (name, value) in endpoint::addresses(network, interface) {
+                    document[name] = value;
+                }
+            }
+            all.insert(name.clone(), document);
         }
         all
     }
@@ -109,11 +86,9 @@ impl Containers {
                 let Some(live) = container.live() else { continue };
                 let endpoints = container.with(|inner| self.network_endpoints(&inner.record, Some(&live)));
                 let Some(endpoint) = endpoints.get(&record.name) else { continue };
-                let address = endpoint["IPAddress"].as_str().unwrap_or_default();
-                let address = if address.is_empty() {
-                    String::new()
-                } else {
-                    format!("{address}/{}", endpoint["IPPrefixLen"])
+                let net = |address: &str, length: &str| match endpoint[address].as_str() {
+                    None | Some("") => String::new(),
+                    Some(address) => format!("{address}/{}", endpoint[length]),
                 };
                 containers.insert(
                     container.id.clone(),
@@ -121,8 +96,8 @@ impl Containers {
                         "Name": container.name(),
                         "EndpointID": endpoint["EndpointID"],
                         "MacAddress": endpoint["MacAddress"],
-                        "IPv4Address": address,
-                        "IPv6Address": "",
+                        "IPv4Address": net("IPAddress", "IPPrefixLen"),
+                        "IPv6Address": net("GlobalIPv6Address", "GlobalIPv6PrefixLen"),
                     }),
                 );
             }
@@ -181,9 +156,9 @@ impl Containers {
         Ok(json!({ "NetworksDeleted": if deleted.is_empty() { Value::Null } else { json!(deleted) } }))
     }
 
-    /// Puts a container on a network. A running one gets its interface at its next start.
+    /// Puts a container on a network, running or not.
     pub async fn connect_network(
-        &self,
+        self: &Arc<Self>,
         network: &str,
         container: &str,
         settings: Option<EndpointSettings>,
@@ -191,21 +166,16 @@ impl Containers {
         let network = self.networks.find(network)?;
         let container = self.find(container)?;
         let settings = settings.unwrap_or_default();
-        check_endpoint(&network.name, &settings)?;
+        endpoint::check(&network.name, &settings)?;
         let _lifecycle = container.lifecycle.lock().await;
         if network.driver == Driver::Host {
             return Err(Error::forbidden(
                 "cannot connect container to host network - container must be created with it",
             ));
         }
-        if container.live().is_some() {
-            return Err(Error::not_implemented(format!(
-                "container {} is running: connecting a running container to a network is not supported yet, stop it first",
-                container.id
-            )));
-        }
+        let live = container.live();
         container.with(|inner| {
-            let record = &mut inner.record;
+            let record = &inner.record;
             if matches!(record.state.status, Status::Removing | Status::Dead) {
                 return Err(Error::conflict(format!("container {} is being removed", record.id)));
             }
@@ -218,43 +188,65 @@ impl Containers {
                     record.name, network.name
                 )));
             }
+            if live.is_some() && network.driver == Driver::Null {
+                return Err(Error::forbidden(
+                    "container cannot be connected to multiple networks with one of the networks in private (none) mode",
+                ));
+            }
+            Ok(())
+        })?;
+        if let Some(live) = &live {
+            self.plug(&container, live, &network, &settings).await?;
+        }
+        container.with(|inner| {
+            let record = &mut inner.record;
             record.endpoints.remove("none");
             if record.endpoints.is_empty() {
                 record.host_config.network_mode = Some(network.name.clone());
             }
             record.endpoints.insert(network.name.clone(), settings);
-            Ok(())
-        })?;
+        });
+        if live.is_some() {
+            self.network_event(&container, "connect", &network.name, "");
+        }
         self.persist(&container, Durability::Synced).await
     }
 
-    /// Takes a container off a network.
-    pub async fn disconnect_network(&self, network: &str, container: &str, force: bool) -> Result<()> {
+    /// Takes a container off a network, running or not.
+    pub async fn disconnect_network(
+        self: &Arc<Self>,
+        network: &str,
+        container: &str,
+        force: bool,
+    ) -> Result<()> {
         let network = self.networks.find(network)?;
         let container = match self.find(container) {
             Err(error) if force && error.class() == Class::NotFound => return Ok(()),
             other => other?,
         };
         let _lifecycle = container.lifecycle.lock().await;
-        if container.live().is_some() {
-            return Err(Error::not_implemented(format!(
-                "container {} is running: disconnecting a running container from a network is not supported yet, stop it first",
-                container.id
-            )));
-        }
         container.with(|inner| {
-            let record = &mut inner.record;
+            let record = &inner.record;
             if record.network_mode() == "host" {
                 return Err(Error::forbidden(
                     "container cannot be disconnected from host network or connected to host network",
                 ));
             }
-            if record.endpoints.remove(&network.name).is_none() {
+            if !record.endpoints.contains_key(&network.name) {
                 return Err(Error::internal(format!(
                     "container {} is not connected to network {}",
                     record.id, network.name
                 )));
             }
+            Ok(())
+        })?;
+        let live = container.live();
+        if let Some(live) = &live {
+            self.unplug(&container, live, &network).await?;
+        }
+        container.with(|inner| {
+            let record = &mut inner.record;
+            record.endpoints.remove(&network.name);
             if record.network_mode() == network.name {
                 let next = record.endpoints.keys().next().cloned();
                 if next.is_none() {
@@ -262,8 +254,10 @@ impl Containers {
                 }
                 record.host_config.network_mode = Some(next.unwrap_or_else(|| "none".to_owned()));
             }
-            Ok(())
-        })?;
+        });
+        if live.is_some() {
+            self.network_event(&container, "disconnect", &network.name, "");
+        }
         self.persist(&container, Durability::Synced).await
     }
 }

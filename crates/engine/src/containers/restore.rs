@@ -12,6 +12,7 @@ use jiff::Timestamp;
 use super::start::SANDBOX_FILE;
 use super::{Container, Containers, Live, Record, Sandbox, Status};
 use crate::db::{Snapshot, Table};
+use crate::networks::Wanted;
 use crate::sync::lock;
 use crate::volumes::remove_tree;
 use crate::{Error, Result};
@@ -72,7 +73,7 @@ impl Containers {
         let mut attachments = Vec::new();
         for (_, fate) in &fates {
             if let Ok(Fate::Alive { live, .. }) = fate
-                && let Some(attachment) = &live.sandbox.attachment
+                && let Some(attachment) = &live.sandbox().attachment
             {
                 attachments.push(attachment.clone());
                 self.take_addresses_again(live);
@@ -87,6 +88,14 @@ impl Containers {
         for (container, fate) in fates {
             self.take_up(&container, fate);
         }
+        let containers = Arc::clone(self);
+        crate::blocking(move || {
+            containers.meet_helper();
+            Ok(())
+        })
+        .await?;
+        self.keep_helper();
+        self.networks.plumbing().keep_firewall();
         self.sweep(ids, &shims).await?;
         self.after_restore();
         Ok(())
@@ -158,12 +167,18 @@ impl Containers {
     }
 
     fn take_addresses_again(&self, live: &Live) {
-        let Some(attachment) = &live.sandbox.attachment else { return };
-        for (network, interface) in live.sandbox.networks.iter().zip(&attachment.interfaces) {
-            if let (Ok(network), Some(address)) = (self.networks.find(network), interface.ipv4())
-                && let Err(error) = self.networks.take_address(&network.id, Some(address))
-            {
-                tracing::warn!(network = network.name, %address, error = error.report(), "take an address up again");
+        let sandbox = live.sandbox();
+        let Some(attachment) = &sandbox.attachment else { return };
+        for (network, interface) in sandbox.networks.iter().zip(&attachment.interfaces) {
+            let Ok(network) = self.networks.find(network) else { continue };
+            let wanted = Wanted { ipv4: interface.ipv4(), ipv6: interface.ipv6() };
+            if let Err(error) = self.networks.take_addresses(&network.id, &wanted) {
+                tracing::warn!(
+                    network = network.name,
+                    addresses = ?interface.addresses,
+                    error = error.report(),
+                    "take addresses up again"
+                );
             }
         }
     }
@@ -291,7 +306,7 @@ fn alive(client: Client, run_dir: &Path) -> Result<Fate> {
         }
     };
     let started_at = state.started_at.as_str().parse().unwrap_or_else(|_unreadable| Timestamp::now());
-    let live = Live { client, pid: state.container_pid, started_at, sandbox };
+    let live = Live::new(client, state.container_pid, started_at, sandbox);
     let paused = state.status == brigantine_shim::Status::Paused;
     Ok(Fate::Alive { live, events, paused, execs: state.execs })
 }

@@ -1,26 +1,27 @@
 //! Starting a container: sandbox and specification side by side, then the shim. A failure at any step leaves nothing.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use brigantine_image::Lower;
-use brigantine_network::names::{DnsChoice, hostname_file, hosts_file, resolv_conf, resolv_conf_on_host};
-use brigantine_network::{InterfaceSpec, MacAddr, PortRequest, SandboxSpec};
+use brigantine_network::names::{
+    DnsChoice, hostname_file, hosts_file, resolv_conf, resolv_conf_of_names, resolv_conf_on_host,
+};
+use brigantine_network::{InterfaceSpec, PortRequest, SandboxSpec};
 use brigantine_shim::{AttachStream, Client, ConsoleSize, Inherited, SpawnError, Spawned};
 use brigantine_sys::SealedExe;
-use ipnet::{IpNet, Ipv4Net};
 
 use super::links::Link;
-use super::{Container, Containers, Live, Record, Sandbox, Status};
+use super::{Container, Containers, Live, Record, Sandbox, Status, endpoint, names};
 use crate::config::Config;
 use crate::error::Context;
 use crate::ids::new_id;
 use crate::images::Images;
-use crate::networks::{Driver, Networks};
+use crate::networks::Networks;
 use crate::rootfs::LayerRoot;
 use crate::spec::{self, Namespace};
 use crate::volumes::{MountKind, Volumes};
@@ -40,6 +41,8 @@ struct Plan {
     ipc: Namespace,
     links: Vec<Link>,
     attaching: Vec<AttachStream>,
+    /// Aliases of links on networks with names, and the ids they stand for.
+    aliases: BTreeMap<String, String>,
     config: Arc<Config>,
     images: Arc<Images>,
     volumes: Arc<Volumes>,
@@ -126,10 +129,11 @@ impl Containers {
         } else {
             self.note(container);
         }
-        for (network, endpoint) in &live.sandbox.endpoints {
+        for (network, endpoint) in &live.sandbox().endpoints {
             self.network_event(container, "connect", network, endpoint);
         }
         self.publish(container, "start", &[]);
+        self.tell_links(container, &live);
         self.watch(Arc::clone(container), Arc::clone(&live), events);
         self.begin_health_checks(container);
         Ok(())
@@ -147,7 +151,6 @@ impl Containers {
             })?;
             Ok(Some((other, live.pid)))
         };
-        let host = &record.host_config;
         let namespace = |mode: Option<&str>, what: &str| -> Result<Namespace> {
             Ok(match (mode, of(mode, what)?) {
                 (_, Some((_, pid))) => Namespace::Of(pid),
@@ -158,7 +161,9 @@ impl Containers {
         let shared = of(Some(record.network_mode()), "network")?;
         let names_dir =
             shared.as_ref().map_or_else(|| self.dir(&record.id), |(other, _)| self.dir(&other.id));
+        let host = &record.host_config;
         Ok(Plan {
+            aliases: self.aliases(&record),
             network: namespace(Some(record.network_mode()), "network")?,
             pid: namespace(host.pid_mode.as_deref(), "PID")?,
             ipc: namespace(host.ipc_mode.as_deref(), "IPC")?,
@@ -174,6 +179,16 @@ impl Containers {
             networks: Arc::clone(&self.networks),
             exe: Arc::clone(&self.exe),
         })
+    }
+
+    /// Containers that link to this one on the default bridge learn its address.
+    fn tell_links(&self, container: &Container, live: &Live) {
+        let sandbox = live.sandbox();
+        let at = sandbox.networks.iter().position(|name| name == "bridge");
+        let interface = at.and_then(|at| sandbox.attachment.as_ref()?.interfaces.get(at));
+        if let Some(address) = interface.and_then(brigantine_network::Interface::ipv4) {
+            self.refresh_links(&container.record(), address.into());
+        }
     }
 
     /// Records a failed start; an auto-removed container goes.
@@ -211,9 +226,10 @@ fn launch(plan: Plan) -> Result<Launched, StartFailure> {
         Ok((spawned, client, sandbox, events)) => {
             let started_at =
                 spawned.started_at.as_str().parse().unwrap_or_else(|_unreadable| jiff::Timestamp::now());
-            Ok(Launched { live: Live { client, pid: spawned.container_pid, started_at, sandbox }, events })
+            Ok(Launched { live: Live::new(client, spawned.container_pid, started_at, sandbox), events })
         }
         Err(failure) => {
+            plan.networks.plumbing().forget(&record.id);
             if let Err(error) = plan.networks.plumbing().disconnect(&record.id) {
                 tracing::warn!(
                     container = record.id,
@@ -261,15 +277,21 @@ fn connect_and_spawn(
         attachment: sandbox.as_ref().map(|sandbox| sandbox.attachment.clone()),
         networks: wires.networks.clone(),
         endpoints: wires.endpoints.clone(),
+        named: wires.has_names,
+        held: false,
     };
-    let text = serde_json::to_vec(&note).doing(|| "describe the sandbox".to_owned())?;
-    let path = plan.run_dir.join(SANDBOX_FILE);
+    if let Some(sandbox) = &sandbox {
+        let resident = wires
+            .has_names
+            .then(|| names::resident(&plan.networks, &plan.config, record, plan.aliases.clone(), &note));
+        names::enter(&plan.networks.plumbing(), resident, sandbox)?;
+    }
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&plan.run_dir)
         .doing(|| format!("create directory {}", plan.run_dir.display()))?;
-    std::fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
+    write_note(&plan.run_dir, &note)?;
 
     let (events, theirs) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
     let attach = plan
@@ -303,6 +325,14 @@ fn connect_and_spawn(
         }
     };
     Ok((spawned, client, note, events))
+}
+
+/// Replaces the engine's note about a running container.
+pub(super) fn write_note(run_dir: &Path, note: &Sandbox) -> Result<()> {
+    let text = serde_json::to_vec(note).doing(|| "describe the sandbox".to_owned())?;
+    let (path, fresh) = (run_dir.join(SANDBOX_FILE), run_dir.join("engine.json.new"));
+    std::fs::write(&fresh, text).doing(|| format!("write {}", fresh.display()))?;
+    std::fs::rename(&fresh, &path).doing(|| format!("replace {}", path.display()))
 }
 
 /// Docker's text and exit status for the runtime's verdict.
@@ -455,13 +485,20 @@ struct Wires {
     networks: Vec<String>,
     endpoints: BTreeMap<String, String>,
     /// Taken addresses by network id.
-    taken: Vec<(String, Ipv4Addr)>,
+    taken: Vec<(String, IpAddr)>,
+    /// Questions for names go to the engine.
+    has_names: bool,
 }
 
 impl Wires {
     fn lay(plan: &Plan) -> Result<Self> {
-        let mut wires =
-            Self { spec: None, networks: Vec::new(), endpoints: BTreeMap::new(), taken: Vec::new() };
+        let mut wires = Self {
+            spec: None,
+            networks: Vec::new(),
+            endpoints: BTreeMap::new(),
+            taken: Vec::new(),
+            has_names: false,
+        };
         if plan.network != Namespace::Private {
             return Ok(wires);
         }
@@ -476,61 +513,46 @@ impl Wires {
         let record = &plan.record;
         let mut spec =
             SandboxSpec { id: record.id.clone(), name: record.name.clone(), ..SandboxSpec::default() };
-        // The network of the mode comes first and carries the default route.
+        // The network of the mode comes first: it has eth0.
         let mode = record.network_mode();
         let mut names: Vec<&String> = record.endpoints.keys().collect();
         names.sort_by_key(|name| name.as_str() != mode);
+        let mut connected = Vec::new();
         for name in names {
             let network = plan.networks.find(name)?;
-            if network.driver != Driver::Bridge {
-                continue;
-            }
-            let Some(bridge) = &network.bridge else { continue };
             let settings = &record.endpoints[name];
-            let wanted = settings
-                .ipam_config
-                .as_ref()
-                .and_then(|ipam| ipam.ipv4_address.as_deref())
-                .filter(|text| !text.is_empty())
-                .map(|text| {
-                    text.parse().map_err(|_bad| Error::invalid(format!("invalid IPv4 address: {text}")))
-                })
-                .transpose()?;
-            let address = plan.networks.take_address(&network.id, wanted)?;
-            self.taken.push((network.id.clone(), address));
-            let net =
-                Ipv4Net::new(address, bridge.subnet.prefix_len()).doing(|| format!("address {address}"))?;
-            let mac = settings
-                .mac_address
-                .as_deref()
-                .filter(|mac| !mac.is_empty())
-                .map(|text| {
-                    text.parse::<MacAddr>()
-                        .map_err(|error| Error::invalid(format!("invalid MAC address {text}")).because(error))
-                })
-                .transpose()?;
-            let first_outside =
-                !bridge.internal && spec.interfaces.iter().all(|interface| interface.gateway.is_none());
-            spec.interfaces.push(InterfaceSpec {
-                bridge: bridge.name.clone(),
-                name: format!("eth{}", spec.interfaces.len()),
-                mac,
-                addresses: vec![IpNet::V4(net)],
-                gateway: first_outside.then_some(bridge.gateway),
-                gateway6: None,
-            });
+            let taken = |name: &str| spec.interfaces.iter().any(|one: &InterfaceSpec| one.name == name);
+            let interface = endpoint::interface_name(settings, taken);
+            let Some(interface) = endpoint::interface(&plan.networks, &network, settings, interface)? else {
+                continue;
+            };
+            self.taken.extend(interface.addresses.iter().map(|net| (network.id.clone(), net.addr())));
+            connected.push((network, interface.name.clone(), settings.gw_priority.unwrap_or_default()));
+            spec.interfaces.push(interface);
             self.networks.push(name.clone());
             self.endpoints.insert(name.clone(), new_id());
         }
-        if !spec.interfaces.is_empty() {
-            spec.ports = port_requests(record, &plan.config)?;
+        let routes = endpoint::default_routes(connected.iter().map(|(network, interface, priority)| {
+            endpoint::Exit { network, interface, priority: *priority }
+        }));
+        for interface in &mut spec.interfaces {
+            interface.gateway =
+                routes.ipv4.as_ref().filter(|route| route.0 == interface.name).map(|route| route.1);
+            interface.gateway6 =
+                routes.ipv6.as_ref().filter(|route| route.0 == interface.name).map(|route| route.1);
         }
+        if !spec.interfaces.is_empty() {
+            let exit =
+                connected.iter().find(|one| routes.ipv4.as_ref().is_some_and(|route| route.0 == one.1));
+            spec.ports = port_requests(record, &plan.config, exit.map(|(network, ..)| network))?;
+        }
+        self.has_names = names::has_names(&plan.networks, &self.networks);
         self.spec = Some(spec);
         Ok(())
     }
 
     fn addresses(&self) -> Vec<IpAddr> {
-        self.taken.iter().map(|(_, address)| IpAddr::V4(*address)).collect()
+        self.taken.iter().map(|(_, address)| *address).collect()
     }
 
     fn give_back(&self, networks: &Networks) {
@@ -540,8 +562,13 @@ impl Wires {
     }
 }
 
-/// Ports to publish: what is bound, and with `-P` everything else that is exposed.
-pub(super) fn port_requests(record: &Record, config: &Config) -> Result<Vec<PortRequest>> {
+/// Ports to publish: what is bound, and with `-P` everything else that is exposed. `exit` is the network that they are
+/// published from.
+pub(super) fn port_requests(
+    record: &Record,
+    config: &Config,
+    exit: Option<&crate::networks::Record>,
+) -> Result<Vec<PortRequest>> {
     let wrong = |port: &str| {
         let port = port.to_owned();
         move |error: brigantine_network::PortError| {
@@ -571,8 +598,9 @@ pub(super) fn port_requests(record: &Record, config: &Config) -> Result<Vec<Port
             }
         }
     }
+    let default = exit.and_then(crate::networks::Record::host_binding).or(config.default_ip);
     for request in &mut requests {
-        request.host_ip = request.host_ip.or(config.default_ip);
+        request.host_ip = request.host_ip.or(default);
     }
     Ok(requests)
 }
@@ -613,15 +641,7 @@ fn write_names(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
         .collect::<Result<Vec<_>>>()?;
     extra.extend(plan.links.iter().map(|link| (link.names.join(" "), link.address.clone())));
     let hostname = record.config.hostname.as_deref().filter(|name| !name.is_empty()).unwrap_or(host_name);
-    let or = |given: &Option<Vec<String>>, default: &[String]| match given.as_deref() {
-        None | Some([]) => default.to_vec(),
-        Some(given) => given.to_vec(),
-    };
-    let choice = DnsChoice {
-        servers: or(&host.dns, &plan.config.dns),
-        search: or(&host.dns_search, &plan.config.dns_search),
-        options: or(&host.dns_options, &plan.config.dns_options),
-    };
+    let choice = names::choice(record, &plan.config);
     let resolv = read("/etc/resolv.conf");
     let (hosts, resolv) = if plan.network == Namespace::Host {
         let mut hosts = read("/etc/hosts");
@@ -631,11 +651,13 @@ fn write_names(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
         (hosts, resolv_conf_on_host(&resolv, &choice))
     } else {
         let domain = record.config.domainname.as_deref().unwrap_or_default();
-        let upstream = std::fs::read_to_string(brigantine_network::names::RESOLVED_UPSTREAM).ok();
-        (
-            hosts_file(&extra, &wires.addresses(), hostname, domain),
-            resolv_conf(&resolv, upstream.as_deref(), &choice, false),
-        )
+        let resolv = if wires.has_names {
+            resolv_conf_of_names(&resolv, &choice)
+        } else {
+            let has_ipv6 = wires.addresses().iter().any(IpAddr::is_ipv6);
+            resolv_conf_of_host(&resolv, &choice, has_ipv6)
+        };
+        (hosts_file(&extra, &wires.addresses(), hostname, domain), resolv)
     };
     for (name, text) in [("hosts", hosts), ("hostname", hostname_file(hostname)), ("resolv.conf", resolv)] {
         let path = plan.dir.join(name);
@@ -643,6 +665,12 @@ fn write_names(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
         std::fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// `/etc/resolv.conf` of a container that asks the host's servers itself.
+pub(super) fn resolv_conf_of_host(host: &str, choice: &DnsChoice, ipv6: bool) -> String {
+    let upstream = std::fs::read_to_string(brigantine_network::names::RESOLVED_UPSTREAM).ok();
+    resolv_conf(host, upstream.as_deref(), choice, ipv6)
 }
 
 /// The host's own name.

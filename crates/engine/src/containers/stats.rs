@@ -70,7 +70,7 @@ impl StatsStream {
         let what = || format!("measure container {}", self.container.id);
         let stats = live.ask(brigantine_shim::Client::stats).await.doing(what)?;
         let (plumbing, id) = (self.containers.networks.plumbing(), self.container.id.clone());
-        let has_network = live.sandbox.attachment.is_some();
+        let has_network = live.sandbox().attachment.is_some();
         let limit = self.container.with(|inner| inner.record.host_config.memory.unwrap_or_default());
         crate::blocking(move || {
             let counters = if has_network { plumbing.counters(&id)? } else { Vec::new() };

@@ -61,6 +61,7 @@ impl Containers {
             return Err(error);
         }
         self.give_name_back(&old, &container.id);
+        self.rename_resident(&container).await?;
         self.publish(&container, "rename", &[("oldName", format!("/{old}"))]);
         Ok(())
     }

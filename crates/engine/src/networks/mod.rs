@@ -3,20 +3,23 @@
 //! `bridge`, `host` and `none` always exist. Who is on a network is derived from the containers' records; which
 //! addresses are taken is known here.
 
+mod options;
 mod plumbing;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 
-use bollard_stubs::models::{Ipam as IpamRequest, IpamConfig, NetworkCreateRequest};
+use bollard_stubs::models::{Ipam as IpamRequest, NetworkCreateRequest};
 use brigantine_network::{BridgeSpec, Ipam, IpamError};
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub(crate) use plumbing::Plumbing;
+pub(crate) use options::Wanted;
+use options::{Addressing, Given};
+pub(crate) use plumbing::{Placed, Plumbing};
 
 use crate::config::Config;
 use crate::db::{Batch, Db, Durability, Snapshot, Table};
@@ -51,6 +54,10 @@ pub(crate) struct Record {
     pub ip_range: Option<Ipv4Net>,
     #[serde(default)]
     pub reserved: BTreeMap<String, Ipv4Addr>,
+    #[serde(default)]
+    pub ip_range6: Option<Ipv6Net>,
+    #[serde(default)]
+    pub reserved6: BTreeMap<String, Ipv6Addr>,
     /// The bridge on the host, for networks that have one.
     #[serde(default)]
     pub bridge: Option<BridgeSpec>,
@@ -79,12 +86,25 @@ impl Record {
     pub(crate) fn is_predefined(&self) -> bool {
         matches!(self.name.as_str(), "bridge" | "host" | "none")
     }
+
+    /// Where published ports are bound when nobody says so; `None` for all addresses.
+    pub(crate) fn host_binding(&self) -> Option<IpAddr> {
+        let address: IpAddr = self.options.get(options::HOST_BINDING)?.parse().ok()?;
+        (!address.is_unspecified()).then_some(address)
+    }
 }
 
 #[derive(Debug, Default)]
 struct Index {
     records: BTreeMap<String, Record>,
-    addresses: HashMap<String, Ipam>,
+    addresses: HashMap<String, Pools>,
+}
+
+/// The addresses of one network, a pool for each family that it has.
+#[derive(Debug)]
+struct Pools {
+    ipv4: Ipam,
+    ipv6: Option<Ipam>,
 }
 
 /// The networks service.
@@ -138,8 +158,8 @@ impl Networks {
     fn enter(&self, record: Record) -> Result<()> {
         let mut index = lock(&self.index);
         if let Some(bridge) = &record.bridge {
-            let ipam = addresses(bridge, &record)?;
-            index.addresses.insert(record.id.clone(), ipam);
+            let pools = addresses(bridge, &record)?;
+            index.addresses.insert(record.id.clone(), pools);
         }
         index.records.insert(record.id.clone(), record);
         Ok(())
@@ -159,7 +179,8 @@ impl Networks {
                 (Driver::Bridge, found) => Some(self.default_bridge(found.as_ref())?),
                 _ => None,
             };
-            if found.as_ref().is_some_and(|found| found.bridge == bridge) {
+            let range = self.config.fixed_cidr.filter(|_| driver == Driver::Bridge);
+            if found.as_ref().is_some_and(|found| found.bridge == bridge && found.ip_range == range) {
                 continue;
             }
             let record = Record {
@@ -173,8 +194,10 @@ impl Networks {
                 options: self.default_options(driver),
                 labels: BTreeMap::new(),
                 ipam_options: BTreeMap::new(),
-                ip_range: None,
+                ip_range: self.config.fixed_cidr.filter(|_| driver == Driver::Bridge),
                 reserved: BTreeMap::new(),
+                ip_range6: None,
+                reserved6: BTreeMap::new(),
                 bridge,
             };
             batch = batch
@@ -218,21 +241,77 @@ impl Networks {
         spec.mtu = Some(self.config.mtu).filter(|mtu| *mtu != 0);
         spec.icc = self.config.icc;
         spec.masquerade = self.config.ip_masq;
+        if let Some(range) = self.config.fixed_cidr
+            && !spec.subnet.contains(&range)
+        {
+            return Err(Error::invalid(format!(
+                "--fixed-cidr {range} is not within the default bridge's subnet {}",
+                spec.subnet
+            )));
+        }
+        if self.config.ipv6 {
+            let subnet =
+                match (self.config.fixed_cidr_v6, found.and_then(|found| found.bridge.as_ref()?.subnet6)) {
+                    (Some(subnet), _) => subnet,
+                    (None, Some(subnet)) => subnet,
+                    (None, None) => self.free_subnet6()?,
+                };
+            (spec.subnet6, spec.gateway6) = (Some(subnet), Some(first_host6(subnet)));
+        }
         Ok(spec)
+    }
+
+    /// A unique local /64 that nothing else has (RFC 4193).
+    fn free_subnet6(&self) -> Result<Ipv6Net> {
+        use brigantine_network::subnet::{Pool, choose, unique_local};
+        let taken = self.taken();
+        let pools: Vec<Pool> = self
+            .config
+            .default_address_pools
+            .iter()
+            .filter(|(base, _)| base.addr().is_ipv6())
+            .map(|(base, size)| Pool { base: *base, size: *size })
+            .collect();
+        if !pools.is_empty() {
+            return match choose(&pools, &taken) {
+                Some(IpNet::V6(net)) => Ok(net),
+                Some(IpNet::V4(_)) | None => {
+                    Err(Error::invalid("all predefined address pools have been fully subnetted"))
+                }
+            };
+        }
+        for _ in 0..16 {
+            let subnet = unique_local(crate::ids::random_bytes());
+            if !taken.iter().any(|other| brigantine_network::subnet::overlap(other, &IpNet::V6(subnet))) {
+                return Ok(subnet);
+            }
+        }
+        Err(Error::internal("no unique local subnet is free"))
+    }
+
+    /// What a new subnet must not overlap with: those of other networks and whatever the host has a route to.
+    fn taken(&self) -> Vec<IpNet> {
+        let mut taken: Vec<IpNet> = {
+            let index = lock(&self.index);
+            let bridges = index.records.values().filter_map(|record| record.bridge.as_ref());
+            bridges
+                .flat_map(|bridge| {
+                    std::iter::once(IpNet::V4(bridge.subnet)).chain(bridge.subnet6.map(IpNet::V6))
+                })
+                .collect()
+        };
+        taken.extend(self.plumbing.host_routes());
+        taken
     }
 
     fn free_subnet(&self) -> Result<Ipv4Net> {
         use brigantine_network::subnet::{DEFAULT_POOLS, Pool, choose};
-        let mut taken: Vec<IpNet> = lock(&self.index)
-            .records
-            .values()
-            .filter_map(|record| record.bridge.as_ref().map(|bridge| IpNet::V4(bridge.subnet)))
-            .collect();
-        taken.extend(self.plumbing.host_routes());
+        let taken = self.taken();
         let configured: Vec<Pool> = self
             .config
             .default_address_pools
             .iter()
+            .filter(|(base, _)| base.addr().is_ipv4())
             .map(|(base, size)| Pool { base: *base, size: *size })
             .collect();
         let pools = if configured.is_empty() { DEFAULT_POOLS.to_vec() } else { configured };
@@ -295,8 +374,8 @@ impl Networks {
             }
             Some(other) => return Err(Error::not_found(format!("plugin \"{other}\" not found"))),
         }
-        if request.enable_ipv6 == Some(true) {
-            return Err(Error::not_implemented("IPv6 networks are not supported yet"));
+        if request.enable_ipv4 == Some(false) {
+            return Err(Error::not_implemented("networks without IPv4 are not supported yet"));
         }
         if request.config_only == Some(true)
             || request.config_from.is_some_and(|from| from.network.is_some_and(|n| !n.is_empty()))
@@ -311,25 +390,8 @@ impl Networks {
         let id = new_id();
         let options: BTreeMap<String, String> = request.options.unwrap_or_default().into_iter().collect();
         let internal = request.internal.unwrap_or_default();
-        let (subnet, gateway, ip_range, reserved) = self.addressing(&ipam)?;
-        let mut bridge = BridgeSpec::new(
-            options
-                .get("com.docker.network.bridge.name")
-                .cloned()
-                .unwrap_or_else(|| format!("br-{}", crate::ids::short(&id))),
-            subnet,
-            gateway,
-        );
-        let flag = |name: &str, default: bool| {
-            options.get(name).map_or(default, |value| matches!(value.as_str(), "true" | "1"))
-        };
-        bridge.internal = internal;
-        bridge.icc = flag("com.docker.network.bridge.enable_icc", true);
-        bridge.masquerade = flag("com.docker.network.bridge.enable_ip_masquerade", true) && !internal;
-        if let Some(mtu) = options.get("com.docker.network.driver.mtu") {
-            let mtu = mtu.parse().map_err(|_nan| Error::invalid(format!("invalid MTU: {mtu}")))?;
-            bridge.mtu = Some(mtu);
-        }
+        let plan = self.addressing(&ipam, request.enable_ipv6)?;
+        let bridge = options::bridge(&id, internal, &options, &plan)?;
         bridge.validate().map_err(plumbing::refused)?;
         let record = Record {
             version: VERSION,
@@ -342,8 +404,10 @@ impl Networks {
             options,
             labels: request.labels.unwrap_or_default().into_iter().collect(),
             ipam_options: ipam.options.unwrap_or_default().into_iter().collect(),
-            ip_range,
-            reserved,
+            ip_range: plan.range,
+            reserved: plan.reserved,
+            ip_range6: plan.range6,
+            reserved6: plan.reserved6,
             bridge: Some(bridge.clone()),
         };
         addresses(&bridge, &record)?;
@@ -357,79 +421,45 @@ impl Networks {
         Ok(json!({ "Id": id, "Warning": "" }))
     }
 
-    /// Subnet, gateway, range and reserved addresses of a new network.
-    #[expect(
-        clippy::type_complexity,
-        reason = "four parts of one decision, taken apart at once by the only caller"
-    )]
-    fn addressing(
-        &self,
-        ipam: &IpamRequest,
-    ) -> Result<(Ipv4Net, Ipv4Addr, Option<Ipv4Net>, BTreeMap<String, Ipv4Addr>)> {
+    /// The subnets of a new network, as far as the request leaves them open.
+    fn addressing(&self, ipam: &IpamRequest, enable_ipv6: Option<bool>) -> Result<Addressing> {
         if let Some(driver) = ipam.driver.as_deref().filter(|driver| !matches!(*driver, "" | "default")) {
             return Err(Error::not_found(format!("could not find plugin {driver} in v1 plugin registry")));
         }
-        let configs: Vec<&IpamConfig> = ipam
-            .config
-            .iter()
-            .flatten()
-            .filter(|c| c.subnet.as_deref().is_some_and(|s| !s.is_empty()))
-            .collect();
-        let config = match configs[..] {
-            [] => {
-                if ipam.config.iter().flatten().any(|c| c.gateway.as_deref().is_some_and(|g| !g.is_empty())) {
-                    return Err(Error::invalid("invalid network config: a gateway needs a subnet"));
-                }
-                let subnet = self.free_subnet()?;
-                return Ok((subnet, first_host(subnet), None, BTreeMap::new()));
+        let given = Given::read(ipam)?;
+        if given.ipv6.is_some() && enable_ipv6 == Some(false) {
+            return Err(Error::invalid(
+                "invalid network config: an IPv6 subnet is given, but IPv6 is not enabled for the network",
+            ));
+        }
+        // IPv6 comes with every network, unless it is not wanted or the host has none.
+        let ipv6 = given.ipv6.is_some() || enable_ipv6.unwrap_or_else(|| self.plumbing.has_ipv6());
+        for subnet in given.subnets() {
+            let overlapping = lock(&self.index).records.values().any(|record| {
+                record.bridge.as_ref().is_some_and(|bridge| {
+                    let known =
+                        std::iter::once(IpNet::V4(bridge.subnet)).chain(bridge.subnet6.map(IpNet::V6));
+                    known.into_iter().any(|other| brigantine_network::subnet::overlap(&other, &subnet))
+                })
+            });
+            if overlapping {
+                return Err(Error::forbidden("Pool overlaps with other one on this address space"));
             }
-            [one] => one,
-            _ => return Err(Error::not_implemented("networks with several subnets are not supported yet")),
-        };
-        let text = config.subnet.as_deref().unwrap_or_default();
-        let subnet: IpNet = text
-            .parse()
-            .map_err(|_bad| Error::invalid(format!("invalid subnet {text}: it should be a CIDR")))?;
-        let IpNet::V4(subnet) = subnet else {
-            return Err(Error::not_implemented("IPv6 networks are not supported yet"));
-        };
-        if subnet.trunc() != subnet {
-            return Err(Error::invalid(format!("invalid subnet {subnet}: it should be {}", subnet.trunc())));
         }
-        let overlapping = lock(&self.index)
-            .records
-            .values()
-            .filter_map(|record| Some((record.name.clone(), record.bridge.as_ref()?.subnet)))
-            .find(|(_, other)| other.contains(&subnet) || subnet.contains(other));
-        if overlapping.is_some() {
-            return Err(Error::forbidden("Pool overlaps with other one on this address space"));
+        let mut plan = if let Some(plan) = given.ipv4 {
+            plan
+        } else {
+            let subnet = self.free_subnet()?;
+            Addressing::new(subnet, first_host(subnet))
+        };
+        if let Some(six) = given.ipv6 {
+            (plan.subnet6, plan.range6, plan.reserved6) =
+                (Some((six.subnet, six.gateway)), six.range, six.reserved);
+        } else if ipv6 {
+            let subnet = self.free_subnet6()?;
+            plan.subnet6 = Some((subnet, first_host6(subnet)));
         }
-        let address = |text: &str| {
-            text.parse::<Ipv4Addr>()
-                .ok()
-                .filter(|address| subnet.contains(address))
-                .ok_or_else(|| Error::invalid(format!("address {text} is not in subnet {subnet}")))
-        };
-        let gateway = match config.gateway.as_deref().filter(|gateway| !gateway.is_empty()) {
-            Some(gateway) => address(gateway)?,
-            None => first_host(subnet),
-        };
-        let ip_range =
-            match config.ip_range.as_deref().filter(|range| !range.is_empty()) {
-                Some(range) => {
-                    Some(range.parse::<Ipv4Net>().ok().filter(|range| subnet.contains(range)).ok_or_else(
-                        || Error::invalid(format!("invalid ip-range {range} for subnet {subnet}")),
-                    )?)
-                }
-                None => None,
-            };
-        let reserved = config
-            .auxiliary_addresses
-            .iter()
-            .flatten()
-            .map(|(name, text)| Ok((name.clone(), address(text)?)))
-            .collect::<Result<_>>()?;
-        Ok((subnet, gateway, ip_range, reserved))
+        Ok(plan)
     }
 
     /// Removes a network that `users` says nobody is on.
@@ -490,34 +520,38 @@ impl Networks {
             .collect())
     }
 
-    /// Takes an address of a network, a given one or the next.
-    pub(crate) fn take_address(&self, id: &str, wanted: Option<Ipv4Addr>) -> Result<Ipv4Addr> {
+    /// Takes addresses of a network, given ones or the next, one of each family that it has.
+    pub(crate) fn take_addresses(&self, id: &str, wanted: &Wanted) -> Result<Vec<IpNet>> {
         let mut index = lock(&self.index);
-        let Some(addresses) = index.addresses.get_mut(id) else {
+        let Some(pools) = index.addresses.get_mut(id) else {
             return Err(Error::not_found(format!("network {id} not found")));
         };
-        match wanted {
-            Some(address) => match addresses.reserve(IpAddr::V4(address)) {
-                Ok(()) => Ok(address),
-                Err(IpamError::InUse(_)) => Err(Error::forbidden("Address already in use")),
-                Err(error) => Err(Error::invalid(format!("invalid address {address}")).because(error)),
-            },
-            None => match addresses.allocate() {
-                Ok(IpAddr::V4(address)) => Ok(address),
-                Ok(IpAddr::V6(address)) => {
-                    Err(Error::internal(format!("network {id} gave the address {address} for IPv4")))
-                }
+        let ipv4 = take(&mut pools.ipv4, wanted.ipv4.map(IpAddr::V4))?;
+        let ipv6 = match (&mut pools.ipv6, wanted.ipv6) {
+            (Some(pool), wanted) => match take(pool, wanted.map(IpAddr::V6)) {
+                Ok(net) => Some(net),
                 Err(error) => {
-                    Err(Error::internal("no available IPv4 addresses on this network's address pools")
-                        .because(error))
+                    pools.ipv4.release(ipv4.addr());
+                    return Err(error);
                 }
             },
-        }
+            (None, Some(address)) => {
+                pools.ipv4.release(ipv4.addr());
+                return Err(Error::invalid(format!(
+                    "invalid endpoint settings: no configured subnet contains IP address {address}"
+                )));
+            }
+            (None, None) => None,
+        };
+        Ok(std::iter::once(ipv4).chain(ipv6).collect())
     }
 
-    pub(crate) fn give_address_back(&self, id: &str, address: Ipv4Addr) {
-        if let Some(addresses) = lock(&self.index).addresses.get_mut(id) {
-            addresses.release(IpAddr::V4(address));
+    pub(crate) fn give_address_back(&self, id: &str, address: IpAddr) {
+        if let Some(pools) = lock(&self.index).addresses.get_mut(id) {
+            let pool = if address.is_ipv4() { Some(&mut pools.ipv4) } else { pools.ipv6.as_mut() };
+            if let Some(pool) = pool {
+                pool.release(address);
+            }
         }
     }
 
@@ -533,21 +567,26 @@ impl Networks {
 
 /// docker's document of a network; `containers` is its `Containers`.
 pub(crate) fn document(record: &Record, containers: Value) -> Value {
-    let config: Vec<Value> = record
-        .bridge
-        .iter()
-        .map(|bridge| {
-            let mut config =
-                json!({ "Subnet": bridge.subnet.to_string(), "Gateway": bridge.gateway.to_string() });
-            if let Some(range) = record.ip_range {
-                config["IPRange"] = range.to_string().into();
+    let mut config = Vec::new();
+    if let Some(bridge) = &record.bridge {
+        let ranges = [record.ip_range.map(IpNet::V4), record.ip_range6.map(IpNet::V6)];
+        let reserved = [json!(record.reserved), json!(record.reserved6)];
+        let subnets = [
+            Some((IpNet::V4(bridge.subnet), IpAddr::V4(bridge.gateway))),
+            bridge.subnet6.zip(bridge.gateway6).map(|(net, gateway)| (IpNet::V6(net), IpAddr::V6(gateway))),
+        ];
+        for ((subnet, range), reserved) in subnets.into_iter().zip(ranges).zip(reserved) {
+            let Some((subnet, gateway)) = subnet else { continue };
+            let mut entry = json!({ "Subnet": subnet.to_string(), "Gateway": gateway.to_string() });
+            if let Some(range) = range {
+                entry["IPRange"] = range.to_string().into();
             }
-            if !record.reserved.is_empty() {
-                config["AuxiliaryAddresses"] = json!(record.reserved);
+            if reserved.as_object().is_some_and(|reserved| !reserved.is_empty()) {
+                entry["AuxiliaryAddresses"] = reserved;
             }
-            config
-        })
-        .collect();
+            config.push(entry);
+        }
+    }
     let ipam_options = if record.ipam_options.is_empty() && record.is_predefined() {
         Value::Null
     } else {
@@ -560,7 +599,7 @@ pub(crate) fn document(record: &Record, containers: Value) -> Value {
         "Scope": "local",
         "Driver": record.driver.as_str(),
         "EnableIPv4": true,
-        "EnableIPv6": false,
+        "EnableIPv6": record.bridge.as_ref().is_some_and(|bridge| bridge.subnet6.is_some()),
         "IPAM": { "Driver": "default", "Options": ipam_options, "Config": config },
         "Internal": record.internal,
         "Attachable": record.attachable,
@@ -573,12 +612,48 @@ pub(crate) fn document(record: &Record, containers: Value) -> Value {
     })
 }
 
+fn take(pool: &mut Ipam, wanted: Option<IpAddr>) -> Result<IpNet> {
+    let length = pool.subnet().prefix_len();
+    let address = match wanted {
+        Some(address) => match pool.reserve(address) {
+            Ok(()) => address,
+            Err(IpamError::InUse(_)) => return Err(Error::forbidden("Address already in use")),
+            Err(IpamError::OutOfSubnet { .. }) => {
+                return Err(Error::invalid(format!(
+                    "invalid endpoint settings: no configured subnet contains IP address {address}"
+                )));
+            }
+            Err(error) => return Err(Error::invalid(format!("invalid address {address}")).because(error)),
+        },
+        None => pool.allocate().map_err(|error| {
+            let family = if pool.subnet().addr().is_ipv4() { 4 } else { 6 };
+            Error::internal(format!("no available IPv{family} addresses on this network's address pools"))
+                .because(error)
+        })?,
+    };
+    IpNet::new(address, length).doing(|| format!("address {address}"))
+}
+
 fn first_host(subnet: Ipv4Net) -> Ipv4Addr {
     subnet.hosts().next().unwrap_or_else(|| subnet.addr())
 }
 
-fn addresses(bridge: &BridgeSpec, record: &Record) -> Result<Ipam> {
+fn first_host6(subnet: Ipv6Net) -> Ipv6Addr {
+    Ipv6Addr::from(u128::from(subnet.network()) + 1)
+}
+
+fn addresses(bridge: &BridgeSpec, record: &Record) -> Result<Pools> {
+    let wrong = |error| Error::invalid(format!("addresses of network {}", record.name)).because(error);
     let reserved = std::iter::once(bridge.gateway).chain(record.reserved.values().copied()).map(IpAddr::V4);
-    Ipam::new(IpNet::V4(bridge.subnet), record.ip_range.map(IpNet::V4), reserved)
-        .map_err(|error| Error::invalid(format!("addresses of network {}", record.name)).because(error))
+    let ipv4 =
+        Ipam::new(IpNet::V4(bridge.subnet), record.ip_range.map(IpNet::V4), reserved).map_err(wrong)?;
+    let ipv6 = match bridge.subnet6 {
+        Some(subnet) => {
+            let reserved =
+                bridge.gateway6.into_iter().chain(record.reserved6.values().copied()).map(IpAddr::V6);
+            Some(Ipam::new(IpNet::V6(subnet), record.ip_range6.map(IpNet::V6), reserved).map_err(wrong)?)
+        }
+        None => None,
+    };
+    Ok(Pools { ipv4, ipv6 })
 }

@@ -1,10 +1,19 @@
 //! The network crate's fabric, opened with the engine. A host that does not let us have one can still run containers
 //! with the network modes `none` and `host`; the others say what was in the way.
 
-use brigantine_network::{Attachment, BridgeSpec, Fabric, Live, Sandbox, SandboxSpec};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigantine_network::helper::{self, Relayed, Resident, Sockets};
+use brigantine_network::{
+    Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallEvents, InterfaceSpec, Live, NameSockets,
+    PortRequest, Sandbox, SandboxSpec,
+};
 use ipnet::IpNet;
 
 use crate::config::Config;
+use crate::error::Context;
 use crate::{Class, Error, Result};
 
 /// Namespaces kept ready for the next containers.
@@ -15,17 +24,107 @@ const WARM: usize = 4;
 pub(crate) struct Plumbing {
     fabric: Result<Fabric, String>,
     firewall: bool,
+    /// Answers names and relays ports; not there where the engine runs without a daemon.
+    helper: Option<Arc<helper::Client>>,
 }
 
 impl Plumbing {
     pub(crate) fn open(config: &Config) -> Self {
         let table = format!("brigantine-{}", config.bridge);
-        let fabric = Fabric::open(brigantine_network::Config { table, warm: WARM }).map_err(|error| {
+        let how = brigantine_network::Config {
+            table,
+            warm: WARM,
+            host_firewall: config.host_firewall,
+            relay: !config.network_helper.is_empty(),
+        };
+        let fabric = Fabric::open(how).map_err(|error| {
             let error = refused(error).report();
             tracing::warn!(error, "no networks on this host: only the modes none and host work");
             error
         });
-        Self { fabric, firewall: config.firewall }
+        let helper = (fabric.is_ok() && !config.network_helper.is_empty()).then(|| {
+            let path = config.exec_root.join("network.sock");
+            Arc::new(helper::Client::new(path, config.network_helper.clone()))
+        });
+        Self { fabric, firewall: config.firewall, helper }
+    }
+
+    /// Watches over the firewall's tables as long as the engine is there.
+    pub(crate) fn keep_firewall(self: &Arc<Self>) {
+        if self.fabric.is_err() || !self.firewall {
+            return;
+        }
+        let mut events = match FirewallEvents::open() {
+            Ok(events) => events,
+            Err(error) => {
+                tracing::warn!(
+                    error = refused(error).report(),
+                    "changes of the firewall by others go unnoticed"
+                );
+                return;
+            }
+        };
+        let plumbing = Arc::downgrade(self);
+        let watching = std::thread::Builder::new().name("firewall".to_owned()).spawn(move || {
+            while let Some(plumbing) = plumbing.upgrade() {
+                if let Ok(fabric) = &plumbing.fabric
+                    && let Err(error) = fabric.reassert(&mut events, Duration::from_secs(1))
+                {
+                    tracing::error!(error = refused(error).report(), "load the firewall again");
+                }
+            }
+        });
+        if let Err(error) = watching {
+            tracing::warn!(%error, "changes of the firewall by others go unnoticed");
+        }
+    }
+
+    pub(crate) fn helper(&self) -> Option<Arc<helper::Client>> {
+        self.helper.clone()
+    }
+
+    /// Tells the helper about a container; with its network namespace if it is new to it.
+    /// `again`: it was known to a former helper.
+    pub(crate) fn put_resident(
+        &self,
+        resident: Resident,
+        netns: Option<BorrowedFd<'_>>,
+        again: bool,
+    ) -> Result<()> {
+        let Some(helper) = &self.helper else { return Ok(()) };
+        let sockets = match netns {
+            None => None,
+            Some(netns) => {
+                let NameSockets { udp, tcp } = Fabric::name_sockets(netns, again).map_err(refused)?;
+                let netns = netns.try_clone_to_owned().doing(|| "keep a network namespace".to_owned())?;
+                Some(Sockets { udp, tcp, netns })
+            }
+        };
+        let id = resident.id.clone();
+        helper.put(resident, sockets).doing(|| format!("enter the names of container {id}"))
+    }
+
+    pub(crate) fn relay(&self, id: &str, relayed: &[(OwnedFd, Relayed)]) -> Result<()> {
+        match &self.helper {
+            Some(helper) => helper.relay(id, relayed).doing(|| format!("relay ports of container {id}")),
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn hold(&self, id: &str, held: &[OwnedFd]) -> Result<()> {
+        match &self.helper {
+            Some(helper) => helper.hold(id, held).doing(|| format!("hold ports of container {id}")),
+            None => Ok(()),
+        }
+    }
+
+    /// Lets the helper drop what it has of a container. A helper that has gone has dropped it.
+    pub(crate) fn forget(&self, id: &str) {
+        if let Some(helper) = &self.helper
+            && let Err(error) = helper.forget(id)
+        {
+            tracing::debug!(container = id, %error, "the network helper forgets a container");
+        }
     }
 
     fn fabric(&self) -> Result<&Fabric> {
@@ -67,6 +166,43 @@ impl Plumbing {
         self.fabric()?.connect(spec).map_err(refused)
     }
 
+    /// Gives a running container one more interface, and its routes and ports their place.
+    pub(crate) fn attach(
+        &self,
+        container: &str,
+        netns: BorrowedFd<'_>,
+        interface: &InterfaceSpec,
+        wanted: &Placed,
+    ) -> Result<(Attachment, Vec<OwnedFd>)> {
+        let fabric = self.fabric()?;
+        fabric.attach(container, netns, interface).map_err(refused)?;
+        let placed = place(fabric, container, netns, wanted);
+        if placed.is_err()
+            && let Err(error) = fabric.detach(container, &interface.name)
+        {
+            tracing::warn!(container, error = refused(error).report(), "left over from a failed connection");
+        }
+        placed
+    }
+
+    /// Takes an interface of a running container away.
+    pub(crate) fn detach(
+        &self,
+        container: &str,
+        netns: BorrowedFd<'_>,
+        interface: &str,
+        wanted: &Placed,
+    ) -> Result<(Attachment, Vec<OwnedFd>)> {
+        let fabric = self.fabric()?;
+        fabric.detach(container, interface).map_err(refused)?;
+        place(fabric, container, netns, wanted)
+    }
+
+    /// Whether containers can have IPv6 here.
+    pub(crate) fn has_ipv6(&self) -> bool {
+        self.fabric.is_ok() && brigantine_network::has_ipv6()
+    }
+
     pub(crate) fn disconnect(&self, container: &str) -> Result<()> {
         match self.fabric.as_ref() {
             Ok(fabric) => fabric.disconnect(container).map_err(refused),
@@ -84,6 +220,23 @@ impl Plumbing {
     pub(crate) fn host_routes(&self) -> Vec<IpNet> {
         self.fabric.as_ref().ok().and_then(|fabric| fabric.host_routes().ok()).unwrap_or_default()
     }
+}
+
+/// Where a container's default routes and published ports shall be.
+#[derive(Debug)]
+pub(crate) struct Placed {
+    pub routes: DefaultRoutes,
+    pub ports: Vec<PortRequest>,
+}
+
+fn place(
+    fabric: &Fabric,
+    container: &str,
+    netns: BorrowedFd<'_>,
+    wanted: &Placed,
+) -> Result<(Attachment, Vec<OwnedFd>)> {
+    fabric.set_default_routes(container, netns, &wanted.routes).map_err(refused)?;
+    fabric.republish(container, &wanted.ports).map_err(refused)
 }
 
 /// The network crate's refusal as the engine's, by class.

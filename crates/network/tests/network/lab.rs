@@ -60,7 +60,15 @@ impl Lab {
     }
 
     pub fn fabric(&self) -> Fabric {
-        self.on_host(|| Fabric::open(Config { table: TABLE.to_owned(), warm: 1 })).unwrap()
+        self.on_host(|| {
+            Fabric::open(Config {
+                table: TABLE.to_owned(),
+                warm: 1,
+                host_firewall: std::env::var_os("NOGATE").is_none(),
+                relay: false,
+            })
+        })
+        .unwrap()
     }
 
     /// A fabric with bridge `brig0` 172.30.0.0/16, loaded.
@@ -110,6 +118,7 @@ pub fn container(id: &str, bridge: &BridgeSpec, last: u8) -> SandboxSpec {
             addresses,
             gateway: (!bridge.internal).then_some(bridge.gateway),
             gateway6: bridge.gateway6.filter(|_| !bridge.internal),
+            sysctls: Vec::new(),
         }],
         ..SandboxSpec::default()
     }

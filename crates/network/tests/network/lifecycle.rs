@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 use std::sync::Mutex;
 
 use crate::lab::{
@@ -425,4 +426,96 @@ fn host_routes_tell_what_is_taken() {
     assert!(routes.contains(&"172.30.0.0/16".parse().unwrap()), "{routes:?}");
     let free = brigantine_network::subnet::choose(&brigantine_network::subnet::DEFAULT_POOLS, &routes);
     assert_eq!(free, Some("172.16.0.0/16".parse().unwrap()));
+}
+
+#[test]
+fn a_running_container_is_connected_and_disconnected() {
+    let lab = Lab::new();
+    let fabric = lab.with_bridge();
+    let (first, second) = (bridge("brig0", 30), bridge("brig1", 31));
+    lab.on_host(|| fabric.ensure_bridge(&second)).unwrap();
+    let mut spec = container("web", &first, 2);
+    spec.ports = vec![tcp(8080, 80)];
+    let web = lab.connect(&fabric, &spec).unwrap();
+    let other = lab.connect(&fabric, &container("other", &second, 3)).unwrap();
+    serve_tcp(&web.netns, 80);
+    serve_tcp(&other.netns, 80);
+    assert!(ask_tcp(&web.netns, "172.31.0.3:80").is_err(), "bridges are apart");
+
+    let mut wanted = container("web", &second, 2).interfaces.remove(0);
+    wanted.name = "eth1".to_owned();
+    wanted.gateway = None;
+    wanted.sysctls = vec![("net.ipv4.conf.eth1.log_martians".to_owned(), "1".to_owned())];
+    let taken = brigantine_network::InterfaceSpec {
+        addresses: vec!["172.31.0.3/16".parse().unwrap()],
+        ..wanted.clone()
+    };
+    let error = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &taken)).unwrap_err();
+    assert!(matches!(error, Error::AddressInUse { .. }), "{error}");
+    let bad = brigantine_network::InterfaceSpec {
+        sysctls: vec![("net.ipv4.conf.eth1.nothing".to_owned(), "1".to_owned())],
+        ..wanted.clone()
+    };
+    let error = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &bad)).unwrap_err();
+    assert!(matches!(error, Error::ContainerSysctl { .. }), "{error}");
+    assert_eq!(run(&web.netns, "ip -o link").lines().count(), 2, "a failure leaves nothing");
+
+    let attachment = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &wanted)).unwrap();
+    assert_eq!(attachment.interfaces.len(), 2);
+    assert_eq!(ask_tcp(&web.netns, "172.31.0.3:80").unwrap(), "172.31.0.2");
+    assert_eq!(run(&web.netns, "cat /proc/sys/net/ipv4/conf/eth1/log_martians").trim(), "1");
+
+    // The default route moves over, and the published port with it.
+    let routes =
+        brigantine_network::DefaultRoutes { ipv4: Some(("eth1".to_owned(), second.gateway)), ipv6: None };
+    lab.on_host(|| {
+        fabric.set_default_routes("web", web.netns.as_fd(), &routes).unwrap();
+        let (moved, held) = fabric.republish("web", &spec.ports).unwrap();
+        assert!(held.is_empty());
+        assert_eq!(moved.ports[0].container_ip, "172.31.0.2".parse::<IpAddr>().unwrap());
+        assert_eq!(moved.ports[0].host_port, 8080);
+        fabric.detach("web", "eth0").unwrap();
+        fabric.detach("web", "eth0").unwrap();
+    });
+    assert_eq!(run(&web.netns, "ip -4 route show default").trim(), "default via 172.31.0.1 dev eth1");
+    assert!(!run(&web.netns, "ip -o link").contains("eth0"));
+    ask_tcp(&lab.client, &format!("{HOST}:8080")).expect("by the published port");
+    lab.on_host(|| {
+        assert!(matches!(fabric.detach("nobody", "eth0"), Err(Error::NotConnected(_))));
+        fabric.disconnect("web").unwrap();
+        fabric.disconnect("other").unwrap();
+    });
+}
+
+/// A restart of the host's own firewall often begins by removing everything.
+#[test]
+fn a_flushed_ruleset_is_loaded_again_at_once() {
+    let lab = Lab::new();
+    let fabric = lab.with_bridge();
+    let mut spec = container("web", &bridge("brig0", 30), 2);
+    spec.ports = vec![tcp(8080, 80)];
+    let web = lab.connect(&fabric, &spec).unwrap();
+    serve_tcp(&web.netns, 80);
+    let before = lab.ruleset();
+    let mut events = lab.on_host(brigantine_network::FirewallEvents::open).unwrap();
+    let patience = std::time::Duration::from_secs(10);
+    lab.on_host(|| {
+        assert!(
+            !fabric.reassert(&mut events, std::time::Duration::from_millis(20)).unwrap(),
+            "nothing happened"
+        );
+        fabric.ensure_bridge(&bridge("brig1", 31)).unwrap();
+        fabric.remove_bridge("brig1").unwrap();
+        let calm = fabric.reassert(&mut events, std::time::Duration::from_millis(200)).unwrap();
+        assert!(!calm, "changes of our own are no reason");
+    });
+    for line in ["nft flush ruleset", &format!("nft flush chain inet {TABLE} prerouting")] {
+        run(&lab.host, line);
+        assert!(ask_tcp(&lab.client, &format!("{HOST}:8080")).is_err(), "{line} has no effect");
+        let start = std::time::Instant::now();
+        assert!(lab.on_host(|| fabric.reassert(&mut events, patience)).unwrap(), "{line}");
+        assert!(start.elapsed() < std::time::Duration::from_secs(1));
+        assert_eq!(lab.ruleset(), before);
+        ask_tcp(&lab.client, &format!("{HOST}:8080")).unwrap();
+    }
 }

@@ -225,6 +225,8 @@ fn ipv6_works_as_ipv4_does() {
     eventually("IPv6 is ready", || ask_tcp(&lab.client, &format!("[{HOST6}]:{number}")).is_ok());
     assert_eq!(ask_tcp(&lab.client, &format!("[{HOST6}]:{number}")).unwrap(), CLIENT6);
     assert_eq!(ask_tcp(&lab.client, &format!("{HOST}:{number}")).unwrap(), CLIENT);
+    // Likewise those of containers.
+    eventually("IPv6 within the bridge", || ask_tcp(&two.netns, "[fd00:30::2]:80").is_ok());
     assert_eq!(ask_tcp(&two.netns, "[fd00:30::2]:80").unwrap(), "fd00:30::3");
     ask_tcp(&two.netns, &format!("[{HOST6}]:{number}")).expect("same bridge by the host's address");
     assert_eq!(ask_tcp(&two.netns, &format!("[{CLIENT6}]:80")).unwrap(), HOST6, "outbound is masqueraded");
@@ -283,6 +285,51 @@ fn it_works_beside_other_tables() {
     });
     assert_eq!(lab.ruleset(), before);
     assert!(!lab.ruleset().contains(TABLE));
+}
+
+/// What the administrator forbids for the host is forbidden at published ports (and what is allowed, allowed).
+#[test]
+fn the_hosts_own_input_rules_apply_to_published_ports() {
+    let lab = Lab::new();
+    let fabric = lab.fabric();
+    let dual = BridgeSpec {
+        subnet6: Some("fd00:30::/64".parse().unwrap()),
+        gateway6: Some("fd00:30::1".parse().unwrap()),
+        ..bridge("brig0", 30)
+    };
+    lab.on_host(|| {
+        fabric.ensure_bridge(&dual).unwrap();
+        fabric.reconcile(&[]).unwrap();
+    });
+    assert!(fabric.has_gate());
+    let mut spec = container("web", &dual, 2);
+    spec.ports = vec![tcp(8080, 80), port(Protocol::Udp, 5353, 53)];
+    let web = lab.connect(&fabric, &spec).unwrap();
+    serve_tcp(&web.netns, 80);
+    serve_udp(&web.netns, 53);
+    let (four, six, udp) = (format!("{HOST}:8080"), format!("[{HOST6}]:8080"), format!("{HOST}:5353"));
+    eventually("IPv6 is ready", || ask_tcp(&lab.client, &six).is_ok());
+    assert_eq!(ask_tcp(&lab.client, &four).unwrap(), CLIENT);
+    assert_eq!(ask_udp(&lab.client, &udp).unwrap(), CLIENT);
+    // A strict reverse path filter is what many distributions set.
+    run(&lab.host, "sysctl -qw net.ipv4.conf.all.rp_filter=1");
+    assert_eq!(ask_tcp(&lab.client, &four).unwrap(), CLIENT);
+
+    run(&lab.host, "nft add table inet own");
+    run(&lab.host, "nft add chain inet own input { type filter hook input priority 0 ; policy drop ; }");
+    for rule in ["ct state established accept", "iif lo accept", "meta l4proto ipv6-icmp accept"] {
+        run(&lab.host, &format!("nft add rule inet own input {rule}"));
+    }
+    assert_eq!(lab.on_host(|| fabric.input_policies()).unwrap(), ["inet own input"]);
+    assert!(ask_tcp(&lab.client, &four).is_err(), "IPv4");
+    assert!(ask_tcp(&lab.client, &six).is_err(), "IPv6");
+    assert!(ask_udp(&lab.client, &udp).is_err(), "UDP");
+    ask_tcp(&lab.host, "127.0.0.1:8080").expect("the host itself");
+    ask_tcp(&lab.host, &four).expect("the host itself by its address");
+
+    run(&lab.host, &format!("nft add rule inet own input ip saddr {CLIENT} tcp dport 8080 accept"));
+    assert_eq!(ask_tcp(&lab.client, &four).unwrap(), CLIENT, "what the host allows is reached");
+    assert!(ask_tcp(&lab.client, &six).is_err(), "and nothing else");
 }
 
 #[test]

@@ -1,0 +1,206 @@
+//! What changes of a container that runs: interfaces that come and go, the default route, and what its ports lead to.
+//!
+//! Invariant: after a failure the container is connected as it was before.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::{Fabric, apply_sysctls, enter, forget_flows, lock};
+use crate::error::Error;
+use crate::link::{self, PortMode};
+use crate::ports::{PortRequest, PublishedPort};
+use crate::sandbox::{Attachment, Interface, InterfaceSpec, SandboxSpec};
+use crate::socket::Socket;
+use crate::wire::Messages;
+
+/// Where a container's default routes shall go: the interface's name inside and the gateway, a family each.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DefaultRoutes {
+    pub ipv4: Option<(String, Ipv4Addr)>,
+    pub ipv6: Option<(String, Ipv6Addr)>,
+}
+
+impl Fabric {
+    /// Gives a connected container one more interface. `netns` is its network namespace.
+    pub fn attach(
+        &self,
+        id: &str,
+        netns: BorrowedFd<'_>,
+        wanted: &InterfaceSpec,
+    ) -> Result<Attachment, Error> {
+        let present = self.attachment(id)?;
+        let spec = SandboxSpec {
+            id: id.to_owned(),
+            name: present.name.clone(),
+            interfaces: vec![wanted.clone()],
+            ..SandboxSpec::default()
+        };
+        if present.interfaces.iter().any(|interface| interface.name == wanted.name) {
+            return Err(Error::InvalidSandbox {
+                container: present.name,
+                reason: format!("interface {} is there already", wanted.name),
+            });
+        }
+        let plan = self.plan(&spec)?;
+        self.verify()?;
+        {
+            let mut endpoints = lock(&self.endpoints);
+            for (interface, _) in &plan {
+                endpoints.refuse_taken(interface)?;
+            }
+            let mut attachment = endpoints.remove(id).ok_or_else(|| Error::NotConnected(id.to_owned()))?;
+            attachment.interfaces.extend(plan.iter().map(|(interface, _)| interface.clone()));
+            endpoints.insert(attachment);
+        }
+        let made = enter(netns, Socket::route)?
+            .and_then(|mut inside| self.lay(&spec, &plan, netns, &mut inside))
+            .and_then(|()| apply_sysctls(netns, &spec));
+        if let Err(error) = made {
+            if let Err(left) = self.detach(id, &wanted.name) {
+                tracing::warn!(error = &left as &dyn std::error::Error, "left over from a failed connection");
+            }
+            return Err(error);
+        }
+        self.attachment(id)
+    }
+
+    /// Takes an interface away, by its name inside. That it is gone already is fine.
+    pub fn detach(&self, id: &str, name: &str) -> Result<Attachment, Error> {
+        let gone = {
+            let mut endpoints = lock(&self.endpoints);
+            let mut attachment = endpoints.remove(id).ok_or_else(|| Error::NotConnected(id.to_owned()))?;
+            let at = attachment.interfaces.iter().position(|interface| interface.name == name);
+            let gone = at.map(|at| attachment.interfaces.remove(at));
+            endpoints.insert(attachment);
+            gone
+        };
+        if let Some(interface) = gone {
+            let mut batch = Messages::new();
+            link::delete_by_name(&mut batch, &interface.host_name);
+            match self.execute(batch) {
+                Err(error) if error.errno() == Some(libc::ENODEV) => {}
+                result => result?,
+            }
+        }
+        self.attachment(id)
+    }
+
+    /// Makes the default routes lead where `wanted` says; a family without one gets none.
+    pub fn set_default_routes(
+        &self,
+        id: &str,
+        netns: BorrowedFd<'_>,
+        wanted: &DefaultRoutes,
+    ) -> Result<Attachment, Error> {
+        let mut inside = enter(netns, Socket::route)??;
+        let ipv4 = wanted.ipv4.as_ref().map(|(name, gateway)| (name, IpAddr::V4(*gateway)));
+        let ipv6 = wanted.ipv6.as_ref().map(|(name, gateway)| (name, IpAddr::V6(*gateway)));
+        for (route, is_ipv4) in [(ipv4, true), (ipv6, false)] {
+            let mut batch = Messages::new();
+            match route {
+                Some((name, gateway)) => {
+                    let index = link::find(&mut inside, name)?.map(|link| link.index).ok_or_else(|| {
+                        Error::InvalidSandbox {
+                            container: id.to_owned(),
+                            reason: format!("interface {name} is gone"),
+                        }
+                    })?;
+                    link::set_default_route(&mut batch, index, gateway);
+                }
+                None => link::delete_default_route(&mut batch, is_ipv4),
+            }
+            match inside.execute(batch) {
+                // There was none.
+                Err(error)
+                    if route.is_none() && matches!(error.errno(), Some(libc::ESRCH | libc::EAFNOSUPPORT)) => {
+                }
+                result => result?,
+            }
+        }
+        let mut endpoints = lock(&self.endpoints);
+        let attachment = endpoints.by_id.get_mut(id).ok_or_else(|| Error::NotConnected(id.to_owned()))?;
+        for interface in &mut attachment.interfaces {
+            let (ipv4, ipv6) = (wanted.ipv4.as_ref(), wanted.ipv6.as_ref());
+            interface.gateway = ipv4.filter(|(name, _)| *name == interface.name).map(|route| route.1);
+            interface.gateway6 = ipv6.filter(|(name, _)| *name == interface.name).map(|route| route.1);
+        }
+        Ok(attachment.clone())
+    }
+
+    /// Publishes the container's ports at the addresses it has now. Host ports that it has stay the same; the sockets
+    /// returned reserve those that it did not have.
+    pub fn republish(&self, id: &str, requests: &[PortRequest]) -> Result<(Attachment, Vec<OwnedFd>), Error> {
+        let present = self.attachment(id)?;
+        let outward = self.outward(present.interfaces.iter());
+        let reserved: Vec<PublishedPort> = present.ports.iter().chain(&present.parked).copied().collect();
+        let leads_there =
+            |port: &PublishedPort| outward.iter().any(|(address, _)| *address == port.container_ip);
+        let is_settled =
+            !reserved.is_empty() && present.parked.is_empty() && reserved.iter().all(leads_there);
+        if requests.is_empty() || is_settled {
+            return Ok((present, Vec::new()));
+        }
+        if reserved.is_empty() {
+            let spec = SandboxSpec {
+                id: id.to_owned(),
+                name: present.name.clone(),
+                ports: requests.to_vec(),
+                ..SandboxSpec::default()
+            };
+            let (ports, held) = self.reserve(&spec, &outward)?;
+            self.turn_at_port(&present.interfaces)?;
+            if let Err(error) = self.publish(&spec, &ports) {
+                lock(&self.ports).release(&ports);
+                return Err(error);
+            }
+            return Ok((self.attachment(id)?, held));
+        }
+        // The ports are reserved as they are; only what they lead to is another address, or none for now.
+        let (mut ports, mut parked) = (Vec::new(), Vec::new());
+        for port in reserved {
+            let same_family = |(address, _): &&(IpAddr, _)| address.is_ipv4() == port.container_ip.is_ipv4();
+            match outward.iter().find(same_family) {
+                Some((address, _)) => ports.push(PublishedPort { container_ip: *address, ..port }),
+                None => parked.push(port),
+            }
+        }
+        self.turn_at_port(&present.interfaces)?;
+        if let Some(attachment) = lock(&self.endpoints).by_id.get_mut(id) {
+            (attachment.ports, attachment.parked) = (ports, parked);
+        }
+        // Such changes are few and seldom: the table is written as a whole.
+        self.reload()?;
+        forget_flows(&present.ports);
+        Ok((self.attachment(id)?, Vec::new()))
+    }
+
+    /// What is known of a connected container.
+    pub fn attachment(&self, id: &str) -> Result<Attachment, Error> {
+        lock(&self.endpoints).by_id.get(id).cloned().ok_or_else(|| Error::NotConnected(id.to_owned()))
+    }
+
+    /// Lets the interfaces' packets leave by the port of the bridge that they came from.
+    fn turn_at_port(&self, interfaces: &[Interface]) -> Result<(), Error> {
+        let bridges = self.bridges().clone();
+        let mut batch = Messages::new();
+        for interface in interfaces {
+            let isolated = bridges.get(&interface.bridge).is_some_and(|bridge| !bridge.spec.icc);
+            link::set_port_mode(&mut batch, &interface.host_name, PortMode { isolated, hairpin: true });
+        }
+        self.execute(batch)
+    }
+}
+
+impl super::Endpoints {
+    /// Refuses an interface one of whose addresses another container has.
+    pub(super) fn refuse_taken(&self, interface: &Interface) -> Result<(), Error> {
+        for net in &interface.addresses {
+            let key = (interface.bridge.clone(), net.addr());
+            if let Some(owner) = self.by_address.get(&key) {
+                let owner = self.by_id.get(owner).map_or(owner, |owner| &owner.name).clone();
+                return Err(Error::AddressInUse { bridge: key.0, address: key.1, owner });
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,70 @@
+//! Noticing that somebody else changed the firewall: `nft flush ruleset`, a restart of the host's own firewall.
+//!
+//! Invariant: changes of our own are told apart by the netlink port they came from, so re-asserting never calls for
+//! re-asserting again.
+
+use std::time::Duration;
+
+use netlink_sys::Socket as Raw;
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::error::Error;
+use crate::wire::{attribute, messages, text};
+
+/// `NFNLGRP_NFTABLES`
+const GROUP: u32 = 7;
+const DELETIONS: [u16; 5] = [0x0a02, 0x0a05, 0x0a08, 0x0a0b, 0x0a0e];
+
+/// What the kernel tells about its tables.
+#[derive(Debug)]
+pub struct FirewallEvents {
+    socket: Raw,
+}
+
+impl FirewallEvents {
+    /// Of the calling thread's network namespace.
+    pub fn open() -> Result<Self, Error> {
+        let open = || -> std::io::Result<Raw> {
+            let mut socket: Raw = Raw::new(netlink_sys::protocols::NETLINK_NETFILTER)?;
+            socket.bind_auto()?;
+            socket.add_membership(GROUP)?;
+            socket.set_non_blocking(true)?;
+            Ok(socket)
+        };
+        open().map(|socket| Self { socket }).map_err(|source| Error::Kernel {
+            what: "watch the firewall".to_owned(),
+            detail: None,
+            source,
+        })
+    }
+
+    /// Waits for at most `patience`; whether something was taken out of the table `table`, or may have been.
+    pub fn wait(&mut self, table: &str, own: &[u32], patience: Duration) -> bool {
+        let timeout =
+            Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
+        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        if !matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(1..)) {
+            return false;
+        }
+        let mut touched = false;
+        let mut buffer = Vec::with_capacity(64 << 10);
+        loop {
+            buffer.clear();
+            match self.socket.recv(&mut buffer, 0) {
+                Ok(_) => {}
+                // More happened than fits: look.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched = true,
+                Err(_nothing_more) => return touched,
+            }
+            touched |= messages(&buffer).any(|message| {
+                DELETIONS.contains(&message.kind)
+                    && !own.contains(&message.port)
+                    && message
+                        .payload
+                        .get(4..)
+                        .and_then(|body| attribute(body, 1))
+                        .is_some_and(|name| text(name) == table)
+            });
+        }
+    }
+}
