@@ -17,8 +17,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["sys"]),
     ("registry", &["sys", "image"]),
     ("network", &["sys"]),
-    ("engine", &["sys", "runtime", "shim", "image", "registry", "network"]),
-    ("api", &["sys", "runtime", "shim", "image", "registry", "network", "engine"]),
+    ("build", &["sys", "runtime", "shim", "image", "registry"]),
+    ("engine", &["sys", "runtime", "shim", "image", "registry", "network", "build"]),
+    ("api", &["sys", "runtime", "shim", "image", "registry", "network", "build", "engine"]),
     // The client calls the Engine API; the daemon and its store's types come in through the command line alone. What
     // needs no engine (a registry, copies between registries) runs in the client.
     ("cli", &["sys", "image", "registry", "api"]),

@@ -224,6 +224,19 @@ impl Layers {
         Ok(info)
     }
 
+    /// Takes a directory that a builder made as the layer of this diff id: it is moved. When the layer is there
+    /// already the directory stays where it is.
+    pub fn adopt(&self, diff_id: &Digest, upper: &Path, packed: layer::Packed) -> Result<LayerInfo> {
+        if let Some(info) = self.get(diff_id)? {
+            return Ok(info);
+        }
+        let temp = TempDir::create(&self.tmp, "layer")?;
+        let tree = temp.path().join("diff");
+        fs::rename(upper, &tree).at("rename", upper)?;
+        let disk = packed.size.next_multiple_of(4096).max(packed.entries * 512);
+        self.finish(temp, &Applied { diff_id: diff_id.clone(), size: packed.size, disk, entries: packed.entries })
+    }
+
     /// Makes everything extracted so far durable, so that it is kept across a power cut.
     pub fn settle(&self) -> Result<()> {
         let unsettled: Vec<LayerInfo> = {

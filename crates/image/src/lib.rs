@@ -3,6 +3,7 @@
 //! Start at [`Store`]. The interface is synchronous. Identity is always the digest of raw bytes, which are kept as
 //! they came; nothing becomes visible before its size and digest are right.
 
+mod adopt;
 pub mod archive;
 pub mod bootstrap;
 mod compress;

@@ -1,0 +1,169 @@
+//! Cache mounts: directories that outlive builds and are nobody's layer.
+//!
+//! Invariant: users of a `locked` mount are alone with it, `shared` ones included; turns are given in order of
+//! arrival, and several mounts of one step are taken in one order, so that no two steps wait for each other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+use crate::dockerfile::MountKind;
+use crate::error::{Context, Error, Result};
+use crate::graph::{Run, RunMount};
+
+/// All cache mounts of the builder.
+#[derive(Debug)]
+pub(crate) struct Caches {
+    dir: PathBuf,
+    turns: Mutex<HashMap<String, Arc<RwLock<()>>>>,
+}
+
+/// Mounts of one step, taken.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    /// By the mount's place among the step's mounts.
+    pub paths: BTreeMap<usize, PathBuf>,
+    _turns: Vec<Turn>,
+}
+
+#[derive(Debug)]
+enum Turn {
+    Shared { _guard: OwnedRwLockReadGuard<()> },
+    Alone { _guard: OwnedRwLockWriteGuard<()> },
+}
+
+/// A cache mount as people see it.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct CacheMount {
+    pub id: String,
+    /// Bytes on disk.
+    pub size: u64,
+    pub in_use: bool,
+    /// Nanoseconds since the epoch.
+    pub used: i64,
+}
+
+impl Caches {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir, turns: Mutex::default() }
+    }
+
+    fn turn(&self, name: &str) -> Arc<RwLock<()>> {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(turns.entry(name.to_owned()).or_default())
+    }
+
+    /// Takes the cache mounts of a step; waits for those that others have to themselves.
+    pub async fn take(&self, run: &Run, namespace: &str) -> Result<Taken> {
+        let mut wanted: Vec<(String, usize, &RunMount)> = run
+            .mounts
+            .iter()
+            .enumerate()
+            .filter(|(_, mount)| mount.kind == MountKind::Cache)
+            .map(|(index, mount)| (name(namespace, &mount.id), index, mount))
+            .collect();
+        wanted.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
+        let mut taken = Taken { paths: BTreeMap::new(), _turns: Vec::new() };
+        let mut here: HashMap<String, PathBuf> = HashMap::new();
+        for (name, index, mount) in wanted {
+            if mount.input.is_some() {
+                return Err(Error::NotImplemented(format!(
+                    "RUN --mount=type=cache,from=… is not built (cache {}): copy what it needs in the step",
+                    mount.id
+                )));
+            }
+            // The same cache twice in one step is the same directory.
+            if let Some(path) = here.get(&name) {
+                taken.paths.insert(index, path.clone());
+                continue;
+            }
+            let path = match mount.sharing.as_str() {
+                "locked" => {
+                    taken._turns.push(Turn::Alone { _guard: self.turn(&name).write_owned().await });
+                    self.dir.join(&name).join("data")
+                }
+                "private" => {
+                    let (turn, path) = self.free_one(&name);
+                    taken._turns.push(turn);
+                    path
+                }
+                _ => {
+                    taken._turns.push(Turn::Shared { _guard: self.turn(&name).read_owned().await });
+                    self.dir.join(&name).join("data")
+                }
+            };
+            self.prepare(&name, &path, mount)?;
+            here.insert(name, path.clone());
+            taken.paths.insert(index, path);
+        }
+        Ok(taken)
+    }
+
+    /// The first instance nobody uses.
+    fn free_one(&self, name: &str) -> (Turn, PathBuf) {
+        let mut number = 0;
+        loop {
+            let (turn, path) = match number {
+                0 => (self.turn(name), self.dir.join(name).join("data")),
+                n => (self.turn(&format!("{name}.{n}")), self.dir.join(name).join(format!("data.{n}"))),
+            };
+            if let Ok(guard) = turn.try_write_owned() {
+                return (Turn::Alone { _guard: guard }, path);
+            }
+            number += 1;
+        }
+    }
+
+    fn prepare(&self, name: &str, path: &PathBuf, mount: &RunMount) -> Result<()> {
+        let top = self.dir.join(name);
+        let what = || format!("make the cache mount {}", mount.id);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&top).doing(what)?;
+        std::fs::write(top.join("id"), &mount.id).doing(what)?;
+        match std::fs::create_dir(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
+            other => other.doing(what)?,
+        }
+        std::os::unix::fs::chown(path, Some(mount.uid), Some(mount.gid)).doing(what)?;
+        let mode = std::fs::Permissions::from_mode(mount.mode.unwrap_or(0o755));
+        std::fs::set_permissions(path, mode).doing(what)
+    }
+
+    /// All cache mounts there are.
+    pub fn list(&self) -> Vec<(String, CacheMount)> {
+        let mut found = Vec::new();
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return found };
+        for entry in entries.flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let id = std::fs::read_to_string(entry.path().join("id")).unwrap_or_default();
+            let used = std::fs::metadata(entry.path().join("id"))
+                .and_then(|metadata| metadata.modified())
+                .ok()
+                .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+                .map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
+            let in_use = self.turn(&name).try_write().is_err();
+            let size = crate::snapshot::disk_usage(&entry.path());
+            found.push((name, CacheMount { id, size, in_use, used }));
+        }
+        found
+    }
+
+    /// Removes a cache mount that nobody uses; the bytes it gave back.
+    pub fn remove(&self, name: &str) -> u64 {
+        let turn = self.turn(name);
+        let Ok(_alone) = turn.try_write() else { return 0 };
+        let path = self.dir.join(name);
+        let size = crate::snapshot::disk_usage(&path);
+        crate::snapshot::remove_tree(&path);
+        size
+    }
+}
+
+fn name(namespace: &str, id: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(format!("{}:{namespace}{id}", namespace.len()));
+    hex::encode(&hasher.finalize()[..16])
+}

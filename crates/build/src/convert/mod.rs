@@ -1,0 +1,146 @@
+//! A Dockerfile to a graph and an image's configuration, stage by stage.
+//!
+//! Invariant: only stages that the target needs are looked at; an image that only others need is not even resolved.
+
+mod dispatch;
+mod reach;
+mod vars;
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::pin::Pin;
+
+use brigantine_image::{ImageConfig, Platform};
+
+use crate::dockerfile::{Command, Dockerfile, Fault, Span, Warning};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Limits, NamedContext, NamedContexts, VertexId};
+
+/// What decides about a build beside its Dockerfile.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    pub target: Option<String>,
+    pub build_args: BTreeMap<String, Option<String>>,
+    pub labels: BTreeMap<String, String>,
+    pub platform: Option<Platform>,
+    pub no_cache: bool,
+    /// Stages (names or numbers) that are run again.
+    pub no_cache_filter: Vec<String>,
+    pub contexts: NamedContexts,
+    /// The network of RUN steps that name none.
+    pub network: String,
+    pub hosts: Vec<String>,
+    pub shm_size: Option<i64>,
+    pub limits: Limits,
+    /// RUN steps may ask for `--security=insecure`.
+    pub allow_insecure: bool,
+}
+
+/// An image that a FROM or a `--from` names.
+#[derive(Debug, Clone)]
+pub struct Base {
+    pub config: ImageConfig,
+    /// Bottom first.
+    pub diff_ids: Vec<String>,
+}
+
+/// Finds images; those that are not here are pulled.
+pub trait Resolver: Send + Sync {
+    fn resolve<'a>(
+        &'a self,
+        name: &'a str,
+        platform: &'a Platform,
+    ) -> Pin<Box<dyn Future<Output = Result<Base>> + Send + 'a>>;
+}
+
+/// One line of the image's history.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HistoryItem {
+    pub created_by: String,
+    /// The operation that made its layer, if it makes one.
+    pub vertex: Option<VertexId>,
+    pub comment: String,
+    pub author: Option<String>,
+}
+
+/// One instruction, as a classic client counts them.
+#[derive(Debug, Clone)]
+pub struct Step {
+    /// As it is written.
+    pub text: String,
+    pub vertex: Option<VertexId>,
+    /// It is the last of its stage.
+    pub ends_stage: bool,
+    /// How many ONBUILD triggers a FROM brought.
+    pub triggers: usize,
+}
+
+/// What is to be solved, and what the result is to look like.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub graph: Graph,
+    pub target: VertexId,
+    /// The configuration without layers and history of its own.
+    pub config: ImageConfig,
+    /// The base image's layers come first.
+    pub history: Vec<HistoryItem>,
+    pub steps: Vec<Step>,
+    pub warnings: Vec<Warning>,
+    /// Build arguments nobody asked for.
+    pub unconsumed: Vec<String>,
+}
+
+/// Makes the plan of a build.
+pub async fn convert(file: &Dockerfile, name: &str, text: &str, options: &Options, resolver: &dyn Resolver) -> Result<Plan> {
+    let fault = |fault: Fault| Error::fault(fault, name, text);
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    let globals = vars::globals(file, options, &platform).map_err(fault)?;
+    let target = reach::target(file, options.target.as_deref()).map_err(fault)?;
+    let mut conversion = dispatch::Conversion::new(file, options, platform, globals, target);
+    // ONBUILD triggers may bring in further stages: those are found when their base is known.
+    let wanted = reach::reachable(file, &conversion.globals, options, target).map_err(fault)?;
+    conversion.count_globals();
+    for number in wanted {
+        conversion.stage(number, resolver).await.map_err(|error| match error {
+            dispatch::StageError::Fault(found) => fault(found),
+            dispatch::StageError::Error(error) => error,
+        })?;
+    }
+    conversion.finish().map_err(fault)
+}
+
+/// Parses `--build-context name=value` as the frontend names its kinds.
+pub fn named_context(value: &str) -> NamedContext {
+    if let Some(image) = value.strip_prefix("docker-image://") {
+        NamedContext::Image(image.to_owned())
+    } else if value.starts_with("http://")
+        || value.starts_with("https://")
+        || value.starts_with("git://")
+        || value.starts_with("git@")
+        || value.starts_with("ssh://")
+    {
+        NamedContext::Remote(value.to_owned())
+    } else {
+        NamedContext::Local
+    }
+}
+
+/// The stage with this name or number, among the first `before`.
+pub(crate) fn stage_by_name(file: &Dockerfile, name: &str, before: usize) -> Option<usize> {
+    let lower = name.to_lowercase();
+    let named = file.stages[..before].iter().rposition(|stage| stage.name() == Some(lower.as_str()));
+    named.or_else(|| name.parse::<usize>().ok().filter(|number| *number < before))
+}
+
+/// Only FROM's own fields.
+pub(crate) fn from_parts(command: &Command) -> (&str, Option<&str>) {
+    match command {
+        Command::From { image, platform, .. } => (image, platform.as_deref()),
+        _ => ("", None),
+    }
+}
+
+/// A fault without a place of its own.
+pub(crate) fn at(span: Span) -> impl Fn(String) -> Fault {
+    move |message| Fault::new(span, message)
+}

@@ -1,0 +1,114 @@
+//! The Dockerfile language: text to instructions, each with its place in the file.
+//!
+//! [`parse`] does what needs no build: directives, continuation lines, heredocs, flags, forms, stages. Variables are
+//! filled in later, by [`Shell`], when the stage's environment is known.
+
+pub mod instruction;
+mod lexer;
+pub mod shell;
+
+pub use instruction::{Command, Flags, Form, Instruction, Mount, MountKind, Stage, parse_line};
+pub use lexer::{Directives, Heredoc, Line};
+pub use shell::Shell;
+
+/// The most a Dockerfile may hold, in bytes.
+pub const MOST: usize = 16 << 20;
+
+/// A place in a Dockerfile: lines from 1, both inclusive, and the column (from 1) where it begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize, serde::Deserialize)]
+pub struct Span {
+    pub first: usize,
+    pub last: usize,
+    pub column: usize,
+}
+
+/// A fault in a Dockerfile.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Fault {
+    pub message: String,
+    pub span: Span,
+}
+
+impl Fault {
+    pub fn new(span: Span, message: impl Into<String>) -> Self {
+        Self { message: message.into(), span }
+    }
+
+    /// The message with the place and the lines around it.
+    pub fn excerpt(&self, file: &str, text: &str) -> String {
+        let lines: Vec<&str> = text.lines().collect();
+        let (first, last) = (self.span.first.max(1), self.span.last.max(self.span.first).max(1));
+        let from = first.saturating_sub(3).max(1);
+        let to = (last + 2).min(lines.len());
+        let mut out = format!("{file}:{first}:{}: {}\n", self.span.column.max(1), self.message);
+        for number in from..=to {
+            let Some(line) = lines.get(number - 1) else { break };
+            let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
+            // A line may be very long: what is shown is for people.
+            let shown: String = line.chars().take(200).collect();
+            out.push_str(&format!("{number:4} | {mark} {shown}\n"));
+        }
+        out
+    }
+}
+
+/// A parsed Dockerfile.
+#[derive(Debug, Clone)]
+pub struct Dockerfile {
+    pub directives: Directives,
+    /// ARGs before the first FROM.
+    pub globals: Vec<Instruction>,
+    pub stages: Vec<Stage>,
+    pub warnings: Vec<Warning>,
+}
+
+/// A remark of one of the build checks.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Warning {
+    /// The check's name, e.g. `StageNameCasing`.
+    pub rule: String,
+    pub message: String,
+    pub span: Span,
+}
+
+/// Parses a Dockerfile.
+pub fn parse(text: &str) -> Result<Dockerfile, Fault> {
+    if text.len() > MOST {
+        return Err(Fault::new(
+            Span { first: 1, last: 1, column: 1 },
+            format!("the Dockerfile is {} bytes long: at most {MOST} are read", text.len()),
+        ));
+    }
+    let lexed = lexer::lex(text)?;
+    let mut file = Dockerfile {
+        directives: lexed.directives,
+        globals: Vec::new(),
+        stages: Vec::new(),
+        warnings: lexed.warnings,
+    };
+    if lexed.lines.is_empty() {
+        return Err(Fault::new(Span { first: 1, last: 1, column: 1 }, "file with no instructions"));
+    }
+    for line in lexed.lines {
+        let instruction = instruction::parse_line(&line, file.directives.escape)?;
+        match (&instruction.command, file.stages.last_mut()) {
+            (Command::From { .. }, _) => {
+                let number = file.stages.len();
+                file.stages.push(Stage::new(number, instruction));
+            }
+            (_, Some(stage)) => stage.instructions.push(instruction),
+            (Command::Arg { .. }, None) => file.globals.push(instruction),
+            (_, None) => {
+                return Err(Fault::new(instruction.span, "no build stage in current context: FROM must come first"));
+            }
+        }
+    }
+    if file.stages.is_empty() {
+        return Err(Fault::new(Span { first: 1, last: 1, column: 1 }, "dockerfile contains no stages to build"));
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests;

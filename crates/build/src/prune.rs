@@ -1,0 +1,122 @@
+//! What the cache takes, and giving it back.
+//!
+//! Invariant: what a build uses now is never taken; caps are of bytes on disk.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::Builder;
+use crate::error::Result;
+use crate::records::now;
+use crate::snapshot::remove_tree;
+
+/// One object of the cache.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    pub id: String,
+    /// `regular` for a step's result, `exec.cachemount` for a cache mount.
+    pub kind: String,
+    pub description: String,
+    pub in_use: bool,
+    /// An image uses it as well: removing it from the cache gives back nothing.
+    pub shared: bool,
+    /// Bytes on disk.
+    pub size: u64,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+    pub used: i64,
+    pub uses: u64,
+}
+
+/// What to take.
+#[derive(Debug, Clone, Default)]
+pub struct Prune {
+    /// Cache mounts and what was used lately too.
+    pub all: bool,
+    /// Only what was not used for so long.
+    pub unused_for: Option<Duration>,
+    /// Bytes that may stay, the most recently used first.
+    pub keep: Option<u64>,
+    /// Only these kinds.
+    pub kinds: Vec<String>,
+    /// Only these ids.
+    pub ids: Vec<String>,
+}
+
+/// What was taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pruned {
+    pub deleted: Vec<String>,
+    /// Bytes given back.
+    pub reclaimed: u64,
+}
+
+impl Builder {
+    /// Everything the cache holds, least recently used first. Blocks.
+    pub fn usage(&self) -> Result<Vec<Entry>> {
+        let solver = self.solver();
+        let mut entries: Vec<Entry> = solver
+            .records
+            .all()?
+            .into_iter()
+            .map(|snapshot| Entry {
+                in_use: solver.in_use(&snapshot.id),
+                kind: "regular".to_owned(),
+                description: snapshot.name,
+                shared: snapshot.diff_id.is_some(),
+                size: snapshot.size,
+                created: snapshot.created,
+                used: snapshot.used,
+                uses: snapshot.uses,
+                id: snapshot.id,
+            })
+            .collect();
+        entries.extend(solver.caches.list().into_iter().map(|(id, cache)| Entry {
+            id,
+            kind: "exec.cachemount".to_owned(),
+            description: format!("cache mount {}", cache.id),
+            in_use: cache.in_use,
+            shared: false,
+            size: cache.size,
+            created: cache.used,
+            used: cache.used,
+            uses: 0,
+        }));
+        entries.sort_by_key(|entry| entry.used);
+        Ok(entries)
+    }
+
+    /// Gives back what is asked for. Blocks.
+    pub fn prune(&self, wanted: &Prune) -> Result<Pruned> {
+        let solver = self.solver();
+        let entries = self.usage()?;
+        let mut total: u64 = entries.iter().map(|entry| entry.size).sum();
+        let mut pruned = Pruned::default();
+        let before = wanted
+            .unused_for
+            .map(|age| now().saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)));
+        for entry in entries {
+            let chosen = !entry.in_use
+                && (wanted.all || entry.kind == "regular" || !wanted.kinds.is_empty())
+                && before.is_none_or(|before| entry.used < before)
+                && (wanted.kinds.is_empty() || wanted.kinds.contains(&entry.kind))
+                && (wanted.ids.is_empty() || wanted.ids.iter().any(|id| entry.id.starts_with(id.as_str())))
+                && wanted.keep.is_none_or(|keep| total > keep);
+            if !chosen {
+                continue;
+            }
+            let reclaimed = if entry.kind == "regular" {
+                solver.records.remove(&entry.id)?;
+                remove_tree(&solver.snapshots.join(&entry.id));
+                if entry.shared { 0 } else { entry.size }
+            } else {
+                solver.caches.remove(&entry.id)
+            };
+            total = total.saturating_sub(entry.size);
+            pruned.reclaimed += reclaimed;
+            pruned.deleted.push(entry.id);
+        }
+        Ok(pruned)
+    }
+}

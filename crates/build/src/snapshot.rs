@@ -1,0 +1,185 @@
+//! The builder's own layers: a directory per step, until an image takes it over.
+//!
+//! Invariant: a snapshot's directory never changes once its step has ended; it moves only while nobody is about to
+//! use its path.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock, RwLockReadGuard, PoisonError};
+
+use brigantine_image::{Digest, Lease, Store};
+
+use crate::error::{Context, Error, Result};
+
+/// A step's result on disk.
+#[derive(Debug)]
+pub(crate) struct Snap {
+    pub id: String,
+    place: RwLock<Place>,
+    /// Nanoseconds since the epoch.
+    pub created: i64,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// Here, in the builder's own directory.
+    Own(PathBuf),
+    /// In the image store.
+    Layer(Digest),
+}
+
+/// One layer of a file system.
+#[derive(Debug, Clone)]
+pub(crate) enum Layer {
+    Image(Digest),
+    Snap(Arc<Snap>),
+}
+
+impl Snap {
+    pub fn own(id: String, path: PathBuf, created: i64) -> Self {
+        Self { id, place: RwLock::new(Place::Own(path)), created }
+    }
+
+    pub fn layer(id: String, diff_id: Digest, created: i64) -> Self {
+        Self { id, place: RwLock::new(Place::Layer(diff_id)), created }
+    }
+
+    /// Makes it a layer of the image store, unless it is one: its diff id.
+    pub fn adopt(&self, store: &Store, lease: &Lease) -> Result<Digest> {
+        let what = || "make a layer of a step's result".to_owned();
+        let mut place = self.place.write().unwrap_or_else(PoisonError::into_inner);
+        match &*place {
+            Place::Layer(diff_id) => {
+                let diff_id = diff_id.clone();
+                store.ensure_blob(lease, &diff_id).doing(what)?;
+                Ok(diff_id)
+            }
+            Place::Own(path) => {
+                let Some((descriptor, _)) = store.adopt_upper(lease, path).doing(what)? else {
+                    return Err(Error::Invalid("a step's result is empty".to_owned()));
+                };
+                // Its digest is its diff id: it is not compressed.
+                if path.exists() {
+                    // The same layer was there already.
+                    fs::remove_dir_all(path).doing(|| format!("remove {}", path.display()))?;
+                }
+                *place = Place::Layer(descriptor.digest.clone());
+                Ok(descriptor.digest)
+            }
+        }
+    }
+}
+
+/// The directories of layers, none of which can move while this lives.
+#[derive(Debug)]
+pub(crate) struct Held<'l> {
+    /// Top first, at least one.
+    pub dirs: Vec<PathBuf>,
+    _guards: Vec<RwLockReadGuard<'l, Place>>,
+}
+
+/// Finds and holds the directories of `layers` (bottom first).
+pub(crate) fn hold<'l>(store: &Store, lease: &Lease, layers: &'l [Layer]) -> Result<Held<'l>> {
+    let what = || "find a stage's layers".to_owned();
+    let mut guards = Vec::new();
+    let mut dirs: Vec<PathBuf> = Vec::new();
+    for layer in layers.iter().rev() {
+        let dir = match layer {
+            Layer::Image(diff_id) => image_dir(store, lease, diff_id).doing(what)?,
+            Layer::Snap(snap) => {
+                let guard = snap.place.read().unwrap_or_else(PoisonError::into_inner);
+                let dir = match &*guard {
+                    Place::Own(path) => path.clone(),
+                    Place::Layer(diff_id) => image_dir(store, lease, diff_id).doing(what)?,
+                };
+                guards.push(guard);
+                dir
+            }
+        };
+        // The same layer further down shows nothing new.
+        if !dirs.contains(&dir) {
+            dirs.push(dir);
+        }
+    }
+    if dirs.is_empty() {
+        dirs.extend(store.extracted_dirs(&[]).doing(what)?.unwrap_or_default());
+    }
+    Ok(Held { dirs, _guards: guards })
+}
+
+fn image_dir(store: &Store, lease: &Lease, diff_id: &Digest) -> brigantine_image::Result<PathBuf> {
+    lease.hold(diff_id)?;
+    let dirs = store.extracted_dirs(std::slice::from_ref(diff_id))?;
+    dirs.and_then(|dirs| dirs.into_iter().next()).ok_or_else(|| brigantine_image::Error::NoSuchContent(diff_id.clone()))
+}
+
+/// A new directory for a step: `diff` and `work`. Removed when dropped, unless kept.
+#[derive(Debug)]
+pub(crate) struct Fresh {
+    dir: PathBuf,
+    kept: bool,
+}
+
+impl Fresh {
+    pub fn make(parent: &Path, id: &str) -> Result<Self> {
+        let dir = parent.join(id);
+        let fresh = Self { dir: dir.clone(), kept: false };
+        for (sub, mode) in [("", 0o700), ("diff", 0o755), ("work", 0o700)] {
+            let path = dir.join(sub);
+            fs::DirBuilder::new().mode(mode).create(&path).doing(|| format!("create {}", path.display()))?;
+        }
+        Ok(fresh)
+    }
+
+    pub fn diff(&self) -> PathBuf {
+        self.dir.join("diff")
+    }
+
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// Keeps it; the work directory is not needed any more.
+    pub fn keep(mut self) -> PathBuf {
+        self.kept = true;
+        remove_tree(&self.dir.join("work"));
+        self.dir.join("diff")
+    }
+}
+
+impl Drop for Fresh {
+    fn drop(&mut self) {
+        if !self.kept {
+            remove_tree(&self.dir);
+        }
+    }
+}
+
+/// Removes what a step left; what cannot be removed goes with the next sweep.
+pub(crate) fn remove_tree(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "remove a build's files");
+        }
+        _ => {}
+    }
+}
+
+/// Bytes on disk at and below a path.
+pub(crate) fn disk_usage(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut total = 0;
+    let mut stack = vec![path.to_owned()];
+    while let Some(dir) = stack.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries.flatten() {
+            let Ok(metadata) = entry.metadata() else { continue };
+            total += metadata.blocks() * 512;
+            if metadata.is_dir() {
+                stack.push(entry.path());
+            }
+        }
+    }
+    total
+}
