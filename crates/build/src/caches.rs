@@ -27,7 +27,7 @@ pub(crate) struct Caches {
 pub(crate) struct Taken {
     /// By the mount's place among the step's mounts.
     pub paths: BTreeMap<usize, PathBuf>,
-    _turns: Vec<Turn>,
+    turns: Vec<Turn>,
 }
 
 #[derive(Debug)]
@@ -67,7 +67,7 @@ impl Caches {
             .map(|(index, mount)| (name(namespace, &mount.id), index, mount))
             .collect();
         wanted.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
-        let mut taken = Taken { paths: BTreeMap::new(), _turns: Vec::new() };
+        let mut taken = Taken { paths: BTreeMap::new(), turns: Vec::new() };
         let mut here: HashMap<String, PathBuf> = HashMap::new();
         for (name, index, mount) in wanted {
             if mount.input.is_some() {
@@ -83,16 +83,16 @@ impl Caches {
             }
             let path = match mount.sharing.as_str() {
                 "locked" => {
-                    taken._turns.push(Turn::Alone { _guard: self.turn(&name).write_owned().await });
+                    taken.turns.push(Turn::Alone { _guard: self.turn(&name).write_owned().await });
                     self.dir.join(&name).join("data")
                 }
                 "private" => {
                     let (turn, path) = self.free_one(&name);
-                    taken._turns.push(turn);
+                    taken.turns.push(turn);
                     path
                 }
                 _ => {
-                    taken._turns.push(Turn::Shared { _guard: self.turn(&name).read_owned().await });
+                    taken.turns.push(Turn::Shared { _guard: self.turn(&name).read_owned().await });
                     self.dir.join(&name).join("data")
                 }
             };

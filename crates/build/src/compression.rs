@@ -39,7 +39,11 @@ pub(crate) fn is_header(block: &[u8; 512]) -> bool {
     let text: String = block[148..156].iter().map(|b| char::from(*b)).collect();
     let text = text.trim_matches(|c: char| c == '\0' || c == ' ');
     let Ok(stated) = u32::from_str_radix(text, 8) else { return false };
-    let actual: u32 = block.iter().enumerate().map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) }).sum();
+    let actual: u32 = block
+        .iter()
+        .enumerate()
+        .map(|(at, b)| if (148..156).contains(&at) { 32 } else { u32::from(*b) })
+        .sum();
     stated == actual && block[0] != 0
 }
 

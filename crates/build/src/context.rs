@@ -68,8 +68,12 @@ pub(crate) fn unpack(source: impl Read, target: &Path, dockerfile: &str) -> Resu
         if entries > MOST_ENTRIES {
             return Err(invalid(format!("the build context has more than {MOST_ENTRIES} entries")));
         }
-        let name = String::from_utf8(entry.path_bytes().into_owned())
-            .map_err(|error| invalid(format!("the build context has a name that is not valid UTF-8: {:?}", String::from_utf8_lossy(error.as_bytes()))))?;
+        let name = String::from_utf8(entry.path_bytes().into_owned()).map_err(|error| {
+            invalid(format!(
+                "the build context has a name that is not valid UTF-8: {:?}",
+                String::from_utf8_lossy(error.as_bytes())
+            ))
+        })?;
         if name.split('/').any(|part| part == "..") {
             return Err(invalid(format!("the build context has an entry outside of it: {name:?}")));
         }
@@ -154,10 +158,13 @@ fn parents(root: &OwnedFd, path: &str) -> Result<()> {
         match openat2(root, dir, flags, Mode::empty(), beneath()) {
             Ok(_) => {}
             Err(Errno::NOENT) => {
-                mkdirat(root, dir, Mode::from_raw_mode(0o755)).doing(|| format!("make {dir:?} of the build context"))?;
+                mkdirat(root, dir, Mode::from_raw_mode(0o755))
+                    .doing(|| format!("make {dir:?} of the build context"))?;
             }
             Err(Errno::LOOP | Errno::NOTDIR) => {
-                return Err(invalid(format!("the build context has {path:?} below {dir:?}, which is not a directory")));
+                return Err(invalid(format!(
+                    "the build context has {path:?} below {dir:?}, which is not a directory"
+                )));
             }
             Err(error) => return Err(error).doing(|| format!("look at {dir:?} of the build context")),
         }
@@ -179,7 +186,9 @@ fn remove_other(root: &OwnedFd, path: &str, keep_dir: bool) -> Result<()> {
     match rustix::fs::unlinkat(&parent, &last, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
         Err(Errno::ISDIR) if keep_dir => Ok(()),
-        Err(Errno::ISDIR) => Err(invalid(format!("the build context has {path:?} twice, as a directory and as a file"))),
+        Err(Errno::ISDIR) => {
+            Err(invalid(format!("the build context has {path:?} twice, as a directory and as a file")))
+        }
         Err(error) => Err(error).doing(|| format!("replace {path:?} of the build context")),
     }
 }
@@ -232,7 +241,12 @@ mod tests {
         }
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
         let dir = tempfile::tempdir().unwrap();
-        let entries = [("/abs", T::Regular, "inside"), ("l", T::Symlink, "/etc"), ("l", T::Regular, "later"), ("h", T::Link, "abs")];
+        let entries = [
+            ("/abs", T::Regular, "inside"),
+            ("l", T::Symlink, "/etc"),
+            ("l", T::Regular, "later"),
+            ("h", T::Link, "abs"),
+        ];
         let unpacked = unpack(&archive(&entries)[..], dir.path(), "").unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join("abs")).unwrap(), "inside");
         assert_eq!(std::fs::read_to_string(dir.path().join("l")).unwrap(), "later");

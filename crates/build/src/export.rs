@@ -54,7 +54,11 @@ pub(crate) fn image(
             last = Some(time(seconds.saturating_mul(1_000_000_000)));
         } else if let Some(output) = step.filter(|output| output.created > 0) {
             let made = time(output.created);
-            if last.as_deref().and_then(|text| text.parse::<jiff::Timestamp>().ok()).is_none_or(|at| at.as_nanosecond() <= i128::from(output.created)) {
+            if last
+                .as_deref()
+                .and_then(|text| text.parse::<jiff::Timestamp>().ok())
+                .is_none_or(|at| at.as_nanosecond() <= i128::from(output.created))
+            {
                 last = Some(made);
             }
         }
@@ -80,5 +84,6 @@ pub(crate) fn image(
 
 /// RFC 3339 of nanoseconds since the epoch.
 fn time(nanos: i64) -> String {
-    jiff::Timestamp::from_nanosecond(i128::from(nanos)).map_or_else(|_| String::new(), |time| time.to_string())
+    jiff::Timestamp::from_nanosecond(i128::from(nanos))
+        .map_or_else(|_| String::new(), |time| time.to_string())
 }

@@ -51,13 +51,27 @@ pub enum Op {
     /// Nothing at all: `FROM scratch`.
     Scratch,
     /// An image's file system. Its identity is that of its layers.
-    Image { diff_ids: Vec<String> },
+    Image {
+        diff_ids: Vec<String>,
+    },
     /// A context of the request, by name; its identity is the content that is used.
-    Context { name: String },
+    Context {
+        name: String,
+    },
     /// A file from the web.
-    Http { url: String, checksum: Option<String>, file_name: String },
+    Http {
+        url: String,
+        checksum: Option<String>,
+        file_name: String,
+    },
     /// A repository's checkout.
-    Git { url: String, reference: String, subdir: String, keep_git_dir: bool, checksum: Option<String> },
+    Git {
+        url: String,
+        reference: String,
+        subdir: String,
+        keep_git_dir: bool,
+        checksum: Option<String>,
+    },
     Run(Box<Run>),
     Files(Vec<Action>),
 }
@@ -139,12 +153,30 @@ pub struct RunMount {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    Copy { input: usize, sources: Vec<String>, destination: String, many: bool, how: How },
-    Text { name: String, data: String, destination: String, how: How },
+    Copy {
+        input: usize,
+        sources: Vec<String>,
+        destination: String,
+        many: bool,
+        how: How,
+    },
+    Text {
+        name: String,
+        data: String,
+        destination: String,
+        how: How,
+    },
     /// The file an `Http` input has brought.
-    Download { input: usize, destination: String, how: How },
+    Download {
+        input: usize,
+        destination: String,
+        how: How,
+    },
     /// A WORKDIR.
-    Directory { path: String, owner: String },
+    Directory {
+        path: String,
+        owner: String,
+    },
 }
 
 /// How files are put.

@@ -48,7 +48,7 @@ impl Hashes {
     }
 
     pub fn put(&self, stat: &Stat, hash: [u8; 32]) {
-        let now = i128::from(jiff::Timestamp::now().as_nanosecond());
+        let now = jiff::Timestamp::now().as_nanosecond();
         let state = State::of(stat);
         if now - state.mtime.max(state.ctime) < QUIET {
             return;

@@ -120,10 +120,26 @@ pub enum Event {
     Pull(Progress),
     /// What will be done.
     Planned(Arc<Plan>),
-    Started { vertex: VertexId },
+    Started {
+        vertex: VertexId,
+    },
+    /// A step is not in the cache, and why.
+    Missed {
+        vertex: VertexId,
+        why: String,
+    },
     /// Output of a step.
-    Log { vertex: VertexId, stderr: bool, data: Vec<u8> },
-    Finished { vertex: VertexId, cached: bool, key: String, error: Option<String> },
+    Log {
+        vertex: VertexId,
+        stderr: bool,
+        data: Vec<u8>,
+    },
+    Finished {
+        vertex: VertexId,
+        cached: bool,
+        key: String,
+        error: Option<String>,
+    },
     /// The image is being made of the target's layers.
     Exporting,
 }
@@ -161,7 +177,8 @@ impl Builder {
         snapshot::remove_tree(&tmp);
         fs::DirBuilder::new().mode(0o700).create(&tmp).doing(|| format!("create {}", tmp.display()))?;
         let records = Records::open(&data.join("build.db"))?;
-        let known: std::collections::HashSet<String> = records.all()?.into_iter().map(|snapshot| snapshot.id).collect();
+        let known: std::collections::HashSet<String> =
+            records.all()?.into_iter().map(|snapshot| snapshot.id).collect();
         let snapshots = data.join("snapshots");
         let entries = fs::read_dir(&snapshots).doing(|| format!("read {}", snapshots.display()))?;
         for entry in entries.flatten() {
@@ -177,10 +194,21 @@ impl Builder {
     /// Builds. Dropping the future cancels the build: what only it was waiting for is ended and cleaned away.
     pub async fn build(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Built> {
         let id = ids::new();
-        let scratch = Scratch { dir: self.solver.tmp.join(&id), id: id.clone(), tmp: self.solver.tmp.clone() };
+        let scratch =
+            Scratch { dir: self.solver.tmp.join(&id), id: id.clone(), tmp: self.solver.tmp.clone() };
         let solver = Arc::clone(&self.solver);
-        let Request { context, folders, dockerfile, dockerfile_text, options, pull, tags, secrets, credentials, registry } =
-            request;
+        let Request {
+            context,
+            folders,
+            dockerfile,
+            dockerfile_text,
+            options,
+            pull,
+            tags,
+            secrets,
+            credentials,
+            registry,
+        } = request;
         let lease = self.solver.store.lease().doing(|| "begin a build".to_owned())?;
         let loaded = load(&solver, context, &scratch.dir, &dockerfile).await?;
         let (main, text, name) = {
@@ -188,7 +216,14 @@ impl Builder {
             blocking(move || frontend(loaded, &dockerfile, dockerfile_text, hashes)).await?
         };
         let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
-        let resolver = resolve::Images::new(solver.store.clone(), registry, credentials, pull, lease.clone(), events.clone());
+        let resolver = resolve::Images::new(
+            solver.store.clone(),
+            registry,
+            credentials,
+            pull,
+            lease.clone(),
+            events.clone(),
+        );
         let plan = Arc::new(convert::convert(&file, &name, &text, &options, &resolver).await?);
         send(&events, Event::Planned(Arc::clone(&plan))).await;
         let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
@@ -218,7 +253,9 @@ impl Builder {
         send(&events, Event::Exporting).await;
         let solver = Arc::clone(&self.solver);
         let bases = resolver.layers();
-        let export = blocking(move || export::image(&solver, &lease, &plan, &target, &layers, &bases, epoch, tags)).await;
+        let export =
+            blocking(move || export::image(&solver, &lease, &plan, &target, &layers, &bases, epoch, tags))
+                .await;
         drop(stop);
         drop(scratch);
         export
@@ -233,6 +270,15 @@ impl Builder {
                 Vec::new()
             }
         }
+    }
+
+    /// Syncs what the cache holds, so that a power cut does not cost making it again. Blocks.
+    pub fn settle(&self) -> Result<()> {
+        let until = records::now();
+        let what = || format!("sync {}", self.data.display());
+        let root = fs::File::open(&self.data).doing(what)?;
+        rustix::fs::syncfs(&root).doing(what)?;
+        self.solver.records.settled(until)
     }
 
     /// The builder's own directory.
@@ -281,6 +327,7 @@ struct Stop(Arc<Job>);
 impl Drop for Stop {
     fn drop(&mut self) {
         self.0.stop();
+        self.0.solver.mounts.forget();
     }
 }
 
@@ -293,8 +340,15 @@ struct Loaded {
     ignored: bool,
 }
 
-async fn load(solver: &Arc<Solver>, source: ContextSource, dir: &Path, dockerfile: &str) -> Result<Option<Loaded>> {
-    let make = |dir: &Path| fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()));
+async fn load(
+    solver: &Arc<Solver>,
+    source: ContextSource,
+    dir: &Path,
+    dockerfile: &str,
+) -> Result<Option<Loaded>> {
+    let make = |dir: &Path| {
+        fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
+    };
     match source {
         ContextSource::Nothing => Ok(None),
         ContextSource::Folder(path) => {
@@ -307,19 +361,19 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, dir: &Path, dockerfil
             tracing::debug!(bytes = unpacked.bytes, "unpacked a build context");
             Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
         }
-        ContextSource::Remote(url) => match remote::source(&url) {
-            op @ graph::Op::Git { .. } => {
+        ContextSource::Remote(url) => {
+            if let op @ graph::Op::Git { .. } = remote::source(&url) {
                 remote::checkout(&op, dir).await?;
                 let graph::Op::Git { subdir, .. } = &op else { return Err(invalid("not a git source")) };
                 let path = if subdir.is_empty() {
                     dir.to_owned()
                 } else {
-                    let root = Tree::folder(tree::open_dir(dir)?, Ignore::default(), Arc::clone(&solver.hashes));
+                    let root =
+                        Tree::folder(tree::open_dir(dir)?, Ignore::default(), Arc::clone(&solver.hashes));
                     dir.join(run::resolve_source(&root, subdir)?)
                 };
                 Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: false }))
-            }
-            _ => {
+            } else {
                 make(dir)?;
                 let file = dir.with_extension("download");
                 remote::download(&url, None, &file).await?;
@@ -328,20 +382,24 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, dir: &Path, dockerfil
                     let open = || fs::File::open(&from).doing(|| format!("open {}", from.display()));
                     if compression::is_archive(open()?).doing(|| format!("read {}", from.display()))? {
                         let unpacked = context::unpack(open()?, &target, "")?;
-                        return Ok(Loaded { path: target, hashes: unpacked.hashes, text: None, ignored: false });
+                        return Ok(Loaded {
+                            path: target,
+                            hashes: unpacked.hashes,
+                            text: None,
+                            ignored: false,
+                        });
                     }
                     let mut text = String::new();
-                    open()?
-                        .take(dockerfile::MOST as u64 + 1)
-                        .read_to_string(&mut text)
-                        .map_err(|_bad| invalid("the remote context is neither a tar archive nor a Dockerfile"))?;
+                    open()?.take(dockerfile::MOST as u64 + 1).read_to_string(&mut text).map_err(|_bad| {
+                        invalid("the remote context is neither a tar archive nor a Dockerfile")
+                    })?;
                     Ok(Loaded { path: target, hashes: HashMap::new(), text: Some(text), ignored: false })
                 })
                 .await;
                 fs::remove_file(&file).doing(|| format!("remove {}", file.display()))?;
                 loaded.map(Some)
             }
-        },
+        }
     }
 }
 
@@ -373,20 +431,23 @@ fn frontend(
     };
     let ignore = match rules {
         None => Ignore::default(),
-        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules)).map_err(|error| invalid(format!("{from}: {error}")))?,
+        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules))
+            .map_err(|error| invalid(format!("{from}: {error}")))?,
     };
     Ok((Some(Tree::folder(open()?, ignore, hashes).with_known(loaded.hashes)), text, name))
 }
 
 fn read_dockerfile(tree: &Tree, name: &str) -> Result<(String, String)> {
-    if name.split('/').any(|part| part == "..") && pattern::clean(name).is_empty() || name.starts_with("../") {
+    if name.split('/').any(|part| part == "..") && pattern::clean(name).is_empty() || name.starts_with("../")
+    {
         return Err(invalid(format!("forbidden path outside the build context: {name}")));
     }
     let path = pattern::clean(name);
     let lower = (path == "Dockerfile").then_some("dockerfile");
     for candidate in std::iter::once(path.as_str()).chain(lower) {
         if let Some(raw) = tree.read(candidate)? {
-            let text = String::from_utf8(raw).map_err(|_bad| invalid(format!("{candidate} is not valid UTF-8")))?;
+            let text =
+                String::from_utf8(raw).map_err(|_bad| invalid(format!("{candidate} is not valid UTF-8")))?;
             return Ok((text, candidate.to_owned()));
         }
     }

@@ -12,7 +12,10 @@ enum Token {
     Deep,
     /// `**/`: nothing, or anything that ends with a slash.
     DeepDir,
-    Class { negated: bool, ranges: Vec<(char, char)> },
+    Class {
+        negated: bool,
+        ranges: Vec<(char, char)>,
+    },
 }
 
 /// A pattern for a whole path.
@@ -291,7 +294,9 @@ mod tests {
 
     #[test]
     fn the_last_matching_rule_decides() {
-        let ignore = Ignore::parse("# note\n\n/target\n**/*.o\n!keep.o\n docs/* \n!docs/README.md\nnode_modules\n").unwrap();
+        let ignore =
+            Ignore::parse("# note\n\n/target\n**/*.o\n!keep.o\n docs/* \n!docs/README.md\nnode_modules\n")
+                .unwrap();
         for (path, out) in [
             ("target", true),
             ("target/x/y", true),
@@ -310,7 +315,11 @@ mod tests {
         }
         let all = Ignore::parse("*\n!src\n!a/b/*.c").unwrap();
         assert!(all.excludes("x") && !all.excludes("src/x"));
-        assert!(all.may_take_again_below("a") && all.may_take_again_below("a/b") && !all.may_take_again_below("x"));
+        assert!(
+            all.may_take_again_below("a")
+                && all.may_take_again_below("a/b")
+                && !all.may_take_again_below("x")
+        );
         assert!(Ignore::parse("!").is_err() && Ignore::parse("[").is_err());
     }
 

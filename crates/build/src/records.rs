@@ -11,9 +11,9 @@ use rusqlite::{Connection, OptionalExtension as _, params};
 use crate::error::{Context, Result};
 
 /// Ordered changes of the schema; the number of those applied is the file's `user_version`.
-const MIGRATIONS: &[&str] = &[
-    "CREATE TABLE snapshots (
+const MIGRATIONS: &[&str] = &["CREATE TABLE snapshots (
         id TEXT PRIMARY KEY,
+        identity TEXT NOT NULL,
         name TEXT NOT NULL,
         kind TEXT NOT NULL,
         diff_id TEXT,
@@ -32,13 +32,14 @@ const MIGRATIONS: &[&str] = &[
      CREATE TABLE parts (
         step TEXT PRIMARY KEY,
         parts TEXT NOT NULL
-     ) STRICT;",
-];
+     ) STRICT;"];
 
 /// A snapshot on record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Snapshot {
     pub id: String,
+    /// What stands for it in the keys of what uses it: the same for the same result made again.
+    pub identity: String,
     /// The step that made it.
     pub name: String,
     /// `layer` or `cache`.
@@ -67,7 +68,9 @@ pub(crate) fn now() -> i64 {
 
 fn boot_id() -> &'static str {
     static BOOT: OnceLock<String> = OnceLock::new();
-    BOOT.get_or_init(|| std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned())
+    BOOT.get_or_init(|| {
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+    })
 }
 
 impl Records {
@@ -100,7 +103,7 @@ impl Records {
         let connection = self.lock();
         let mut statement = connection
             .prepare_cached(
-                "SELECT s.id, s.name, s.kind, s.diff_id, s.empty, s.size, s.created, s.used, s.uses
+                "SELECT s.id, s.identity, s.name, s.kind, s.diff_id, s.empty, s.size, s.created, s.used, s.uses
                  FROM keys k JOIN snapshots s ON s.id = k.snapshot WHERE k.key = ?1",
             )
             .doing(|| "look up a cache key".to_owned())?;
@@ -114,10 +117,11 @@ impl Records {
         let transaction = connection.transaction().doing(what)?;
         transaction
             .execute(
-                "INSERT INTO snapshots (id, name, kind, diff_id, empty, size, created, used, uses, unsettled)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
+                "INSERT INTO snapshots (id, identity, name, kind, diff_id, empty, size, created, used, uses, unsettled)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
                 params![
                     snapshot.id,
+                    snapshot.identity,
                     snapshot.name,
                     snapshot.kind,
                     snapshot.diff_id,
@@ -132,7 +136,10 @@ impl Records {
             .doing(what)?;
         for key in keys {
             transaction
-                .execute("INSERT OR REPLACE INTO keys (key, snapshot) VALUES (?1, ?2)", params![key, snapshot.id])
+                .execute(
+                    "INSERT OR REPLACE INTO keys (key, snapshot) VALUES (?1, ?2)",
+                    params![key, snapshot.id],
+                )
                 .doing(what)?;
         }
         transaction.commit().doing(what)
@@ -140,14 +147,19 @@ impl Records {
 
     /// Bytes of a snapshot; `None` when it is not on record.
     pub fn size(&self, id: &str) -> Option<u64> {
-        let found = self.lock().query_row("SELECT size FROM snapshots WHERE id = ?1", [id], |row| row.get::<_, i64>(0));
+        let found = self
+            .lock()
+            .query_row("SELECT size FROM snapshots WHERE id = ?1", [id], |row| row.get::<_, i64>(0));
         found.ok().map(i64::unsigned_abs)
     }
 
     /// One more key of a snapshot.
     pub fn alias(&self, key: &str, id: &str) -> Result<()> {
         self.lock()
-            .execute("INSERT OR REPLACE INTO keys (key, snapshot) SELECT ?1, id FROM snapshots WHERE id = ?2", [key, id])
+            .execute(
+                "INSERT OR REPLACE INTO keys (key, snapshot) SELECT ?1, id FROM snapshots WHERE id = ?2",
+                [key, id],
+            )
             .map(drop)
             .doing(|| "record a cache key".to_owned())
     }
@@ -185,7 +197,7 @@ impl Records {
         let what = || "list the build cache".to_owned();
         let connection = self.lock();
         let mut statement = connection
-            .prepare_cached("SELECT id, name, kind, diff_id, empty, size, created, used, uses FROM snapshots ORDER BY used, created")
+            .prepare_cached("SELECT id, identity, name, kind, diff_id, empty, size, created, used, uses FROM snapshots ORDER BY used, created")
             .doing(what)?;
         statement.query_map([], row).doing(what)?.collect::<rusqlite::Result<_>>().doing(what)
     }
@@ -217,14 +229,15 @@ impl Records {
 fn row(row: &rusqlite::Row<'_>) -> rusqlite::Result<Snapshot> {
     Ok(Snapshot {
         id: row.get(0)?,
-        name: row.get(1)?,
-        kind: row.get(2)?,
-        diff_id: row.get(3)?,
-        empty: row.get(4)?,
-        size: row.get::<_, i64>(5)?.unsigned_abs(),
-        created: row.get(6)?,
-        used: row.get(7)?,
-        uses: row.get::<_, i64>(8)?.unsigned_abs(),
+        identity: row.get(1)?,
+        name: row.get(2)?,
+        kind: row.get(3)?,
+        diff_id: row.get(4)?,
+        empty: row.get(5)?,
+        size: row.get::<_, i64>(6)?.unsigned_abs(),
+        created: row.get(7)?,
+        used: row.get(8)?,
+        uses: row.get::<_, i64>(9)?.unsigned_abs(),
     })
 }
 
@@ -235,6 +248,7 @@ mod tests {
     fn snapshot(id: &str) -> Snapshot {
         Snapshot {
             id: id.into(),
+            identity: id.into(),
             name: "step".into(),
             kind: "layer".into(),
             diff_id: None,

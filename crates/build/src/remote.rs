@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Result, invalid};
 use crate::graph::Op;
 
 /// How long a server may be silent.
-const STALL: Duration = Duration::from_secs(60);
+const STALL: Duration = Duration::from_mins(1);
 /// The most that is downloaded, in bytes.
 const MOST: u64 = 64 << 30;
 
@@ -28,13 +28,16 @@ fn is_http(source: &str) -> bool {
 }
 
 fn is_git(source: &str) -> bool {
-    source.starts_with("git://") || source.starts_with("git@") || source.starts_with("ssh://") || (is_http(source) && looks_like_git(source))
+    source.starts_with("git://")
+        || source.starts_with("git@")
+        || source.starts_with("ssh://")
+        || (is_http(source) && looks_like_git(source))
 }
 
 /// `https://host/repo.git`, with or without a fragment.
 fn looks_like_git(source: &str) -> bool {
     let bare = source.split(['#', '?']).next().unwrap_or_default();
-    bare.ends_with(".git")
+    bare.strip_suffix(".git").is_some()
 }
 
 /// A remote source as an operation.
@@ -43,7 +46,8 @@ pub(crate) fn source(url: &str) -> Op {
         return git(url);
     }
     let path = url.split(['?', '#']).next().unwrap_or_default();
-    let name = path.splitn(4, '/').nth(3).and_then(|path| path.rsplit('/').next()).filter(|name| !name.is_empty());
+    let name =
+        path.splitn(4, '/').nth(3).and_then(|path| path.rsplit('/').next()).filter(|name| !name.is_empty());
     Op::Http { url: url.to_owned(), checksum: None, file_name: name.unwrap_or("download").to_owned() }
 }
 
@@ -63,7 +67,13 @@ fn git(url: &str) -> Op {
             _ => {}
         }
     }
-    Op::Git { url: bare.to_owned(), reference, subdir: crate::pattern::clean(&subdir), keep_git_dir, checksum }
+    Op::Git {
+        url: bare.to_owned(),
+        reference,
+        subdir: crate::pattern::clean(&subdir),
+        keep_git_dir,
+        checksum,
+    }
 }
 
 /// ADD's flags for a remote source.
@@ -71,7 +81,9 @@ pub(crate) fn with_flags(op: &mut Op, wanted: Option<String>, keep: bool) -> Res
     match op {
         Op::Http { checksum, .. } => {
             if let Some(wanted) = &wanted
-                && !wanted.strip_prefix("sha256:").is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+                && !wanted
+                    .strip_prefix("sha256:")
+                    .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
             {
                 return Err(format!("invalid checksum {wanted}: sha256:<64 hexadecimal digits> is expected"));
             }
@@ -166,7 +178,9 @@ pub(crate) async fn checkout(op: &Op, target: &Path) -> Result<String> {
         return Err(invalid(format!("expected checksum to match {wanted}, got {commit}")));
     }
     if !keep_git_dir {
-        tokio::fs::remove_dir_all(target.join(".git")).await.doing(|| "remove the repository's .git".to_owned())?;
+        tokio::fs::remove_dir_all(target.join(".git"))
+            .await
+            .doing(|| "remove the repository's .git".to_owned())?;
     }
     Ok(commit)
 }
@@ -175,7 +189,14 @@ async fn git_command(dir: &Path, args: &[&str]) -> Result<String> {
     let mut command = tokio::process::Command::new("git");
     command
         .current_dir(dir)
-        .args(["-c", "core.hooksPath=/dev/null", "-c", "protocol.ext.allow=never", "-c", "core.symlinks=true"])
+        .args([
+            "-c",
+            "core.hooksPath=/dev/null",
+            "-c",
+            "protocol.ext.allow=never",
+            "-c",
+            "core.symlinks=true",
+        ])
         .args(args)
         .env_clear()
         .env("PATH", std::env::var_os("PATH").unwrap_or_else(|| "/usr/bin:/bin".into()))
@@ -212,11 +233,17 @@ mod tests {
 
     #[test]
     fn sources_are_told_apart() {
-        assert!(matches!(source("https://x/y/z.tar.gz?a=b"), Op::Http { file_name, .. } if file_name == "z.tar.gz"));
+        assert!(
+            matches!(source("https://x/y/z.tar.gz?a=b"), Op::Http { file_name, .. } if file_name == "z.tar.gz")
+        );
         assert!(matches!(source("https://x"), Op::Http { file_name, .. } if file_name == "download"));
-        let Op::Git { url, reference, subdir, .. } = source("https://x/r.git#v1:sub/../dir") else { panic!() };
+        let Op::Git { url, reference, subdir, .. } = source("https://x/r.git#v1:sub/../dir") else {
+            panic!()
+        };
         assert_eq!((url.as_str(), reference.as_str(), subdir.as_str()), ("https://x/r.git", "v1", "dir"));
-        let Op::Git { reference, checksum, keep_git_dir, .. } = source("https://x/r.git?tag=v2&commit=abc&keep-git-dir=true") else {
+        let Op::Git { reference, checksum, keep_git_dir, .. } =
+            source("https://x/r.git?tag=v2&commit=abc&keep-git-dir=true")
+        else {
             panic!()
         };
         assert_eq!((reference.as_str(), checksum.as_deref(), keep_git_dir), ("v2", Some("abc"), true));

@@ -58,7 +58,8 @@ impl Images {
                 }
             }
         }
-        let reference = Reference::parse(name).map_err(|error| invalid(format!("invalid reference format: {name}: {error}")))?;
+        let reference = Reference::parse(name)
+            .map_err(|error| invalid(format!("invalid reference format: {name}: {error}")))?;
         let options =
             PullOptions { platform: Some(platform.clone()), credentials: self.credentials_for(&reference) };
         let events = self.events.clone();
@@ -108,7 +109,8 @@ impl Resolver for Images {
                 store.ensure_unpacked(&held).doing(|| "unpack the base image".to_owned())
             })
             .await?;
-            let diff_ids: Vec<String> = image.config.rootfs.diff_ids.iter().map(ToString::to_string).collect();
+            let diff_ids: Vec<String> =
+                image.config.rootfs.diff_ids.iter().map(ToString::to_string).collect();
             let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
             layers.extend(diff_ids.iter().cloned().zip(image.layers.iter().cloned()));
             drop(layers);

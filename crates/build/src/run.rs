@@ -12,15 +12,16 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use brigantine_image::Lower;
 use brigantine_runtime::profile::{self, SeccompContext};
 use brigantine_runtime::spec::{
     Capabilities, Linux, LinuxCapabilities, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespaceBuilder,
-    LinuxNamespaceType, LinuxResources, Mount, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder, Spec,
-    UserBuilder,
+    LinuxNamespaceType, LinuxResources, Mount, PosixRlimitBuilder, PosixRlimitType, Process, RootBuilder,
+    Spec, UserBuilder,
 };
 use brigantine_shim::{
-    AttachOptions, AttachStream, Client, Config, Event, EventReader, ExitRecord, Inherited, LogConfig, OverlayOptions,
-    Rootfs, SpawnError, frame,
+    AttachOptions, AttachStream, Client, Config, Event, EventReader, ExitRecord, Inherited, LogConfig,
+    OverlayOptions, Rootfs, SpawnError, frame,
 };
 use brigantine_sys::SealedExe;
 use tokio::io::AsyncReadExt as _;
@@ -70,7 +71,10 @@ pub(crate) struct Executor {
 #[derive(Debug, Clone)]
 pub(crate) enum Ready {
     /// Directories of an input's layers, top first, and the path in them.
-    Layers { dirs: Vec<PathBuf>, path: String },
+    Layers {
+        lowers: Vec<Lower>,
+        path: String,
+    },
     /// A host path.
     Path(PathBuf),
     Tmpfs,
@@ -83,7 +87,7 @@ pub(crate) struct Task<'t> {
     pub id: String,
     pub run: &'t Run,
     /// The file system below, top first.
-    pub lower: Vec<PathBuf>,
+    pub lower: Vec<Lower>,
     pub upper: PathBuf,
     pub work: PathBuf,
     pub root: &'t Tree,
@@ -121,11 +125,13 @@ impl Executor {
         let Ok(entries) = std::fs::read_dir(&self.run_dir) else { return };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            if !name.ends_with(".files") {
+            if name.strip_suffix(".files").is_none() {
                 match brigantine_shim::find(&entry.path(), &self.exit_path(&name)) {
                     Ok(brigantine_shim::Found::Monitored(client)) => end(&client),
                     Ok(_) => {}
-                    Err(error) => tracing::warn!(step = name, %error, "end a build step of an earlier engine"),
+                    Err(error) => {
+                        tracing::warn!(step = name, %error, "end a build step of an earlier engine");
+                    }
                 }
                 self.network.leave(&name);
             }
@@ -163,7 +169,7 @@ impl Executor {
             id: task.id.clone(),
             spec,
             rootfs: Rootfs::Overlay {
-                lower: task.lower.clone(),
+                lower: task.lower.iter().map(|layer| layer.shown().to_owned()).collect(),
                 upper: task.upper.clone(),
                 work: task.work.clone(),
                 options: OverlayOptions { volatile: true, extra: Vec::new() },
@@ -182,10 +188,25 @@ impl Executor {
             stream: their_output,
             options: AttachOptions { patience: None, ..AttachOptions::default() },
         };
-        let inherited =
-            Inherited { netns: joined.netns, held: Vec::new(), attach: vec![attach], events: Some(their_events) };
+        let layers = task
+            .lower
+            .iter()
+            .enumerate()
+            .filter_map(|(position, lower)| Some((position, lower.mount()?)))
+            .map(|(position, mount)| Ok((position, mount.try_clone()?)))
+            .collect::<io::Result<Vec<_>>>()
+            .doing(|| "hand over the stage's layers".to_owned())?;
+        let inherited = Inherited {
+            netns: joined.netns,
+            layers,
+            held: Vec::new(),
+            attach: vec![attach],
+            events: Some(their_events),
+        };
         brigantine_shim::spawn(&self.exe, &config, inherited).map_err(|error| match error {
-            SpawnError::Launch(failure) => Error::Executor(format!("failed to create task for container: {failure}: unknown")),
+            SpawnError::Launch(failure) => {
+                Error::Executor(format!("failed to create task for container: {failure}: unknown"))
+            }
             other => Error::Executor(format!("start the step's monitor: {}", chain(&other))),
         })?;
         running.client = Client::connect(&config.dir).ok();
@@ -200,7 +221,8 @@ impl Executor {
         let user = users::resolve(&run.user, task.root)?;
         let mut env = run.env.clone();
         env.extend(around.proxy.iter().cloned());
-        let mut mounts = profile::mounts(around.shm_size.filter(|n| *n > 0).unwrap_or(self.shm_size).unsigned_abs());
+        let mut mounts =
+            profile::mounts(around.shm_size.filter(|n| *n > 0).unwrap_or(self.shm_size).unsigned_abs());
         if run.insecure {
             for mount in &mut mounts {
                 if matches!(mount.typ().as_deref(), Some("sysfs" | "cgroup")) {
@@ -304,10 +326,14 @@ impl Executor {
 
 impl Running {
     /// Passes the output on as it comes and waits for the end. The step's files are put in order then.
-    pub async fn finish(mut self, mut log: impl FnMut(bool, &[u8]) -> futures_util::future::BoxFuture<'static, ()>) -> Result<ExitRecord> {
+    pub async fn finish(
+        mut self,
+        mut log: impl FnMut(bool, &[u8]) -> futures_util::future::BoxFuture<'static, ()>,
+    ) -> Result<ExitRecord> {
         if let Some(output) = self.output.take() {
             output.set_nonblocking(true).doing(|| "read the step's output".to_owned())?;
-            let mut output = tokio::net::UnixStream::from_std(output).doing(|| "read the step's output".to_owned())?;
+            let mut output =
+                tokio::net::UnixStream::from_std(output).doing(|| "read the step's output".to_owned())?;
             let mut header = [0_u8; frame::HEADER];
             loop {
                 match output.read_exact(&mut header).await {
@@ -341,7 +367,8 @@ impl Running {
                 }
             }
         }
-        match brigantine_shim::find(&self.executor.monitor_dir(&self.id), &self.executor.exit_path(&self.id)) {
+        match brigantine_shim::find(&self.executor.monitor_dir(&self.id), &self.executor.exit_path(&self.id))
+        {
             Ok(brigantine_shim::Found::Exited(exit)) => Ok(exit),
             _ => Err(Error::Executor("the step's monitor was lost".to_owned())),
         }
@@ -351,7 +378,9 @@ impl Running {
     fn clean(&mut self) {
         if let Some(client) = self.client.take() {
             // It may have left already: then there is nobody to release.
-            client.release().unwrap_or_else(|error| tracing::debug!(step = self.id, %error, "the step's monitor has left"));
+            client.release().unwrap_or_else(
+                |error| tracing::debug!(step = self.id, %error, "the step's monitor has left"),
+            );
         }
         self.executor.network.leave(&self.id);
         remove_tree(&self.executor.monitor_dir(&self.id));
@@ -438,11 +467,17 @@ fn entry(target: &str, typ: &str, source: &str, options: Vec<String>) -> Mount {
 
 fn bind(target: &str, source: &Path, read_only: bool) -> Mount {
     let access = if read_only { "ro" } else { "rw" };
-    entry(target, "bind", &source.to_string_lossy(), ["rbind", access, "rprivate"].map(str::to_owned).to_vec())
+    entry(
+        target,
+        "bind",
+        &source.to_string_lossy(),
+        ["rbind", access, "rprivate"].map(str::to_owned).to_vec(),
+    )
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).doing(|| format!("set the mode of {}", path.display()))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .doing(|| format!("set the mode of {}", path.display()))
 }
 
 fn secret(
@@ -460,8 +495,9 @@ fn secret(
         return Ok(());
     };
     if let Some(name) = &wanted.env {
-        let text = String::from_utf8(value.clone())
-            .map_err(|_bad| invalid(format!("secret {} is not valid UTF-8: it cannot be a variable", wanted.id)))?;
+        let text = String::from_utf8(value.clone()).map_err(|_bad| {
+            invalid(format!("secret {} is not valid UTF-8: it cannot be a variable", wanted.id))
+        })?;
         env.push(format!("{name}={text}"));
     }
     if wanted.target.is_empty() {
@@ -470,12 +506,19 @@ fn secret(
     let path = files.join(format!("secret-{number}"));
     std::fs::write(&path, value).doing(|| format!("write the secret {}", wanted.id))?;
     set_mode(&path, wanted.mode.unwrap_or(0o400))?;
-    std::os::unix::fs::chown(&path, Some(wanted.uid), Some(wanted.gid)).doing(|| format!("give the secret {} away", wanted.id))?;
+    std::os::unix::fs::chown(&path, Some(wanted.uid), Some(wanted.gid))
+        .doing(|| format!("give the secret {} away", wanted.id))?;
     mounts.push(bind(&wanted.target, &path, true));
     Ok(())
 }
 
-fn mount(wanted: &RunMount, ready: &Ready, number: usize, files: &Path, mounts: &mut Vec<Mount>) -> Result<()> {
+fn mount(
+    wanted: &RunMount,
+    ready: &Ready,
+    number: usize,
+    files: &Path,
+    mounts: &mut Vec<Mount>,
+) -> Result<()> {
     match ready {
         Ready::Nothing => {}
         Ready::Path(path) => mounts.push(bind(&wanted.target, path, wanted.read_only)),
@@ -484,16 +527,16 @@ fn mount(wanted: &RunMount, ready: &Ready, number: usize, files: &Path, mounts: 
             options.extend(wanted.size.map(|size| format!("size={size}")));
             mounts.push(entry(&wanted.target, "tmpfs", "tmpfs", options));
         }
-        Ready::Layers { dirs, path } => mounts.push(layers(wanted, dirs, path, number, files)?),
+        Ready::Layers { lowers, path } => mounts.push(layers(wanted, lowers, path, number, files)?),
     }
     Ok(())
 }
 
 /// A part of an input's file system: an overlay of that part of each layer, or the file itself.
-fn layers(wanted: &RunMount, dirs: &[PathBuf], path: &str, number: usize, files: &Path) -> Result<Mount> {
+fn layers(wanted: &RunMount, lowers: &[Lower], path: &str, number: usize, files: &Path) -> Result<Mount> {
     let mut parts = Vec::new();
-    for dir in dirs {
-        match part(dir, path)? {
+    for lower in lowers {
+        match part(lower.path(), path)? {
             Part::Missing => {}
             Part::File(file) => {
                 if parts.is_empty() {
@@ -540,7 +583,10 @@ enum Part {
     /// Lower layers show nothing here.
     Hidden,
     File(PathBuf),
-    Directory { path: PathBuf, last: bool },
+    Directory {
+        path: PathBuf,
+        last: bool,
+    },
 }
 
 /// What one layer has at a path (no links in it).
@@ -677,4 +723,3 @@ fn rlimits(limits: &Limits) -> Result<Vec<brigantine_runtime::spec::PosixRlimit>
 pub(crate) fn resolve_source(tree: &Tree, path: &str) -> Result<String> {
     tree.canonical(path)?.ok_or_else(|| Error::NotFound(format!("\"/{path}\": not found")))
 }
-

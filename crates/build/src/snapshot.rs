@@ -3,12 +3,13 @@
 //! Invariant: a snapshot's directory never changes once its step has ended; it moves only while nobody is about to
 //! use its path.
 
+use std::collections::HashMap;
 use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock, RwLockReadGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use brigantine_image::{Digest, Lease, Store};
+use brigantine_image::{Digest, LayerFiles, Lease, Lower, Store};
 
 use crate::error::{Context, Error, Result};
 
@@ -17,8 +18,6 @@ use crate::error::{Context, Error, Result};
 pub(crate) struct Snap {
     pub id: String,
     place: RwLock<Place>,
-    /// Nanoseconds since the epoch.
-    pub created: i64,
 }
 
 #[derive(Debug, Clone)]
@@ -37,12 +36,12 @@ pub(crate) enum Layer {
 }
 
 impl Snap {
-    pub fn own(id: String, path: PathBuf, created: i64) -> Self {
-        Self { id, place: RwLock::new(Place::Own(path)), created }
+    pub fn own(id: String, path: PathBuf) -> Self {
+        Self { id, place: RwLock::new(Place::Own(path)) }
     }
 
-    pub fn layer(id: String, diff_id: Digest, created: i64) -> Self {
-        Self { id, place: RwLock::new(Place::Layer(diff_id)), created }
+    pub fn layer(id: String, diff_id: Digest) -> Self {
+        Self { id, place: RwLock::new(Place::Layer(diff_id)) }
     }
 
     /// Makes it a layer of the image store, unless it is one: its diff id.
@@ -75,43 +74,80 @@ impl Snap {
 #[derive(Debug)]
 pub(crate) struct Held<'l> {
     /// Top first, at least one.
-    pub dirs: Vec<PathBuf>,
+    pub lowers: Vec<Lower>,
     _guards: Vec<RwLockReadGuard<'l, Place>>,
 }
 
 /// Finds and holds the directories of `layers` (bottom first).
-pub(crate) fn hold<'l>(store: &Store, lease: &Lease, layers: &'l [Layer]) -> Result<Held<'l>> {
+pub(crate) fn hold<'l>(
+    store: &Store,
+    mounts: &Mounts,
+    lease: &Lease,
+    layers: &'l [Layer],
+) -> Result<Held<'l>> {
     let what = || "find a stage's layers".to_owned();
     let mut guards = Vec::new();
-    let mut dirs: Vec<PathBuf> = Vec::new();
+    let mut lowers: Vec<Lower> = Vec::new();
     for layer in layers.iter().rev() {
         let dir = match layer {
-            Layer::Image(diff_id) => image_dir(store, lease, diff_id).doing(what)?,
+            Layer::Image(diff_id) => image_layer(store, mounts, lease, diff_id).doing(what)?,
             Layer::Snap(snap) => {
                 let guard = snap.place.read().unwrap_or_else(PoisonError::into_inner);
                 let dir = match &*guard {
-                    Place::Own(path) => path.clone(),
-                    Place::Layer(diff_id) => image_dir(store, lease, diff_id).doing(what)?,
+                    Place::Own(path) => Lower::directory(path.clone()),
+                    Place::Layer(diff_id) => image_layer(store, mounts, lease, diff_id).doing(what)?,
                 };
                 guards.push(guard);
                 dir
             }
         };
         // The same layer further down shows nothing new.
-        if !dirs.contains(&dir) {
-            dirs.push(dir);
+        if !lowers.iter().any(|known| known.shown() == dir.shown()) {
+            lowers.push(dir);
         }
     }
-    if dirs.is_empty() {
-        dirs.extend(store.extracted_dirs(&[]).doing(what)?.unwrap_or_default());
+    if lowers.is_empty() {
+        for files in store.known_layer_files(&[]).doing(what)?.unwrap_or_default() {
+            lowers.push(files.open().doing(what)?);
+        }
     }
-    Ok(Held { dirs, _guards: guards })
+    Ok(Held { lowers, _guards: guards })
 }
 
-fn image_dir(store: &Store, lease: &Lease, diff_id: &Digest) -> brigantine_image::Result<PathBuf> {
+/// Layers that are mounts, by the file mounted: steps share them.
+#[derive(Debug, Default)]
+pub(crate) struct Mounts {
+    known: Mutex<HashMap<PathBuf, Lower>>,
+}
+
+impl Mounts {
+    /// Gives up what no step uses, so that a removed layer's bytes are given back.
+    pub fn forget(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, lower| lower.is_shared());
+    }
+}
+
+fn image_layer(
+    store: &Store,
+    mounts: &Mounts,
+    lease: &Lease,
+    diff_id: &Digest,
+) -> brigantine_image::Result<Lower> {
     lease.hold(diff_id)?;
-    let dirs = store.extracted_dirs(std::slice::from_ref(diff_id))?;
-    dirs.and_then(|dirs| dirs.into_iter().next()).ok_or_else(|| brigantine_image::Error::NoSuchContent(diff_id.clone()))
+    let files = store.known_layer_files(std::slice::from_ref(diff_id))?;
+    let files = files
+        .and_then(|files| files.into_iter().next())
+        .ok_or_else(|| brigantine_image::Error::NoSuchContent(diff_id.clone()))?;
+    if let LayerFiles::Directory(_) = files {
+        return files.open();
+    }
+    let mut known = mounts.known.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(lower) = known.get(files.shown()) {
+        return Ok(lower.clone());
+    }
+    let lower = files.open()?;
+    known.insert(files.shown().to_owned(), lower.clone());
+    Ok(lower)
 }
 
 /// A new directory for a step: `diff` and `work`. Removed when dropped, unless kept.

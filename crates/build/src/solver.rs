@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use brigantine_image::{Digest, Lease, Store};
+use brigantine_image::{Digest, Lease, Lower, Store};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared, try_join_all};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
@@ -25,7 +25,7 @@ use crate::pattern::Ignore;
 use crate::records::{self, Records, Snapshot};
 use crate::remote::Downloaded;
 use crate::run::{Executor, Ready, Task, resolve_source};
-use crate::snapshot::{Fresh, Layer, Snap, disk_usage, hold};
+use crate::snapshot::{Fresh, Layer, Mounts, Snap, disk_usage, hold};
 use crate::tree::Tree;
 use crate::write::{Chmod, CopyOptions, Writer};
 use crate::{Event, users};
@@ -59,7 +59,16 @@ pub(crate) struct Download {
 
 impl Output {
     fn layers(layers: Vec<Layer>, key: String, created: i64) -> Self {
-        Self { layers, key, own: None, created, cached: false, tree: None, file: None, content: OnceCell::new() }
+        Self {
+            layers,
+            key,
+            own: None,
+            created,
+            cached: false,
+            tree: None,
+            file: None,
+            content: OnceCell::new(),
+        }
     }
 }
 
@@ -72,6 +81,7 @@ pub(crate) struct Solver {
     pub store: Store,
     pub records: Records,
     pub hashes: Arc<Hashes>,
+    pub mounts: Mounts,
     pub executor: Executor,
     pub caches: Caches,
     pub snapshots: PathBuf,
@@ -84,7 +94,8 @@ pub(crate) struct Solver {
 /// A step under way, which others may wait for.
 struct InFlight {
     work: Flying,
-    listeners: Arc<Listeners>,
+    /// Held by the work.
+    listeners: Weak<Listeners>,
 }
 
 impl std::fmt::Debug for InFlight {
@@ -125,7 +136,9 @@ impl Drop for Cancel {
 }
 
 /// Runs work that blocks off the asynchronous threads.
-pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::Executor(format!("a task of the builder ended early: {error}"))),
@@ -146,6 +159,7 @@ impl Solver {
             store,
             records,
             hashes: Arc::default(),
+            mounts: Mounts::default(),
             executor,
             caches,
             snapshots,
@@ -166,11 +180,11 @@ impl Solver {
         let own = self.snapshots.join(&record.id).join("diff");
         let adopted: Option<Digest> = record.diff_id.as_deref().and_then(|text| text.parse().ok());
         let snap = if own.is_dir() {
-            Snap::own(record.id.clone(), own, record.created)
+            Snap::own(record.id.clone(), own)
         } else if let Some(diff_id) = adopted
             && self.store.layer(&diff_id).doing(|| "look up a layer".to_owned())?.is_some()
         {
-            Snap::layer(record.id.clone(), diff_id, record.created)
+            Snap::layer(record.id.clone(), diff_id)
         } else {
             return Ok(None);
         };
@@ -194,7 +208,7 @@ impl Solver {
     /// A result on top of `below`, if the key leads to one.
     fn known(&self, key: &str, below: &[Layer]) -> Result<Option<Output>> {
         let Some(record) = self.records.find(key)? else { return Ok(None) };
-        let mut output = Output::layers(below.to_vec(), key.to_owned(), record.created);
+        let mut output = Output::layers(below.to_vec(), record.identity.clone(), record.created);
         output.cached = true;
         if !record.empty {
             let Some(snap) = self.snap(&record)? else {
@@ -216,8 +230,8 @@ impl Solver {
             let part = match layer {
                 Layer::Image(diff_id) => diff_id.to_string(),
                 Layer::Snap(_) => {
-                    let held = hold(&self.store, lease, std::slice::from_ref(layer))?;
-                    let tree = Tree::layers(&held.dirs, Arc::clone(&self.hashes))?;
+                    let held = hold(&self.store, &self.mounts, lease, std::slice::from_ref(layer))?;
+                    let tree = Tree::layers(&held.lowers, Arc::clone(&self.hashes))?;
                     let all = tree.select("/")?;
                     tree.digest(&all, &Ignore::default(), false, true)?
                 }
@@ -229,15 +243,23 @@ impl Solver {
     }
 
     /// Makes a record of a fresh snapshot and the output on top of `below`.
-    fn finish(&self, fresh: Fresh, id: String, name: &str, below: &[Layer], keys: &[&str]) -> Result<Output> {
+    fn finish(
+        &self,
+        fresh: Fresh,
+        id: String,
+        identity: &str,
+        name: &str,
+        below: &[Layer],
+        keys: &[&str],
+    ) -> Result<Output> {
         let created = records::now();
         let diff = fresh.diff();
         let empty = std::fs::read_dir(&diff).doing(|| format!("read {}", diff.display()))?.next().is_none();
         let size = if empty { 0 } else { disk_usage(&diff) };
-        let key = keys.last().copied().unwrap_or_default().to_owned();
-        let mut output = Output::layers(below.to_vec(), key, created);
+        let mut output = Output::layers(below.to_vec(), identity.to_owned(), created);
         let record = Snapshot {
             id: id.clone(),
+            identity: identity.to_owned(),
             name: name.to_owned(),
             kind: "layer".to_owned(),
             diff_id: None,
@@ -248,7 +270,7 @@ impl Solver {
             uses: 1,
         };
         if !empty {
-            let snap = Arc::new(Snap::own(id, fresh.keep(), created));
+            let snap = Arc::new(Snap::own(id, fresh.keep()));
             self.adopt_live(&snap);
             output.layers.push(Layer::Snap(Arc::clone(&snap)));
             output.own = Some(snap);
@@ -348,7 +370,11 @@ impl Job {
             Op::Image { diff_ids } => {
                 let layers = diff_ids
                     .iter()
-                    .map(|text| text.parse().map(Layer::Image).map_err(|error| invalid(format!("layer {text}: {error}"))))
+                    .map(|text| {
+                        text.parse()
+                            .map(Layer::Image)
+                            .map_err(|error| invalid(format!("layer {text}: {error}")))
+                    })
                     .collect::<Result<Vec<_>>>()?;
                 let key = digest_of(&diff_ids.iter().map(String::as_str).collect::<Vec<_>>());
                 Ok(Arc::new(Output::layers(layers, format!("image:{key}"), 0)))
@@ -375,7 +401,8 @@ impl Job {
     async fn download(&self, url: &str, checksum: Option<&str>, name: &str) -> Result<Arc<Output>> {
         let path = self.solver.tmp.join(format!("{}-{}", self.id, digest_of(&[url])));
         let found = crate::remote::download(url, checksum, &path).await?;
-        let mut output = Output::layers(Vec::new(), format!("http:{}:{}:{:?}", found.sha256, name, found.modified), 0);
+        let mut output =
+            Output::layers(Vec::new(), format!("http:{}:{}:{:?}", found.sha256, name, found.modified), 0);
         output.file = Some(Arc::new(Download { path, name: name.to_owned(), found }));
         Ok(Arc::new(output))
     }
@@ -408,8 +435,8 @@ impl Job {
         if let Some(tree) = &output.tree {
             return Ok(Arc::clone(tree));
         }
-        let held = hold(&self.solver.store, &self.lease, &output.layers)?;
-        Ok(Arc::new(Tree::layers(&held.dirs, Arc::clone(&self.solver.hashes))?))
+        let held = hold(&self.solver.store, &self.solver.mounts, &self.lease, &output.layers)?;
+        Ok(Arc::new(Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?))
     }
 
     /// Looks a step up by its definition, its content, or inputs that came out the same; else makes it.
@@ -427,35 +454,35 @@ impl Job {
                 let solver = Arc::clone(&self.solver);
                 let (key, below) = (key.clone(), below.clone());
                 let found = blocking(move || solver.known(&key, &below)).await?;
-                if let Some(mut output) = found {
+                if let Some(output) = found {
                     for other in &keys.all[..index] {
                         if let Some(snap) = &output.own {
                             self.solver.records.alias(other, &snap.id)?;
                         }
                     }
-                    output.key.clone_from(&keys.identity);
-                    self.note_parts(vertex, &keys, true)?;
                     return Ok(Arc::new(output));
                 }
             }
         }
-        self.note_parts(vertex, &keys, false)?;
+        self.explain(id, vertex, &keys).await?;
         let last = keys.all.last().cloned().unwrap_or_default();
         // A build that wants everything made anew shares with nobody.
         let flight = if vertex.no_cache { format!("{last}/{}/{}", self.id, id.0) } else { last };
         let (work, listeners) = {
             let mut flying = self.solver.flying.lock().unwrap_or_else(PoisonError::into_inner);
             flying.retain(|_, flight| flight.work.upgrade().is_some());
-            match flying.get(&flight).and_then(|flight| Some((flight.work.upgrade()?, Arc::clone(&flight.listeners)))) {
-                Some(found) => found,
-                None => {
-                    let listeners = Arc::new(Listeners::default());
-                    let work = make(keys.all.clone(), Arc::clone(&listeners)).shared();
-                    if let Some(weak) = work.downgrade() {
-                        flying.insert(flight, InFlight { work: weak, listeners: Arc::clone(&listeners) });
-                    }
-                    (work, listeners)
+            if let Some(found) = flying
+                .get(&flight)
+                .and_then(|flight| Some((flight.work.upgrade()?, flight.listeners.upgrade()?)))
+            {
+                found
+            } else {
+                let listeners = Arc::new(Listeners::default());
+                let work = make(keys.all.clone(), Arc::clone(&listeners)).shared();
+                if let Some(weak) = work.downgrade() {
+                    flying.insert(flight, InFlight { work: weak, listeners: Arc::downgrade(&listeners) });
                 }
+                (work, listeners)
             }
         };
         listeners.all.lock().unwrap_or_else(PoisonError::into_inner).push((self.events.clone(), id));
@@ -463,18 +490,47 @@ impl Job {
         Ok(output)
     }
 
-    /// Remembers what a step's keys were made of, for whoever asks why it ran again.
-    fn note_parts(&self, vertex: &Vertex, keys: &Keys, hit: bool) -> Result<()> {
-        if hit && keys.parts.is_empty() {
-            return Ok(());
-        }
+    /// Says why a step runs again, by what its keys were made of the last time, and remembers what they are made of now.
+    async fn explain(&self, id: VertexId, vertex: &Vertex, keys: &Keys) -> Result<()> {
         let step = digest_of(&[&self.cache_namespace, &vertex.name]);
+        let before: Option<BTreeMap<String, String>> =
+            self.solver.records.parts(&step)?.and_then(|text| serde_json::from_str(&text).ok());
+        let why = match before {
+            _ if vertex.no_cache => "the cache was not to be used".to_owned(),
+            None => "this step was not run here before".to_owned(),
+            Some(before) => {
+                let names = keys.parts.keys().chain(before.keys());
+                let mut changed: Vec<&str> = names
+                    .filter(|name| keys.parts.get(*name) != before.get(*name))
+                    .map(|name| match name.as_str() {
+                        "operation" => "the instruction or its variables",
+                        "below" => "the step below it",
+                        "content" => "the copied files",
+                        mount => mount,
+                    })
+                    .collect();
+                changed.dedup();
+                if changed.is_empty() {
+                    "its result is not in the cache any more".to_owned()
+                } else {
+                    format!("changed: {}", changed.join(", "))
+                }
+            }
+        };
+        self.send(Event::Missed { vertex: id, why }).await;
         let text = serde_json::to_string(&keys.parts).unwrap_or_default();
         self.solver.records.set_parts(&step, &text)
     }
 
-    async fn files(self: &Arc<Self>, id: VertexId, vertex: &Vertex, actions: &[Action], inputs: &[Arc<Output>]) -> Result<Arc<Output>> {
-        let linked = !actions.is_empty() && actions.iter().all(|action| how(action).is_some_and(|how| how.link));
+    async fn files(
+        self: &Arc<Self>,
+        id: VertexId,
+        vertex: &Vertex,
+        actions: &[Action],
+        inputs: &[Arc<Output>],
+    ) -> Result<Arc<Output>> {
+        let linked =
+            !actions.is_empty() && actions.iter().all(|action| how(action).is_some_and(|how| how.link));
         let text = definition(&vertex.op)?;
         let epoch = format!("{:?}", self.epoch);
         let dest = if linked { "scratch" } else { inputs[0].key.as_str() };
@@ -482,7 +538,10 @@ impl Job {
         let (own_inputs, own_actions) = (inputs.to_vec(), actions.to_vec());
         // What is taken from each source, by content.
         let contents = blocking(move || {
-            own_actions.iter().map(|action| job.action_content(action, &own_inputs)).collect::<Result<Vec<_>>>()
+            own_actions
+                .iter()
+                .map(|action| job.action_content(action, &own_inputs))
+                .collect::<Result<Vec<_>>>()
         });
         let sources: Vec<&str> = inputs.iter().skip(1).map(|input| input.key.as_str()).collect();
         let mut keys = Keys::default();
@@ -511,9 +570,12 @@ impl Job {
         let (all_inputs, actions, name) = (inputs.to_vec(), actions.to_vec(), vertex.name.clone());
         let identity = keys.identity.clone();
         let base = inputs[0].layers.clone();
-        self.cached_or(id, vertex, keys, inputs, move |keys, _listeners| {
+        self.cached_or(id, vertex, keys, inputs, move |keys, listeners| {
             async move {
-                let _turn = job.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
+                // Nothing is said, but whoever joins must find it.
+                let _listeners = listeners;
+                let _turn =
+                    job.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
                 let cancel = Cancel(Arc::default());
                 let flag = Arc::clone(&cancel.0);
                 blocking(move || {
@@ -521,8 +583,7 @@ impl Job {
                     let fresh = Fresh::make(&job.solver.snapshots, &snapshot)?;
                     job.write(&fresh, &below, &actions, &all_inputs, flag)?;
                     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                    let mut output = job.solver.finish(fresh, snapshot, &name, &base, &keys)?;
-                    output.key = identity;
+                    let output = job.solver.finish(fresh, snapshot, &identity, &name, &base, &keys)?;
                     Ok(Arc::new(output))
                 })
                 .await
@@ -549,7 +610,12 @@ impl Job {
                     all.extend(tree.select(pivot(source, how).1.as_str())?);
                 }
                 let exclude = Ignore::new(how.exclude.iter().map(String::as_str)).map_err(invalid)?;
-                tree.digest(&all, &exclude, matches!(how.chmod.as_deref(), Some(mode) if mode.bytes().all(|b| b.is_ascii_digit())), how.parents)
+                tree.digest(
+                    &all,
+                    &exclude,
+                    matches!(how.chmod.as_deref(), Some(mode) if mode.bytes().all(|b| b.is_ascii_digit())),
+                    how.parents,
+                )
             }
             Action::Download { input, .. } => Ok(inputs[*input].key.clone()),
             Action::Text { .. } | Action::Directory { .. } => Ok(String::new()),
@@ -565,12 +631,17 @@ impl Job {
         inputs: &[Arc<Output>],
         cancelled: Arc<AtomicBool>,
     ) -> Result<()> {
-        let held = hold(&self.solver.store, &self.lease, below)?;
-        let lower = Tree::layers(&held.dirs, Arc::clone(&self.solver.hashes))?;
+        let held = hold(&self.solver.store, &self.solver.mounts, &self.lease, below)?;
+        let lower = Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?;
         // Names are those of the stage, even where nothing else of it matters (`--link`).
-        let names = if below.is_empty() { self.tree(&inputs[0])? } else { Arc::new(Tree::layers(&held.dirs, Arc::clone(&self.solver.hashes))?) };
+        let names = if below.is_empty() {
+            self.tree(&inputs[0])?
+        } else {
+            Arc::new(Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?)
+        };
         let upper = crate::tree::open_dir(&fresh.diff())?;
-        let mut writer = Writer::new(if below.is_empty() { None } else { Some(&lower) }, upper, self.epoch, cancelled);
+        let mut writer =
+            Writer::new(if below.is_empty() { None } else { Some(&lower) }, upper, self.epoch, cancelled);
         for action in actions {
             match action {
                 Action::Directory { path, owner } => {
@@ -583,8 +654,10 @@ impl Job {
                 }
                 Action::Download { input, destination, how } => {
                     let options = options(how, &names)?;
-                    let file = inputs[*input].file.as_ref().ok_or_else(|| invalid("a download is not there"))?;
-                    let data = std::fs::File::open(&file.path).doing(|| format!("open {}", file.path.display()))?;
+                    let file =
+                        inputs[*input].file.as_ref().ok_or_else(|| invalid("a download is not there"))?;
+                    let data =
+                        std::fs::File::open(&file.path).doing(|| format!("open {}", file.path.display()))?;
                     writer.file_from(destination, &file.name, data, file.found.modified, &options)?;
                 }
                 Action::Copy { input, sources, destination, many, how } => {
@@ -614,7 +687,13 @@ impl Job {
         Ok(())
     }
 
-    async fn run(self: &Arc<Self>, id: VertexId, vertex: &Vertex, run: &Run, inputs: &[Arc<Output>]) -> Result<Arc<Output>> {
+    async fn run(
+        self: &Arc<Self>,
+        id: VertexId,
+        vertex: &Vertex,
+        run: &Run,
+        inputs: &[Arc<Output>],
+    ) -> Result<Arc<Output>> {
         let text = definition(&vertex.op)?;
         let mut keys = Keys::default();
         keys.parts.insert("operation".to_owned(), text.clone());
@@ -639,7 +718,11 @@ impl Job {
         let key = digest_of(&["run", &text, &inputs[0].key, &mounted.join(",")]);
         keys.identity.clone_from(&key);
         keys.all.push(key);
-        let same = if vertex.no_cache { None } else { self.same_inputs(&text, &mounted, inputs, &keys.all[0]).await? };
+        let same = if vertex.no_cache {
+            None
+        } else {
+            self.same_inputs(&text, &mounted, inputs, &keys.all[0]).await?
+        };
         if let Some(output) = same {
             return Ok(output);
         }
@@ -653,7 +736,13 @@ impl Job {
     }
 
     /// The same program on a file system that was made again but holds the same: what it did then holds.
-    async fn same_inputs(&self, text: &str, mounted: &[String], inputs: &[Arc<Output>], key: &str) -> Result<Option<Arc<Output>>> {
+    async fn same_inputs(
+        &self,
+        text: &str,
+        mounted: &[String],
+        inputs: &[Arc<Output>],
+        key: &str,
+    ) -> Result<Option<Arc<Output>>> {
         if self.solver.records.find(key)?.is_some() {
             return Ok(None);
         }
@@ -665,17 +754,17 @@ impl Job {
         let by_content = digest_of(&["run content", &family, &content]);
         let (solver, below, own) = (Arc::clone(&self.solver), inputs[0].layers.clone(), by_content);
         let found = blocking(move || solver.known(&own, &below)).await?;
-        let Some(mut output) = found else { return Ok(None) };
+        let Some(output) = found else { return Ok(None) };
         if let Some(snap) = &output.own {
             self.solver.records.alias(key, &snap.id)?;
         }
-        key.clone_into(&mut output.key);
         Ok(Some(Arc::new(output)))
     }
 
     async fn content(&self, output: &Arc<Output>) -> Result<String> {
         let made = output.content.get_or_try_init(|| async {
-            let (solver, lease, layers) = (Arc::clone(&self.solver), self.lease.clone(), output.layers.clone());
+            let (solver, lease, layers) =
+                (Arc::clone(&self.solver), self.lease.clone(), output.layers.clone());
             blocking(move || solver.content_of(&lease, &layers)).await
         });
         made.await.cloned()
@@ -698,8 +787,8 @@ impl Job {
         let paths = held_caches.paths.clone();
         let (fresh, running) = blocking(move || {
             let fresh = Fresh::make(&job.solver.snapshots, &own_id)?;
-            let held = hold(&job.solver.store, &job.lease, &own_inputs[0].layers)?;
-            let root = Tree::layers(&held.dirs, Arc::clone(&job.solver.hashes))?;
+            let held = hold(&job.solver.store, &job.solver.mounts, &job.lease, &own_inputs[0].layers)?;
+            let root = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
             let mut mounts = Vec::new();
             let mut also_held = Vec::new();
             for (index, mount) in own_run.mounts.iter().enumerate() {
@@ -708,7 +797,8 @@ impl Job {
                     (MountKind::Secret, _) => Ready::Nothing,
                     (MountKind::Ssh, _) if mount.required => {
                         return Err(Error::NotImplemented(
-                            "RUN --mount=type=ssh is not built: agents cannot be forwarded to a step".to_owned(),
+                            "RUN --mount=type=ssh is not built: agents cannot be forwarded to a step"
+                                .to_owned(),
                         ));
                     }
                     (MountKind::Ssh, _) => Ready::Nothing,
@@ -720,16 +810,29 @@ impl Job {
                         let output = &own_inputs[input];
                         if output.tree.is_some() {
                             let copy = job.materialise(output, &format!("{own_id}-{index}"))?;
-                            let tree = Tree::layers(std::slice::from_ref(&copy), Arc::clone(&job.solver.hashes))?;
+                            let tree = Tree::layers(
+                                &[Lower::directory(copy.clone())],
+                                Arc::clone(&job.solver.hashes),
+                            )?;
                             let path = resolve_source(&tree, &mount.source)?;
-                            Ready::Layers { dirs: vec![copy], path }
+                            Ready::Layers { lowers: vec![Lower::directory(copy)], path }
                         } else {
-                            let held = hold(&job.solver.store, &job.lease, &output.layers)?;
-                            let tree = Tree::layers(&held.dirs, Arc::clone(&job.solver.hashes))?;
+                            let held =
+                                hold(&job.solver.store, &job.solver.mounts, &job.lease, &output.layers)?;
+                            let tree = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
                             let path = resolve_source(&tree, &mount.source)?;
-                            let dirs = held.dirs.clone();
+                            let lowers = held.lowers.clone();
                             also_held.push(held);
-                            Ready::Layers { dirs, path }
+                            if lowers.iter().all(|lower| lower.mount().is_none()) {
+                                Ready::Layers { lowers, path }
+                            } else {
+                                // A layer that is a mount of this process has no path that others could use.
+                                let copy = job.copy_of(&tree, &path, &format!("{own_id}-{index}"))?;
+                                Ready::Layers {
+                                    lowers: vec![Lower::directory(copy)],
+                                    path: crate::tree::last(&path).to_owned(),
+                                }
+                            }
                         }
                     }
                     (MountKind::Bind, None) => Ready::Nothing,
@@ -738,7 +841,7 @@ impl Job {
             let task = Task {
                 id: own_id.clone(),
                 run: &own_run,
-                lower: held.dirs.clone(),
+                lower: held.lowers.clone(),
                 upper: fresh.diff(),
                 work: fresh.work(),
                 root: &root,
@@ -759,7 +862,11 @@ impl Job {
             .await?;
         drop(held_caches);
         if exit.exit_code != 0 {
-            return Err(Error::Exit { command: run.around.shown.clone(), code: exit.exit_code, oom: exit.oom_killed });
+            return Err(Error::Exit {
+                command: run.around.shown.clone(),
+                code: exit.exit_code,
+                oom: exit.oom_killed,
+            });
         }
         let by_content = if self.worth_hashing(&inputs[0]) {
             let content = self.content(&inputs[0]).await?;
@@ -776,8 +883,7 @@ impl Job {
             let mut all: Vec<&str> = keys.iter().map(String::as_str).collect();
             all.push(&family);
             all.extend(by_content.as_deref());
-            let mut output = job.solver.finish(fresh, id, &name, &inputs[0].layers, &all)?;
-            output.key = identity;
+            let output = job.solver.finish(fresh, id, &identity, &name, &inputs[0].layers, &all)?;
             Ok(Arc::new(output))
         })
         .await
@@ -793,6 +899,16 @@ impl Job {
             }
         }
         total <= CHEAP
+    }
+
+    /// A copy of a part of a tree under its last name, for a mount. Blocks.
+    fn copy_of(&self, tree: &Tree, path: &str, name: &str) -> Result<PathBuf> {
+        let target = self.solver.tmp.join(name);
+        std::fs::create_dir(&target).doing(|| format!("create {}", target.display()))?;
+        let all = tree.select(path)?;
+        let mut writer = Writer::new(None, crate::tree::open_dir(&target)?, self.epoch, Arc::default());
+        writer.copy(tree, &all, &format!("/{}", crate::tree::last(path)), false, &CopyOptions::default())?;
+        Ok(target)
     }
 
     /// A copy of a context's visible files, for a mount. Blocks.
@@ -836,7 +952,12 @@ fn how(action: &Action) -> Option<&How> {
 
 fn options(how: &How, names: &Tree) -> Result<CopyOptions> {
     Ok(CopyOptions {
-        owner: how.owner.as_deref().filter(|text| !text.is_empty()).map(|text| users::owner(text, names)).transpose()?,
+        owner: how
+            .owner
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map(|text| users::owner(text, names))
+            .transpose()?,
         chmod: how.chmod.as_deref().filter(|text| !text.is_empty()).map(Chmod::parse).transpose()?,
         parents: how.parents,
         exclude: Ignore::new(how.exclude.iter().map(String::as_str)).map_err(invalid)?,

@@ -7,14 +7,12 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
+use brigantine_image::Lower;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags, Stat, openat2, statat};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen};
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Context, Result, invalid};
@@ -71,16 +69,11 @@ impl Tree {
     }
 
     /// The union of layers, top first.
-    pub fn layers(layers: &[PathBuf], hashes: Arc<Hashes>) -> Result<Self> {
-        let (root, lasting) = match layers {
-            [one] => (open_dir(one)?, true),
-            _ => (union(layers)?, false),
-        };
+    pub fn layers(layers: &[Lower], hashes: Arc<Hashes>) -> Result<Self> {
+        let root = brigantine_image::open_union(layers).doing(|| "look into a stage's layers".to_owned())?;
+        // In a union, and in a mount of our own, identities end with the mount.
+        let lasting = matches!(layers, [one] if one.mount().is_none());
         Ok(Self { root, ignore: Ignore::default(), ownerless: false, known: HashMap::new(), hashes, lasting })
-    }
-
-    pub fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
     }
 
     pub fn ownerless(&self) -> bool {
@@ -97,7 +90,9 @@ impl Tree {
     /// Status of a path without following a link at its end; directories above must be real.
     pub fn stat(&self, path: &str) -> Result<Option<Stat>> {
         if path.is_empty() {
-            return Ok(Some(rustix::fs::fstat(&self.root).doing(|| "stat the root of a file tree".to_owned())?));
+            return Ok(Some(
+                rustix::fs::fstat(&self.root).doing(|| "stat the root of a file tree".to_owned())?,
+            ));
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat2(&self.root, path, flags, Mode::empty(), beneath()) {
@@ -162,7 +157,10 @@ impl Tree {
             return Ok(None);
         }
         if metadata.len() > MAX_FILE {
-            return Err(invalid(format!("{path} is {} bytes long: at most {MAX_FILE} are read", metadata.len())));
+            return Err(invalid(format!(
+                "{path} is {} bytes long: at most {MAX_FILE} are read",
+                metadata.len()
+            )));
         }
         let mut contents = Vec::new();
         file.take(MAX_FILE).read_to_end(&mut contents).doing(what)?;
@@ -299,13 +297,20 @@ impl Tree {
     }
 
     /// A digest of what copying these sources would bring: names, kinds, modes, owners, contents; no times.
-    pub fn digest(&self, sources: &[Selected], exclude: &Ignore, any_mode: bool, whole_names: bool) -> Result<String> {
+    pub fn digest(
+        &self,
+        sources: &[Selected],
+        exclude: &Ignore,
+        any_mode: bool,
+        whole_names: bool,
+    ) -> Result<String> {
         let mut all = Vec::new();
         for source in sources {
             let entries = self.walk(&source.path)?;
             all.push((source, entries));
         }
-        let files: Vec<&Entry> = all.iter().flat_map(|(_, entries)| entries).filter(|entry| is_file(entry)).collect();
+        let files: Vec<&Entry> =
+            all.iter().flat_map(|(_, entries)| entries).filter(|entry| is_file(entry)).collect();
         let sums = self.file_hashes(&files)?;
         let mut sums = sums.into_iter();
         let mut hasher = Sha256::new();
@@ -316,7 +321,13 @@ impl Tree {
                 let sum = is_file(entry).then(|| sums.next()).flatten();
                 let relative = &entry.path[source.path.len()..];
                 let relative = relative.strip_prefix(b"/").unwrap_or(relative);
-                if !exclude.is_empty() && exclude.excludes(&String::from_utf8_lossy(if relative.is_empty() { source.name.as_bytes() } else { relative })) {
+                if !exclude.is_empty()
+                    && exclude.excludes(&String::from_utf8_lossy(if relative.is_empty() {
+                        source.name.as_bytes()
+                    } else {
+                        relative
+                    }))
+                {
                     continue;
                 }
                 let mode = if any_mode { entry.stat.st_mode & !0o7777 } else { entry.stat.st_mode };
@@ -360,7 +371,11 @@ impl Tree {
         std::thread::scope(|scope| {
             let workers: Vec<_> = files
                 .chunks(chunk)
-                .map(|part| scope.spawn(move || part.iter().map(|entry| self.file_hash(entry)).collect::<Result<Vec<_>>>()))
+                .map(|part| {
+                    scope.spawn(move || {
+                        part.iter().map(|entry| self.file_hash(entry)).collect::<Result<Vec<_>>>()
+                    })
+                })
                 .collect();
             let mut all = Vec::with_capacity(files.len());
             for worker in workers {
@@ -443,39 +458,4 @@ pub(crate) fn names(dir: &OwnedFd) -> rustix::io::Result<Vec<CString>> {
 pub(crate) fn open_dir(path: &std::path::Path) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(path, flags, Mode::empty()).doing(|| format!("open {}", path.display()))
-}
-
-/// A detached read-only overlay of several layers, top first.
-fn union(layers: &[PathBuf]) -> Result<OwnedFd> {
-    let what = || "look into a stage's layers".to_owned();
-    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
-    let mut appended = Ok(());
-    for layer in layers {
-        appended = fsconfig_set_string(fs.as_fd(), "lowerdir+", layer);
-        if appended.is_err() {
-            break;
-        }
-    }
-    let fs = match appended {
-        Ok(()) => fs,
-        // Kernels before 6.5 take one string of at most 255 bytes, which descriptors' paths keep short.
-        Err(Errno::INVAL) => {
-            let dirs = layers.iter().map(|layer| open_dir(layer)).collect::<Result<Vec<_>>>()?;
-            let joined: Vec<String> = dirs.iter().map(|dir| format!("/proc/self/fd/{}", dir.as_raw_fd())).collect();
-            let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).doing(what)?;
-            fsconfig_set_string(fs.as_fd(), "lowerdir", joined.join(":")).doing(|| {
-                format!("use {} layers at once on this kernel: from 6.5 on there is no such limit", layers.len())
-            })?;
-            fsconfig_create(fs.as_fd()).doing(what)?;
-            return fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(what);
-        }
-        Err(error) => return Err(error).doing(what),
-    };
-    fsconfig_create(fs.as_fd()).doing(what)?;
-    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY).doing(what)
-}
-
-/// A name as the kernel takes it.
-pub(crate) fn c_name(name: &str) -> Result<CString> {
-    CString::new(std::ffi::OsStr::new(name).as_bytes()).map_err(|_zero| invalid(format!("{name:?} holds a zero byte")))
 }

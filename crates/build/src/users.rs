@@ -73,7 +73,11 @@ pub(crate) fn resolve(text: &str, tree: &Tree) -> Result<User> {
             })?;
         }
         None if !name.is_empty() => {
-            also.extend(rows.iter().filter(|(_, _, members)| members.split(',').any(|m| m == name)).map(|(_, gid, _)| *gid));
+            also.extend(
+                rows.iter()
+                    .filter(|(_, _, members)| members.split(',').any(|m| m == name))
+                    .map(|(_, gid, _)| *gid),
+            );
         }
         None => {}
     }
@@ -93,9 +97,14 @@ mod tests {
     fn names_and_numbers() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("etc")).unwrap();
-        std::fs::write(dir.path().join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nann:x:1000:100::/:/bin/sh\n").unwrap();
+        std::fs::write(
+            dir.path().join("etc/passwd"),
+            "root:x:0:0::/root:/bin/sh\nann:x:1000:100::/:/bin/sh\n",
+        )
+        .unwrap();
         std::fs::write(dir.path().join("etc/group"), "root:x:0:\nusers:x:100:\nwheel:x:7:bob,ann\n").unwrap();
-        let tree = Tree::layers(&[dir.path().to_owned()], Arc::default()).unwrap();
+        let tree = Tree::layers(&[brigantine_image::Lower::directory(dir.path().to_owned())], Arc::default())
+            .unwrap();
         assert_eq!(owner("5", &tree).unwrap(), (5, 5));
         assert_eq!(owner("5:6", &tree).unwrap(), (5, 6));
         assert_eq!(owner("ann", &tree).unwrap(), (1000, 100));

@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, mkdirat, openat2, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, mkdirat, openat2,
+    unlinkat, utimensat,
 };
 use rustix::io::Errno;
 
@@ -70,7 +71,11 @@ pub(crate) struct Clause {
 
 impl Chmod {
     pub fn parse(text: &str) -> Result<Self> {
-        let wrong = || invalid(format!("invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"));
+        let wrong = || {
+            invalid(format!(
+                "invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
+            ))
+        };
         if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
             let mode = u32::from_str_radix(text, 8).map_err(|_bad| wrong())?;
             return if mode > 0o7777 { Err(wrong()) } else { Ok(Self::Octal(mode)) };
@@ -153,7 +158,12 @@ pub(crate) struct Writer<'a> {
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(lower: Option<&'a Tree>, upper: OwnedFd, time: Option<i64>, cancelled: Arc<AtomicBool>) -> Self {
+    pub fn new(
+        lower: Option<&'a Tree>,
+        upper: OwnedFd,
+        time: Option<i64>,
+        cancelled: Arc<AtomicBool>,
+    ) -> Self {
         Self { lower, upper, links: HashMap::new(), cancelled, time: time.unwrap_or(NO_TIME) }
     }
 
@@ -192,7 +202,8 @@ impl<'a> Writer<'a> {
     pub fn resolve(&self, path: &str) -> Result<String> {
         let mut links = 0;
         let mut done: Vec<String> = Vec::new();
-        let mut todo: Vec<String> = path.split('/').rev().filter(|p| !p.is_empty() && *p != ".").map(str::to_owned).collect();
+        let mut todo: Vec<String> =
+            path.split('/').rev().filter(|p| !p.is_empty() && *p != ".").map(str::to_owned).collect();
         while let Some(part) = todo.pop() {
             if part == ".." {
                 done.pop();
@@ -268,10 +279,10 @@ impl<'a> Writer<'a> {
         let what = || format!("make the directory /{path}");
         let (parent, name) = self.parent(path.as_bytes())?;
         mkdirat(&parent, &name[..], Mode::from_raw_mode(0o700)).doing(what)?;
-        self.dress_dir(&parent, &name, attributes).doing(what)
+        Self::dress_dir(&parent, &name, attributes).doing(what)
     }
 
-    fn dress_dir(&self, parent: &OwnedFd, name: &[u8], attributes: Attributes) -> rustix::io::Result<()> {
+    fn dress_dir(parent: &OwnedFd, name: &[u8], attributes: Attributes) -> rustix::io::Result<()> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = openat2(parent, name, flags, Mode::empty(), beneath())?;
         rustix::fs::fchown(&dir, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
@@ -284,7 +295,9 @@ impl<'a> Writer<'a> {
         let what = || format!("copy the attributes of /{path}");
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         let from = lower.open(path.as_bytes(), flags).doing(what)?;
-        let to = openat2(&self.upper, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), beneath()).doing(what)?;
+        let to =
+            openat2(&self.upper, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), beneath())
+                .doing(what)?;
         copy_xattrs(from.as_fd(), to.as_fd()).doing(what)
     }
 
@@ -323,7 +336,13 @@ impl<'a> Writer<'a> {
     }
 
     /// A small file made of text (a heredoc).
-    pub fn file_of(&mut self, destination: &str, name: &str, data: &[u8], options: &CopyOptions) -> Result<()> {
+    pub fn file_of(
+        &mut self,
+        destination: &str,
+        name: &str,
+        data: &[u8],
+        options: &CopyOptions,
+    ) -> Result<()> {
         let owner = options.owner.unwrap_or((0, 0));
         let target = self.target(destination, name, false, owner)?;
         let mut attributes = self.plain(0o644, owner);
@@ -361,7 +380,11 @@ impl<'a> Writer<'a> {
     /// Where a single source goes; the directories above are made.
     fn target(&mut self, destination: &str, name: &str, many: bool, owner: (u32, u32)) -> Result<String> {
         let resolved = self.resolve(&clean_absolute(destination))?;
-        let into = many || destination.ends_with('/') || destination.ends_with("/.") || destination == "." || self.is_dir(&resolved)?;
+        let into = many
+            || destination.ends_with('/')
+            || destination.ends_with("/.")
+            || destination == "."
+            || self.is_dir(&resolved)?;
         let new = self.plain(0o755, owner);
         if into {
             self.mkdirs(&resolved, new)?;
@@ -375,7 +398,14 @@ impl<'a> Writer<'a> {
     }
 
     /// COPY and ADD of what was selected in `source`.
-    pub fn copy(&mut self, source: &Tree, selected: &[Selected], destination: &str, many: bool, options: &CopyOptions) -> Result<()> {
+    pub fn copy(
+        &mut self,
+        source: &Tree,
+        selected: &[Selected],
+        destination: &str,
+        many: bool,
+        options: &CopyOptions,
+    ) -> Result<()> {
         for one in selected {
             self.check()?;
             if options.parents {
@@ -388,13 +418,22 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    fn copy_one(&mut self, source: &Tree, one: &Selected, destination: &str, many: bool, options: &CopyOptions) -> Result<()> {
+    fn copy_one(
+        &mut self,
+        source: &Tree,
+        one: &Selected,
+        destination: &str,
+        many: bool,
+        options: &CopyOptions,
+    ) -> Result<()> {
         let owner = options.owner.unwrap_or((0, 0));
         if one.dir {
             let target = self.resolve(&clean_absolute(destination))?;
             return self.copy_tree(source, one, &target, options);
         }
-        if options.unpack && let Some(file) = archive(source, &one.path)? {
+        if options.unpack
+            && let Some(file) = archive(source, &one.path)?
+        {
             let target = self.resolve(&clean_absolute(destination))?;
             let attributes = self.plain(0o755, owner);
             self.mkdirs(&target, attributes)?;
@@ -411,7 +450,13 @@ impl<'a> Writer<'a> {
     }
 
     /// `--parents`: the source keeps its path, from a `/./` on where it has one.
-    fn copy_with_parents(&mut self, source: &Tree, one: &Selected, root: &str, options: &CopyOptions) -> Result<()> {
+    fn copy_with_parents(
+        &mut self,
+        source: &Tree,
+        one: &Selected,
+        root: &str,
+        options: &CopyOptions,
+    ) -> Result<()> {
         let target = join_paths(root, &one.name);
         let mut from = String::new();
         let parent = target.rsplit_once('/').map(|(dir, _)| dir.to_owned()).unwrap_or_default();
@@ -423,7 +468,7 @@ impl<'a> Writer<'a> {
             if depth >= skip {
                 from = join(&from, part);
                 if let Some(stat) = source.stat(&from)? {
-                    attributes = self.attributes(source, &stat, options);
+                    attributes = Self::attributes(source, &stat, options);
                 }
             }
             self.mkdir(&here, attributes)?;
@@ -438,14 +483,20 @@ impl<'a> Writer<'a> {
     }
 
     /// The contents of a directory into another.
-    fn copy_tree(&mut self, source: &Tree, one: &Selected, target: &str, options: &CopyOptions) -> Result<()> {
+    fn copy_tree(
+        &mut self,
+        source: &Tree,
+        one: &Selected,
+        target: &str,
+        options: &CopyOptions,
+    ) -> Result<()> {
         let mut dirs: Vec<(Vec<u8>, Attributes)> = Vec::new();
         for entry in source.walk(&one.path)? {
             self.check()?;
             let relative = &entry.path[one.path.len()..];
             let relative = relative.strip_prefix(b"/").unwrap_or(relative);
             if relative.is_empty() {
-                let attributes = self.attributes(source, &entry.stat, options);
+                let attributes = Self::attributes(source, &entry.stat, options);
                 let mut above = attributes;
                 above.mode = 0o755;
                 if let Some((dir, _)) = target.rsplit_once('/') {
@@ -468,9 +519,10 @@ impl<'a> Writer<'a> {
             }
             path.extend_from_slice(relative);
             if kind(&entry.stat) == FileType::Directory {
-                let attributes = self.attributes(source, &entry.stat, options);
-                let text = String::from_utf8(path.clone())
-                    .map_err(|_bad| invalid(format!("the directory name {} is not valid UTF-8", lossy(&path))))?;
+                let attributes = Self::attributes(source, &entry.stat, options);
+                let text = String::from_utf8(path.clone()).map_err(|_bad| {
+                    invalid(format!("the directory name {} is not valid UTF-8", lossy(&path)))
+                })?;
                 self.mkdirs(&text, attributes)?;
                 dirs.push((path, attributes));
             } else {
@@ -491,12 +543,13 @@ impl<'a> Writer<'a> {
                 continue;
             }
             let (parent, name) = self.parent(&path)?;
-            self.dress_dir(&parent, &name, attributes).doing(|| format!("set the mode of /{}", lossy(&path)))?;
+            Self::dress_dir(&parent, &name, attributes)
+                .doing(|| format!("set the mode of /{}", lossy(&path)))?;
         }
         Ok(())
     }
 
-    fn attributes(&self, source: &Tree, stat: &Stat, options: &CopyOptions) -> Attributes {
+    fn attributes(source: &Tree, stat: &Stat, options: &CopyOptions) -> Attributes {
         let mut attributes = Attributes::of(stat);
         if source.ownerless() {
             (attributes.uid, attributes.gid) = (0, 0);
@@ -511,9 +564,16 @@ impl<'a> Writer<'a> {
     }
 
     /// One file, link or device.
-    fn put_entry(&mut self, source: &Tree, entry: &Entry, target: &[u8], options: &CopyOptions, _top: bool) -> Result<()> {
+    fn put_entry(
+        &mut self,
+        source: &Tree,
+        entry: &Entry,
+        target: &[u8],
+        options: &CopyOptions,
+        _top: bool,
+    ) -> Result<()> {
         let what = || format!("copy /{}", lossy(&entry.path));
-        let attributes = self.attributes(source, &entry.stat, options);
+        let attributes = Self::attributes(source, &entry.stat, options);
         match kind(&entry.stat) {
             FileType::RegularFile => {
                 let key = (entry.stat.st_dev, entry.stat.st_ino);
@@ -523,13 +583,14 @@ impl<'a> Writer<'a> {
                     }
                     self.links.insert(key, target.to_vec());
                 }
-                let file = File::from(source.open(&entry.path, OFlags::RDONLY | OFlags::NONBLOCK).doing(what)?);
+                let file =
+                    File::from(source.open(&entry.path, OFlags::RDONLY | OFlags::NONBLOCK).doing(what)?);
                 let out = self.create(target)?;
                 copy_data(&file, &out).doing(what)?;
                 if !source.ownerless() {
                     copy_xattrs(file.as_fd(), out.as_fd()).doing(what)?;
                 }
-                self.dress_file(&out, attributes).doing(what)
+                Self::dress_file(&out, attributes).doing(what)
             }
             FileType::Symlink => {
                 let link = source.link(&entry.path)?;
@@ -550,7 +611,8 @@ impl<'a> Writer<'a> {
             Some(stat) if kind(&stat) == FileType::Directory => return Err(blocked()),
             Some(_) => {
                 let (parent, name) = self.parent(target)?;
-                unlinkat(&parent, &name[..], AtFlags::empty()).doing(|| format!("replace /{}", lossy(target)))?;
+                unlinkat(&parent, &name[..], AtFlags::empty())
+                    .doing(|| format!("replace /{}", lossy(target)))?;
                 return Ok((parent, name));
             }
             None => {}
@@ -572,7 +634,7 @@ impl<'a> Writer<'a> {
         Ok(File::from(fd))
     }
 
-    fn dress_file(&self, file: &File, attributes: Attributes) -> rustix::io::Result<()> {
+    fn dress_file(file: &File, attributes: Attributes) -> rustix::io::Result<()> {
         rustix::fs::fchown(file, Some(Uid::from_raw(attributes.uid)), Some(Gid::from_raw(attributes.gid)))?;
         rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode))?;
         rustix::fs::futimens(file, &attributes.times())
@@ -590,7 +652,7 @@ impl<'a> Writer<'a> {
             }
             out.write_all(&buffer[..n]).doing(what)?;
         }
-        self.dress_file(&out, attributes).doing(what)
+        Self::dress_file(&out, attributes).doing(what)
     }
 
     fn symlink(&self, link: &[u8], target: &[u8], attributes: Attributes) -> Result<()> {
@@ -598,7 +660,8 @@ impl<'a> Writer<'a> {
         let (parent, name) = self.clear(target)?;
         rustix::fs::symlinkat(link, &parent, &name[..]).doing(what)?;
         let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
-        rustix::fs::chownat(&parent, &name[..], Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).doing(what)?;
+        rustix::fs::chownat(&parent, &name[..], Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .doing(what)?;
         utimensat(&parent, &name[..], &attributes.times(), AtFlags::SYMLINK_NOFOLLOW).doing(what)
     }
 
@@ -615,10 +678,13 @@ impl<'a> Writer<'a> {
     fn node(&self, target: &[u8], file_type: FileType, device: u64, attributes: Attributes) -> Result<()> {
         let what = || format!("make the node /{}", lossy(target));
         let (parent, name) = self.clear(target)?;
-        rustix::fs::mknodat(&parent, &name[..], file_type, Mode::from_raw_mode(attributes.mode), device).doing(what)?;
+        rustix::fs::mknodat(&parent, &name[..], file_type, Mode::from_raw_mode(attributes.mode), device)
+            .doing(what)?;
         let (uid, gid) = (Uid::from_raw(attributes.uid), Gid::from_raw(attributes.gid));
-        rustix::fs::chownat(&parent, &name[..], Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).doing(what)?;
-        rustix::fs::chmodat(&parent, &name[..], Mode::from_raw_mode(attributes.mode), AtFlags::empty()).doing(what)?;
+        rustix::fs::chownat(&parent, &name[..], Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            .doing(what)?;
+        rustix::fs::chmodat(&parent, &name[..], Mode::from_raw_mode(attributes.mode), AtFlags::empty())
+            .doing(what)?;
         utimensat(&parent, &name[..], &attributes.times(), AtFlags::SYMLINK_NOFOLLOW).doing(what)
     }
 
@@ -660,7 +726,10 @@ impl<'a> Writer<'a> {
             self.mkdirs(&dir, above)?;
             let path = join(&dir, last_part);
             let device = || -> io::Result<u64> {
-                Ok(rustix::fs::makedev(header.device_major()?.unwrap_or(0), header.device_minor()?.unwrap_or(0)))
+                Ok(rustix::fs::makedev(
+                    header.device_major()?.unwrap_or(0),
+                    header.device_minor()?.unwrap_or(0),
+                ))
             };
             match kind {
                 kind if kind.is_dir() => {
@@ -693,7 +762,7 @@ impl<'a> Writer<'a> {
         }
         for (path, attributes) in dirs.into_iter().rev() {
             let (parent, name) = self.parent(path.as_bytes())?;
-            self.dress_dir(&parent, &name, attributes).doing(|| format!("set the mode of /{path}"))?;
+            Self::dress_dir(&parent, &name, attributes).doing(|| format!("set the mode of /{path}"))?;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 #![recursion_limit = "512"]
 
+mod builds;
 mod clock;
 mod db;
 mod disk;
@@ -29,6 +30,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use brigantine_build::Builder;
 use brigantine_sys::SealedExe;
 
 pub use clock::{ZERO_TIME, parse_moment, rfc3339_nano};
@@ -57,6 +59,7 @@ pub struct Engine {
     volumes: Arc<Volumes>,
     networks: Arc<Networks>,
     containers: Arc<Containers>,
+    builder: Builder,
 }
 
 impl Engine {
@@ -90,6 +93,12 @@ impl Engine {
                 .await?,
         );
         let images = Arc::new(images);
+        let exe = Arc::new(exe);
+        let builder = {
+            let (config, images, networks, exe) =
+                (Arc::clone(&config), Arc::clone(&images), Arc::clone(&networks), Arc::clone(&exe));
+            blocking(move || builds::open(&config, &images, &networks, &exe)).await?
+        };
         let containers = Containers::new(
             Arc::clone(&config),
             db,
@@ -97,10 +106,10 @@ impl Engine {
             Arc::clone(&images),
             Arc::clone(&volumes),
             Arc::clone(&networks),
-            Arc::new(exe),
+            exe,
         );
         containers.restore(&mut snapshot).await?;
-        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers })
+        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers, builder })
     }
 
     pub fn config(&self) -> &Config {
@@ -126,6 +135,10 @@ impl Engine {
 
     pub fn networks(&self) -> &Arc<Networks> {
         &self.networks
+    }
+
+    pub fn builder(&self) -> &Builder {
+        &self.builder
     }
 
     pub fn containers(&self) -> &Arc<Containers> {

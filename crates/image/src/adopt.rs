@@ -8,13 +8,14 @@ use std::path::Path;
 
 use crate::archive::make_manifest;
 use crate::digest::Digest;
-use crate::error::{Error, Result, json};
+use crate::error::{Error, IoContext as _, Result, json};
 use crate::layer;
 use crate::layers::LayerInfo;
 use crate::lease::Lease;
 use crate::media;
 use crate::model::{Descriptor, ImageConfig};
 use crate::reference::Reference;
+use crate::snapshot::LayerFiles;
 use crate::store::{Image, NewImage, Store};
 
 impl Store {
@@ -33,10 +34,18 @@ impl Store {
             let size = self.content().size(diff_id)?;
             return Ok(Descriptor::new(media::OCI_LAYER, diff_id.clone(), size));
         }
-        let made = self.pack_layer(lease, &self.layers().tree(diff_id))?;
-        match made {
-            Some((descriptor, _)) if descriptor.digest == *diff_id => Ok(descriptor),
-            _ => Err(Error::NoSuchContent(diff_id.clone())),
+        match self.layers().files(diff_id)? {
+            LayerFiles::Directory(tree) => match self.pack_layer(lease, &tree)? {
+                Some((descriptor, _)) if descriptor.digest == *diff_id => Ok(descriptor),
+                _ => Err(Error::NoSuchContent(diff_id.clone())),
+            },
+            LayerFiles::Erofs { archive, .. } => {
+                let mut file = std::fs::File::open(&archive).at("open", &archive)?;
+                let mut ingest = self.content().ingest(lease, diff_id, None)?;
+                io::copy(&mut file, &mut ingest).at("read", &archive)?;
+                let size = ingest.offset();
+                Ok(Descriptor::new(media::OCI_LAYER, ingest.commit()?, size))
+            }
         }
     }
 

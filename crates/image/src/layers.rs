@@ -231,10 +231,14 @@ impl Layers {
             return Ok(info);
         }
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let tree = temp.path().join("diff");
+        let tree = temp.path().join(TREE);
         fs::rename(upper, &tree).at("rename", upper)?;
         let disk = packed.size.next_multiple_of(4096).max(packed.entries * 512);
-        self.finish(temp, &Applied { diff_id: diff_id.clone(), size: packed.size, disk, entries: packed.entries })
+        self.finish(
+            temp,
+            &Applied { diff_id: diff_id.clone(), size: packed.size, disk, entries: packed.entries },
+            false,
+        )
     }
 
     /// Makes everything extracted so far durable, so that it is kept across a power cut.

@@ -192,6 +192,12 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     if let Err(error) = engine.images().with(brigantine_image::Store::settle).await {
         tracing::warn!(error = error.report(), "sync extracted layers");
     }
+    let builder = engine.builder().clone();
+    match tokio::task::spawn_blocking(move || builder.settle()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = error.report(), "sync the build cache"),
+        Err(error) => tracing::warn!(%error, "sync the build cache"),
+    }
     Ok(())
 }
 

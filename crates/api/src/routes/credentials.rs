@@ -2,6 +2,8 @@
 //!
 //! Invariant: what cannot be read counts as no credentials, as it does for docker; it is never echoed.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::{alphabet, engine};
@@ -57,6 +59,17 @@ impl AuthConfig {
 /// The credentials of `X-Registry-Auth`.
 pub fn from_header(request: &Request) -> Option<Credentials> {
     parse(request.header("x-registry-auth")?)
+}
+
+/// The credentials of `X-Registry-Config`: one for each registry that a build may pull from.
+pub fn all(request: &Request) -> BTreeMap<String, Credentials> {
+    let configs: Option<BTreeMap<String, AuthConfig>> =
+        request.header("x-registry-config").and_then(decode).and_then(|raw| json::from_slice(&raw).ok());
+    configs
+        .unwrap_or_default()
+        .into_iter()
+        .filter_map(|(registry, config)| Some((registry, config.credentials()?)))
+        .collect()
 }
 
 fn parse(header: &str) -> Option<Credentials> {

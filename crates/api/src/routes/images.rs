@@ -52,6 +52,7 @@ pub(super) fn announce(state: &State, action: &str, id: &str, name: &str) {
 /// What containers use, for the store to spare.
 pub(super) fn in_use(state: &State, store: &Store) -> InUse {
     let mut in_use = InUse::default();
+    in_use.layers.extend(state.engine.builder().held_layers());
     for used in state.engine.containers().image_uses() {
         let Ok(id) = used.image.parse::<Digest>() else { continue };
         in_use.layers.extend(used.layers.iter().filter_map(|layer| layer.parse().ok()));

@@ -37,6 +37,8 @@
 //!    `{x}` is one path segment, `{x:.*}` any number of them. First match wins. Unknown → 404 `page not found`.
 //! 3. Call the area's `bind` from [`bind`] below.
 
+mod build;
+mod build_text;
 mod containers;
 mod credentials;
 mod events;
@@ -107,6 +109,7 @@ pub fn bind() -> Router<State> {
     networks::bind(&mut router);
     volumes::bind(&mut router);
     search::bind(&mut router);
+    build::bind(&mut router);
     unbuilt::bind(&mut router);
     router.route(http::Method::OPTIONS, "/{any:.*}", crate::http::server::options);
     router

@@ -33,11 +33,8 @@ pub fn bind(router: &mut Router<State>) {
         }
     }
     router
-        .post("/build", build)
-        .post("/build/cancel", build)
-        .post("/build/prune", build)
-        .post("/session", build)
-        .post("/grpc", build)
+        .post("/session", session)
+        .post("/grpc", session)
         .get("/containers/{name}/checkpoints", checkpoints)
         .post("/containers/{name}/checkpoints", checkpoints)
         .delete("/containers/{name}/checkpoints/{checkpoint}", checkpoints)
@@ -65,9 +62,9 @@ async fn swarm(_state: State, request: Request) -> Result<Reply, Error> {
     ))
 }
 
-async fn build(_state: State, _request: Request) -> Result<Reply, Error> {
+async fn session(_state: State, _request: Request) -> Result<Reply, Error> {
     Err(Error::not_implemented(
-        "building images is not built yet: build elsewhere and load or pull the image",
+        "BuildKit sessions are not built yet: build with DOCKER_BUILDKIT=0, or with brig build",
     ))
 }
 

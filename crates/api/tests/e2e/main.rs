@@ -23,6 +23,7 @@ macro_rules! both {
 }
 
 mod bad_input;
+mod build;
 mod files;
 mod images;
 mod isolation;

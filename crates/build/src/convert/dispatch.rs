@@ -55,7 +55,6 @@ struct State {
     /// What the label's counter counts to.
     total: usize,
     done: usize,
-    platform: Platform,
 }
 
 impl State {
@@ -74,7 +73,8 @@ impl State {
             Some((_, known)) => value.clone_into(known),
             None => self.env.push((name.to_owned(), value.to_owned())),
         }
-        self.config.config.env = Some(self.env.iter().map(|(name, value)| format!("{name}={value}")).collect());
+        self.config.config.env =
+            Some(self.env.iter().map(|(name, value)| format!("{name}={value}")).collect());
     }
 
     fn record(&mut self, created_by: String, vertex: Option<VertexId>) {
@@ -84,9 +84,16 @@ impl State {
     /// `cwd` joined with a path that may be relative.
     fn absolute(&self, path: &str) -> String {
         let cwd = &self.config.config.working_dir;
-        let absolute =
-            if path.starts_with('/') { format!("/{}", clean(path)) } else { format!("/{}", clean(&format!("{cwd}/{path}"))) };
-        if (path.ends_with('/') || path.ends_with("/.") || path == ".") && absolute != "/" { format!("{absolute}/") } else { absolute }
+        let absolute = if path.starts_with('/') {
+            format!("/{}", clean(path))
+        } else {
+            format!("/{}", clean(&format!("{cwd}/{path}")))
+        };
+        if (path.ends_with('/') || path.ends_with("/.") || path == ".") && absolute != "/" {
+            format!("{absolute}/")
+        } else {
+            absolute
+        }
     }
 }
 
@@ -107,7 +114,13 @@ pub(super) struct Conversion<'f> {
 }
 
 impl<'f> Conversion<'f> {
-    pub fn new(file: &'f Dockerfile, options: &'f Options, platform: Platform, globals: Globals, target: usize) -> Self {
+    pub fn new(
+        file: &'f Dockerfile,
+        options: &'f Options,
+        platform: Platform,
+        globals: Globals,
+        target: usize,
+    ) -> Self {
         Self {
             used_args: globals.declared.clone(),
             warnings: file.warnings.clone(),
@@ -127,11 +140,21 @@ impl<'f> Conversion<'f> {
     /// ARGs before the first FROM are steps as well.
     pub fn count_globals(&mut self) {
         for instruction in &self.file.globals {
-            self.steps.push(Step { text: instruction.original.clone(), vertex: None, ends_stage: false, triggers: 0 });
+            self.steps.push(Step {
+                text: instruction.original.clone(),
+                vertex: None,
+                ends_stage: false,
+                triggers: 0,
+            });
         }
     }
 
-    async fn image(&mut self, name: &str, platform: &Platform, resolver: &dyn Resolver) -> Result<Base, Error> {
+    async fn image(
+        &mut self,
+        name: &str,
+        platform: &Platform,
+        resolver: &dyn Resolver,
+    ) -> Result<Base, Error> {
         let key = (name.to_owned(), platform.to_string());
         if let Some(base) = self.images.get(&key) {
             return Ok(base.clone());
@@ -145,7 +168,11 @@ impl<'f> Conversion<'f> {
         if let Some(id) = self.contexts.get(name) {
             return *id;
         }
-        let shown = if name.is_empty() { "[internal] load build context".to_owned() } else { format!("[context {name}] load") };
+        let shown = if name.is_empty() {
+            "[internal] load build context".to_owned()
+        } else {
+            format!("[context {name}] load")
+        };
         let op = match self.options.contexts.get(name) {
             Some(NamedContext::Remote(url)) => crate::remote::source(url),
             _ => Op::Context { name: name.to_owned() },
@@ -182,11 +209,20 @@ impl<'f> Conversion<'f> {
             return Ok(self.scratch(span));
         }
         if name.parse::<usize>().is_ok() {
-            return Err(Fault::new(span, format!("invalid from flag value {name}: there is no stage of that number before")).into());
+            return Err(Fault::new(
+                span,
+                format!("invalid from flag value {name}: there is no stage of that number before"),
+            )
+            .into());
         }
-        let later = self.file.stages.iter().skip(stage).any(|s| s.name() == Some(name.to_lowercase().as_str()));
+        let later =
+            self.file.stages.iter().skip(stage).any(|s| s.name() == Some(name.to_lowercase().as_str()));
         if later {
-            return Err(Fault::new(span, format!("stage \"{name}\" comes later in the Dockerfile: stages can use earlier ones only")).into());
+            return Err(Fault::new(
+                span,
+                format!("stage \"{name}\" comes later in the Dockerfile: stages can use earlier ones only"),
+            )
+            .into());
         }
         let platform = self.platform.clone();
         let base = self.image(name, &platform, resolver).await?;
@@ -194,7 +230,13 @@ impl<'f> Conversion<'f> {
     }
 
     fn scratch(&mut self, span: Span) -> VertexId {
-        self.graph.add(Vertex { op: Op::Scratch, inputs: Vec::new(), name: "scratch".to_owned(), no_cache: false, span })
+        self.graph.add(Vertex {
+            op: Op::Scratch,
+            inputs: Vec::new(),
+            name: "scratch".to_owned(),
+            no_cache: false,
+            span,
+        })
     }
 
     fn image_vertex(&mut self, name: &str, base: &Base, span: Span) -> VertexId {
@@ -235,7 +277,9 @@ impl<'f> Conversion<'f> {
         }
         let platform = match platform.as_deref().filter(|text| !text.is_empty()) {
             None => self.platform.clone(),
-            Some(text) => text.parse().map_err(|error| Fault::new(span, format!("failed to parse platform {text}: {error}")))?,
+            Some(text) => text
+                .parse()
+                .map_err(|error| Fault::new(span, format!("failed to parse platform {text}: {error}")))?,
         };
         let label = stage.name().map_or_else(
             || if self.file.stages.len() == 1 { String::new() } else { format!("stage-{number}") },
@@ -291,11 +335,13 @@ impl<'f> Conversion<'f> {
         resolver: &dyn Resolver,
     ) -> Result<State, StageError> {
         let span = self.file.stages[number].from.span;
-        let filtered = |name: &str| self.options.no_cache_filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
+        let filtered =
+            |name: &str| self.options.no_cache_filter.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
         let no_cache = self.options.no_cache || filtered(label) || filtered(&number.to_string());
         let named = self.options.contexts.get(image).cloned();
         if named.is_none()
-            && let Some(earlier) = stage_by_name(self.file, image, number).filter(|_| image.parse::<usize>().is_err())
+            && let Some(earlier) =
+                stage_by_name(self.file, image, number).filter(|_| image.parse::<usize>().is_err())
         {
             let Some(state) = self.stages.get(&earlier) else {
                 return Err(Fault::new(span, format!("stage \"{image}\" is not built yet here")).into());
@@ -317,7 +363,6 @@ impl<'f> Conversion<'f> {
             label: label.to_owned(),
             total: 0,
             done: 0,
-            platform: platform.clone(),
         };
         match named {
             Some(NamedContext::Local | NamedContext::Remote(_)) => {
@@ -362,7 +407,10 @@ impl<'f> Conversion<'f> {
             .env
             .iter()
             .flatten()
-            .map(|line| line.split_once('=').map_or((line.clone(), String::new()), |(n, v)| (n.to_owned(), v.to_owned())))
+            .map(|line| {
+                line.split_once('=')
+                    .map_or((line.clone(), String::new()), |(n, v)| (n.to_owned(), v.to_owned()))
+            })
             .collect();
         if !state.env.iter().any(|(name, _)| name == "PATH") {
             state.set_env("PATH", PATH);
@@ -411,7 +459,9 @@ impl<'f> Conversion<'f> {
                 let words = shell.words(text).map_err(at(span))?;
                 let mut shown = Vec::new();
                 for word in words {
-                    for port in ports(&word).ok_or_else(|| Fault::new(span, format!("invalid containerPort: {word}")))? {
+                    for port in ports(&word)
+                        .ok_or_else(|| Fault::new(span, format!("invalid containerPort: {word}")))?
+                    {
                         shown.push(port.clone());
                         state.config.config.exposed_ports.insert(port);
                     }
@@ -480,7 +530,10 @@ impl<'f> Conversion<'f> {
                 let path = state.absolute(&path);
                 let path = if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path };
                 state.config.config.working_dir.clone_from(&path);
-                let op = Op::Files(vec![Action::Directory { path: path.clone(), owner: state.config.config.user.clone() }]);
+                let op = Op::Files(vec![Action::Directory {
+                    path: path.clone(),
+                    owner: state.config.config.user.clone(),
+                }]);
                 self.layer(state, op, Vec::new(), &instruction.original, span);
                 state.record(format!("WORKDIR {path}"), Some(state.root));
             }
@@ -495,7 +548,12 @@ impl<'f> Conversion<'f> {
         Ok(())
     }
 
-    fn arg(&mut self, state: &mut State, names: &[(String, Option<String>)], span: Span) -> Result<(), Fault> {
+    fn arg(
+        &mut self,
+        state: &mut State,
+        names: &[(String, Option<String>)],
+        span: Span,
+    ) -> Result<(), Fault> {
         let mut shown = Vec::new();
         for (name, default) in names {
             let variables = state.env_map();
@@ -596,12 +654,21 @@ impl<'f> Conversion<'f> {
             Some(other) => return Err(Fault::new(span, format!("unsupported security mode: {other}")).into()),
         };
         let network = match flags.network.as_deref() {
-            None | Some("default") => if self.options.network.is_empty() { "default".to_owned() } else { self.options.network.clone() },
+            None | Some("default") => {
+                if self.options.network.is_empty() {
+                    "default".to_owned()
+                } else {
+                    self.options.network.clone()
+                }
+            }
             Some(mode @ ("none" | "host")) => mode.to_owned(),
             Some(other) => return Err(Fault::new(span, format!("unsupported network mode: {other}")).into()),
         };
         if let Some(device) = flags.devices.first() {
-            return Err(Error::NotImplemented(format!("RUN --device={device} is not built: devices cannot be given to a build step")).into());
+            return Err(Error::NotImplemented(format!(
+                "RUN --device={device} is not built: devices cannot be given to a build step"
+            ))
+            .into());
         }
         let env_names: Vec<&String> = state.env.iter().map(|(name, _)| name).collect();
         let given: Vec<String> = state
@@ -614,11 +681,17 @@ impl<'f> Conversion<'f> {
         env.extend(given.iter().cloned());
         let mut history = given.clone();
         history.retain(|line| !vars::PROXIES.iter().any(|proxy| line.starts_with(&format!("{proxy}="))));
-        let prefix = if history.is_empty() { String::new() } else { format!("|{} {} ", history.len(), history.join(" ")) };
+        let prefix = if history.is_empty() {
+            String::new()
+        } else {
+            format!("|{} {} ", history.len(), history.join(" "))
+        };
         let created_by = format!("RUN {prefix}{} # buildkit", args.join(" "));
         let proxy = vars::proxies(self.options)
             .into_iter()
-            .filter(|line| !state.args.iter().chain(&state.env).any(|(name, _)| line.starts_with(&format!("{name}="))))
+            .filter(|line| {
+                !state.args.iter().chain(&state.env).any(|(name, _)| line.starts_with(&format!("{name}=")))
+            })
             .collect();
         let hostname = match self.options.build_args.get("BUILDKIT_SANDBOX_HOSTNAME") {
             Some(Some(name)) => name.clone(),
@@ -635,7 +708,11 @@ impl<'f> Conversion<'f> {
             },
             args,
             env,
-            cwd: if state.config.config.working_dir.is_empty() { "/".to_owned() } else { state.config.config.working_dir.clone() },
+            cwd: if state.config.config.working_dir.is_empty() {
+                "/".to_owned()
+            } else {
+                state.config.config.working_dir.clone()
+            },
             user: state.config.config.user.clone(),
             network,
             insecure,
@@ -688,8 +765,14 @@ impl<'f> Conversion<'f> {
         let mut actions = Vec::new();
         let (remote, local): (Vec<String>, Vec<String>) =
             sources.iter().cloned().partition(|source| crate::remote::is_remote(source));
-        if !copy.add && let Some(source) = remote.first() {
-            return Err(Fault::new(span, format!("source can't be a URL for COPY: {source} (ADD takes URLs)")).into());
+        if !copy.add
+            && let Some(source) = remote.first()
+        {
+            return Err(Fault::new(
+                span,
+                format!("source can't be a URL for COPY: {source} (ADD takes URLs)"),
+            )
+            .into());
         }
         if flags.checksum.is_some() && (remote.len() != 1 || many) {
             return Err(Fault::new(span, "checksum can only be specified for one HTTP or git source").into());
@@ -699,12 +782,24 @@ impl<'f> Conversion<'f> {
             let mut op = crate::remote::source(&source);
             crate::remote::with_flags(&mut op, checksum, flags.keep_git_dir).map_err(at(span))?;
             let git = matches!(op, Op::Git { .. });
-            let id = self.graph.add(Vertex { op, inputs: Vec::new(), name: source.clone(), no_cache: false, span });
+            let id = self.graph.add(Vertex {
+                op,
+                inputs: Vec::new(),
+                name: source.clone(),
+                no_cache: false,
+                span,
+            });
             inputs.push(id);
             let input = inputs.len();
             let mut how = how.clone();
             actions.push(if git {
-                Action::Copy { input, sources: vec!["/".to_owned()], destination: destination.clone(), many: false, how }
+                Action::Copy {
+                    input,
+                    sources: vec!["/".to_owned()],
+                    destination: destination.clone(),
+                    many: false,
+                    how,
+                }
             } else {
                 how.unpack = flags.unpack.unwrap_or(false);
                 Action::Download { input, destination: destination.clone(), how }
@@ -718,7 +813,13 @@ impl<'f> Conversion<'f> {
             inputs.push(id);
             let mut how = how.clone();
             how.unpack = copy.add && flags.unpack != Some(false);
-            actions.push(Action::Copy { input: inputs.len(), sources: local, destination: destination.clone(), many, how });
+            actions.push(Action::Copy {
+                input: inputs.len(),
+                sources: local,
+                destination: destination.clone(),
+                many,
+                how,
+            });
         }
         for heredoc in copy.heredocs {
             let data = if heredoc.expand {
@@ -726,7 +827,12 @@ impl<'f> Conversion<'f> {
             } else {
                 heredoc.content.clone()
             };
-            actions.push(Action::Text { name: heredoc.name.clone(), data, destination: destination.clone(), how: how.clone() });
+            actions.push(Action::Text {
+                name: heredoc.name.clone(),
+                data,
+                destination: destination.clone(),
+                how: how.clone(),
+            });
         }
         let mut shown = vec![if copy.add { "ADD" } else { "COPY" }.to_owned()];
         shown.extend(how.owner.iter().map(|owner| format!("--chown={owner}")));
@@ -774,10 +880,13 @@ fn makes_layer(command: &Command) -> bool {
 fn trigger_instruction(text: &str, span: Span, escape: char) -> Result<Instruction, Fault> {
     // The escape directive is the file's own: the trigger is parsed as a file with one more line.
     let head = if escape == '`' { "# escape=`\n" } else { "" };
-    let wrong = |fault: Fault| Fault::new(span, format!("ONBUILD trigger {text:?} of the base image: {}", fault.message));
+    let wrong = |fault: Fault| {
+        Fault::new(span, format!("ONBUILD trigger {text:?} of the base image: {}", fault.message))
+    };
     let file = crate::dockerfile::parse(&format!("{head}FROM x\n{text}")).map_err(wrong)?;
     let instruction = file.stages.into_iter().next().and_then(|stage| stage.instructions.into_iter().next());
-    let mut instruction = instruction.ok_or_else(|| Fault::new(span, format!("ONBUILD trigger {text:?} is empty")))?;
+    let mut instruction =
+        instruction.ok_or_else(|| Fault::new(span, format!("ONBUILD trigger {text:?} is empty")))?;
     instruction.span = span;
     Ok(instruction)
 }
@@ -785,7 +894,8 @@ fn trigger_instruction(text: &str, span: Span, escape: char) -> Result<Instructi
 /// `<<EOF` and nothing else.
 fn is_only_heredoc(text: &str) -> bool {
     let text = text.trim();
-    text.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with("<<") && !text.contains(char::is_whitespace)
+    text.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with("<<")
+        && !text.contains(char::is_whitespace)
 }
 
 fn command_words(form: &Form, state: &State) -> Vec<String> {
@@ -802,7 +912,8 @@ fn command_words(form: &Form, state: &State) -> Vec<String> {
 
 /// `["a" "b"]`, as history has it.
 fn quoted(words: &[String]) -> String {
-    let words: Vec<String> = words.iter().map(|word| serde_json::to_string(word).unwrap_or_default()).collect();
+    let words: Vec<String> =
+        words.iter().map(|word| serde_json::to_string(word).unwrap_or_default()).collect();
     format!("[{}]", words.join(" "))
 }
 
@@ -852,9 +963,9 @@ fn ports(text: &str) -> Option<Vec<String>> {
 /// A signal by number or name, with or without SIG.
 fn is_signal(text: &str) -> bool {
     const NAMES: &[&str] = &[
-        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL", "PIPE", "POLL",
-        "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP", "TTIN", "TTOU", "URG", "USR1",
-        "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
+        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL",
+        "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP",
+        "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
     ];
     if let Ok(number) = text.parse::<u32>() {
         return (1..=64).contains(&number);
@@ -869,7 +980,12 @@ fn is_signal(text: &str) -> bool {
         || matches!(name, "RTMIN" | "RTMAX")
 }
 
-fn run_mount(state: &State, mount: &Mount, input: Option<usize>, agents: &mut usize) -> Result<RunMount, String> {
+fn run_mount(
+    state: &State,
+    mount: &Mount,
+    input: Option<usize>,
+    agents: &mut usize,
+) -> Result<RunMount, String> {
     let target = match (&mount.target, mount.kind) {
         (Some(target), _) if !target.is_empty() => state.absolute(target),
         (_, MountKind::Secret) if mount.env.is_some() => String::new(),

@@ -91,7 +91,13 @@ pub struct Plan {
 }
 
 /// Makes the plan of a build.
-pub async fn convert(file: &Dockerfile, name: &str, text: &str, options: &Options, resolver: &dyn Resolver) -> Result<Plan> {
+pub async fn convert(
+    file: &Dockerfile,
+    name: &str,
+    text: &str,
+    options: &Options,
+    resolver: &dyn Resolver,
+) -> Result<Plan> {
     let fault = |fault: Fault| Error::fault(fault, name, text);
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
     let globals = vars::globals(file, options, &platform).map_err(fault)?;

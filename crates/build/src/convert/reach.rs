@@ -15,14 +15,20 @@ pub(super) fn target(file: &Dockerfile, name: Option<&str>) -> Result<usize, Fau
         Some(name) => stage_by_name(file, name, file.stages.len()).ok_or_else(|| {
             let known: Vec<&str> = file.stages.iter().filter_map(|stage| stage.name()).collect();
             let span = Span { first: 1, last: 1, column: 1 };
-            let list = if known.is_empty() { String::new() } else { format!(" (stages: {})", known.join(", ")) };
+            let list =
+                if known.is_empty() { String::new() } else { format!(" (stages: {})", known.join(", ")) };
             Fault::new(span, format!("target stage \"{name}\" could not be found{list}"))
         }),
     }
 }
 
 /// The stages that `target` needs, itself among them.
-pub(super) fn reachable(file: &Dockerfile, globals: &Globals, options: &Options, target: usize) -> Result<BTreeSet<usize>, Fault> {
+pub(super) fn reachable(
+    file: &Dockerfile,
+    globals: &Globals,
+    options: &Options,
+    target: usize,
+) -> Result<BTreeSet<usize>, Fault> {
     let mut found = BTreeSet::new();
     let mut todo = vec![target];
     while let Some(number) = todo.pop() {
@@ -64,7 +70,9 @@ pub(super) fn sources(command: &Command) -> Vec<String> {
             .iter()
             .filter_map(|mount| {
                 let fields = csv(mount).ok()?;
-                let from = fields.iter().find_map(|field| field.split_once('=').filter(|(key, _)| key.trim().eq_ignore_ascii_case("from")));
+                let from = fields.iter().find_map(|field| {
+                    field.split_once('=').filter(|(key, _)| key.trim().eq_ignore_ascii_case("from"))
+                });
                 from.map(|(_, name)| name.to_owned())
             })
             .collect(),

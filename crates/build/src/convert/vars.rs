@@ -9,8 +9,16 @@ use crate::dockerfile::{Command, Dockerfile, Fault, Shell};
 
 /// Passed to RUN without a declaration, and kept out of history and cache keys.
 pub(super) const PROXIES: &[&str] = &[
-    "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "FTP_PROXY", "ftp_proxy", "NO_PROXY", "no_proxy",
-    "ALL_PROXY", "all_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "HTTPS_PROXY",
+    "https_proxy",
+    "FTP_PROXY",
+    "ftp_proxy",
+    "NO_PROXY",
+    "no_proxy",
+    "ALL_PROXY",
+    "all_proxy",
 ];
 
 /// Arguments the frontend itself reads.
@@ -70,7 +78,11 @@ pub(super) fn globals(file: &Dockerfile, options: &Options, target: &Platform) -
             let name = shell.word(name).map_err(at(instruction.span))?;
             let value = match options.build_args.get(&name) {
                 Some(Some(given)) => Some(given.clone()),
-                _ => default.as_deref().map(|text| shell.word(text)).transpose().map_err(at(instruction.span))?,
+                _ => default
+                    .as_deref()
+                    .map(|text| shell.word(text))
+                    .transpose()
+                    .map_err(at(instruction.span))?,
             };
             if let Some(value) = value {
                 globals.values.insert(name.clone(), value);

@@ -50,10 +50,24 @@ pub enum Form {
 /// What an instruction says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    From { image: String, platform: Option<String>, name: Option<String> },
+    From {
+        image: String,
+        platform: Option<String>,
+        name: Option<String>,
+    },
     Arg(Vec<(String, Option<String>)>),
-    Run { form: Form, flags: Flags, heredocs: Vec<Heredoc> },
-    Copy { add: bool, sources: Vec<String>, destination: String, flags: Flags, heredocs: Vec<Heredoc> },
+    Run {
+        form: Form,
+        flags: Flags,
+        heredocs: Vec<Heredoc>,
+    },
+    Copy {
+        add: bool,
+        sources: Vec<String>,
+        destination: String,
+        flags: Flags,
+        heredocs: Vec<Heredoc>,
+    },
     Cmd(Form),
     Entrypoint(Form),
     Shell(Vec<String>),
@@ -146,8 +160,24 @@ pub fn parse_line(line: &Line, escape: char) -> Result<Instruction, Fault> {
 }
 
 const KEYWORDS: &[&str] = &[
-    "ADD", "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "MAINTAINER",
-    "ONBUILD", "RUN", "SHELL", "STOPSIGNAL", "USER", "VOLUME", "WORKDIR",
+    "ADD",
+    "ARG",
+    "CMD",
+    "COPY",
+    "ENTRYPOINT",
+    "ENV",
+    "EXPOSE",
+    "FROM",
+    "HEALTHCHECK",
+    "LABEL",
+    "MAINTAINER",
+    "ONBUILD",
+    "RUN",
+    "SHELL",
+    "STOPSIGNAL",
+    "USER",
+    "VOLUME",
+    "WORKDIR",
 ];
 
 fn command(line: &Line, escape: char) -> Result<Command, String> {
@@ -156,14 +186,20 @@ fn command(line: &Line, escape: char) -> Result<Command, String> {
         return Err(format!(
             "unknown instruction: {}{}",
             line.keyword_raw,
-            nearest(&line.keyword, KEYWORDS).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default()
+            nearest(&line.keyword, KEYWORDS)
+                .map(|near| format!(" (did you mean {near}?)"))
+                .unwrap_or_default()
         ));
     }
     let (flags, rest) = split_flags(&line.rest, escape)?;
     if rest.is_empty() && line.heredocs.is_empty() && !matches!(keyword, "CMD" | "ENTRYPOINT") {
         return Err(match keyword {
-            "FROM" | "MAINTAINER" | "USER" | "WORKDIR" | "STOPSIGNAL" => format!("{keyword} requires exactly one argument"),
-            "COPY" | "ADD" => format!("{keyword} requires at least two arguments, but only 0 were provided. Destination could not be determined"),
+            "FROM" | "MAINTAINER" | "USER" | "WORKDIR" | "STOPSIGNAL" => {
+                format!("{keyword} requires exactly one argument")
+            }
+            "COPY" | "ADD" => format!(
+                "{keyword} requires at least two arguments, but only 0 were provided. Destination could not be determined"
+            ),
             _ => format!("{keyword} requires at least one argument"),
         });
     }
@@ -220,8 +256,11 @@ fn command(line: &Line, escape: char) -> Result<Command, String> {
     }
 }
 
+/// A flag's name and value, as written.
+type Flag = (String, Option<String>);
+
 /// The flags at the beginning (`--name[=value]`, quotes resolved) and what follows.
-fn split_flags(text: &str, escape: char) -> Result<(Vec<(String, Option<String>)>, &str), String> {
+fn split_flags(text: &str, escape: char) -> Result<(Vec<Flag>, &str), String> {
     let mut flags = Vec::new();
     let mut rest = text.trim_start();
     while rest.starts_with("--") {
@@ -266,7 +305,8 @@ fn check_flags(keyword: &str, flags: &[(String, Option<String>)], allowed: &[&st
     const BOOLEAN: &[&str] = &["link", "parents", "keep-git-dir", "unpack"];
     for (at, (name, value)) in flags.iter().enumerate() {
         if !allowed.contains(&name.as_str()) {
-            let near = nearest(name, allowed).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+            let near =
+                nearest(name, allowed).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
             return Err(format!("unknown flag: --{name} of {keyword}{near}"));
         }
         if !REPEATABLE.contains(&name.as_str()) && flags[..at].iter().any(|(earlier, _)| earlier == name) {
@@ -281,7 +321,12 @@ fn check_flags(keyword: &str, flags: &[(String, Option<String>)], allowed: &[&st
 
 /// The word of `known` that a misspelt one may have meant.
 fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    known.iter().map(|known| (distance(word, known), *known)).filter(|(d, _)| *d <= 2).min().map(|(_, known)| known)
+    known
+        .iter()
+        .map(|known| (distance(word, known), *known))
+        .filter(|(d, _)| *d <= 2)
+        .min()
+        .map(|(_, known)| known)
 }
 
 fn distance(a: &str, b: &str) -> usize {
@@ -561,14 +606,15 @@ impl Mount {
             };
             fields.insert(key, value);
         }
-        let kind = match fields.remove("type").unwrap_or_else(|| "bind".to_owned()).to_ascii_lowercase().as_str() {
-            "bind" => MountKind::Bind,
-            "cache" => MountKind::Cache,
-            "tmpfs" => MountKind::Tmpfs,
-            "secret" => MountKind::Secret,
-            "ssh" => MountKind::Ssh,
-            other => return Err(format!("unsupported mount type {other:?}")),
-        };
+        let kind =
+            match fields.remove("type").unwrap_or_else(|| "bind".to_owned()).to_ascii_lowercase().as_str() {
+                "bind" => MountKind::Bind,
+                "cache" => MountKind::Cache,
+                "tmpfs" => MountKind::Tmpfs,
+                "secret" => MountKind::Secret,
+                "ssh" => MountKind::Ssh,
+                other => return Err(format!("unsupported mount type {other:?}")),
+            };
         let allowed: &[&str] = match kind {
             MountKind::Bind => &["target", "source", "from", "readonly", "readwrite"],
             MountKind::Cache => {
@@ -587,10 +633,14 @@ impl Mount {
         let number = |name: &str, radix: u32| -> Result<Option<u32>, String> {
             fields
                 .get(name)
-                .map(|value| u32::from_str_radix(value, radix).map_err(|_bad| format!("invalid value {value} for {name}")))
+                .map(|value| {
+                    u32::from_str_radix(value, radix)
+                        .map_err(|_bad| format!("invalid value {value} for {name}"))
+                })
                 .transpose()
         };
-        let sharing = fields.get("sharing").cloned().unwrap_or_else(|| "shared".to_owned()).to_ascii_lowercase();
+        let sharing =
+            fields.get("sharing").cloned().unwrap_or_else(|| "shared".to_owned()).to_ascii_lowercase();
         if !matches!(sharing.as_str(), "shared" | "private" | "locked") {
             return Err(format!("unsupported sharing value {sharing:?}"));
         }
@@ -610,7 +660,10 @@ impl Mount {
             read_only,
             required: flag("required")?.unwrap_or_default(),
             sharing,
-            size: fields.get("size").map(|size| bytes(size).ok_or_else(|| format!("invalid value {size} for size"))).transpose()?,
+            size: fields
+                .get("size")
+                .map(|size| bytes(size).ok_or_else(|| format!("invalid value {size} for size")))
+                .transpose()?,
             mode: number("mode", 8)?,
             uid: number("uid", 10)?,
             gid: number("gid", 10)?,

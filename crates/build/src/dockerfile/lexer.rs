@@ -69,7 +69,8 @@ pub(super) fn lex(text: &str) -> Result<Lexed, Fault> {
             continue;
         }
         if let Some(comment) = trimmed.strip_prefix('#') {
-            if let Some(("check", value)) = directive(comment).as_ref().map(|(k, v)| (k.as_str(), v.as_str())) {
+            if let Some(("check", value)) = directive(comment).as_ref().map(|(k, v)| (k.as_str(), v.as_str()))
+            {
                 check = Some(value.to_owned());
             }
             at += 1;
@@ -82,7 +83,8 @@ pub(super) fn lex(text: &str) -> Result<Lexed, Fault> {
         let mut span = Span { first, last: at, column };
         let (keyword_raw, rest) = split_keyword(&joined);
         let keyword = keyword_raw.to_ascii_uppercase();
-        let mut heredocs = openers(&keyword, rest, directives.escape).map_err(|message| Fault::new(span, message))?;
+        let mut heredocs =
+            openers(&keyword, rest, directives.escape).map_err(|message| Fault::new(span, message))?;
         for heredoc in &mut heredocs {
             at = body(raw, at, heredoc).ok_or_else(|| {
                 Fault::new(span, format!("unterminated heredoc: no line {:?} follows", heredoc.name))
@@ -114,7 +116,8 @@ fn directive(comment: &str) -> Option<(String, String)> {
     let (key, value) = comment.split_once('=')?;
     let (key, value) = (key.trim(), value.trim());
     let mut letters = key.chars();
-    let named = letters.next().is_some_and(|c| c.is_ascii_alphabetic()) && letters.all(|c| c.is_ascii_alphanumeric());
+    let named =
+        letters.next().is_some_and(|c| c.is_ascii_alphabetic()) && letters.all(|c| c.is_ascii_alphanumeric());
     (named && !value.is_empty()).then(|| (key.to_ascii_lowercase(), value.to_owned()))
 }
 
@@ -176,12 +179,11 @@ fn join(raw: &[&str], mut at: usize, escape: char, warnings: &mut Vec<Warning>) 
         }
         let text = if first { line.trim_start() } else { line };
         first = false;
-        match text.trim_end_matches([' ', '\t']).strip_suffix(escape) {
-            Some(body) => joined.push_str(body),
-            None => {
-                joined.push_str(text);
-                return (joined, at);
-            }
+        if let Some(body) = text.trim_end_matches([' ', '\t']).strip_suffix(escape) {
+            joined.push_str(body);
+        } else {
+            joined.push_str(text);
+            return (joined, at);
         }
     }
     (joined, at)
@@ -255,7 +257,13 @@ pub(super) fn opener(word: &str, escape: char) -> Option<Heredoc> {
     if name.is_empty() {
         return None;
     }
-    Some(Heredoc { expand: name == quoted, name, chomp, fd: fd.parse().unwrap_or_default(), content: String::new() })
+    Some(Heredoc {
+        expand: name == quoted,
+        name,
+        chomp,
+        fd: fd.parse().unwrap_or_default(),
+        content: String::new(),
+    })
 }
 
 /// Reads a heredoc's lines; the result is the index after its end.

@@ -3,6 +3,8 @@
 //! [`parse`] does what needs no build: directives, continuation lines, heredocs, flags, forms, stages. Variables are
 //! filled in later, by [`Shell`], when the stage's environment is known.
 
+use std::fmt::Write as _;
+
 pub mod instruction;
 mod lexer;
 pub mod shell;
@@ -47,7 +49,7 @@ impl Fault {
             let mark = if (first..=last).contains(&number) { ">>>" } else { "   " };
             // A line may be very long: what is shown is for people.
             let shown: String = line.chars().take(200).collect();
-            out.push_str(&format!("{number:4} | {mark} {shown}\n"));
+            writeln!(out, "{number:4} | {mark} {shown}").unwrap_or_default();
         }
         out
     }
@@ -100,12 +102,18 @@ pub fn parse(text: &str) -> Result<Dockerfile, Fault> {
             (_, Some(stage)) => stage.instructions.push(instruction),
             (Command::Arg { .. }, None) => file.globals.push(instruction),
             (_, None) => {
-                return Err(Fault::new(instruction.span, "no build stage in current context: FROM must come first"));
+                return Err(Fault::new(
+                    instruction.span,
+                    "no build stage in current context: FROM must come first",
+                ));
             }
         }
     }
     if file.stages.is_empty() {
-        return Err(Fault::new(Span { first: 1, last: 1, column: 1 }, "dockerfile contains no stages to build"));
+        return Err(Fault::new(
+            Span { first: 1, last: 1, column: 1 },
+            "dockerfile contains no stages to build",
+        ));
     }
     Ok(file)
 }

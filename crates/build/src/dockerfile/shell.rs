@@ -18,13 +18,7 @@ type Chars<'t> = std::iter::Peekable<std::str::Chars<'t>>;
 
 impl<'a> Shell<'a> {
     pub fn new(escape: char, variables: &'a BTreeMap<String, String>) -> Self {
-        Self {
-            escape,
-            variables,
-            raw_quotes: false,
-            unset: Mutex::default(),
-            used: Mutex::default(),
-        }
+        Self { escape, variables, raw_quotes: false, unset: Mutex::default(), used: Mutex::default() }
     }
 
     /// Keeps quotes and escapes other than of `$`.
@@ -176,12 +170,17 @@ impl<'a> Shell<'a> {
                 let pattern = self.inner(chars, '}')?;
                 chars.next().ok_or_else(unclosed)?;
                 let value = self.lookup(&name).unwrap_or_default();
-                Ok(if trim == '#' { trim_start(value, &pattern, greedy) } else { trim_end(value, &pattern, greedy) })
+                Ok(if trim == '#' {
+                    trim_start(value, &pattern, greedy)
+                } else {
+                    trim_end(value, &pattern, greedy)
+                })
             }
             '/' => {
                 let all = chars.next_if_eq(&'/').is_some();
                 let pattern = self.pattern_until_slash(chars)?;
-                let replacement = if chars.next_if_eq(&'/').is_some() { self.inner(chars, '}')? } else { String::new() };
+                let replacement =
+                    if chars.next_if_eq(&'/').is_some() { self.inner(chars, '}')? } else { String::new() };
                 chars.next().ok_or_else(unclosed)?;
                 Ok(replace(self.lookup(&name).unwrap_or_default(), &pattern, &replacement, all))
             }
@@ -189,7 +188,13 @@ impl<'a> Shell<'a> {
         }
     }
 
-    fn modifier(&self, chars: &mut Chars<'_>, name: &str, modifier: char, colon: bool) -> Result<String, String> {
+    fn modifier(
+        &self,
+        chars: &mut Chars<'_>,
+        name: &str,
+        modifier: char,
+        colon: bool,
+    ) -> Result<String, String> {
         let word = self.inner(chars, '}')?;
         chars.next();
         let value = self.variables.get(name).map(String::as_str);
@@ -202,7 +207,10 @@ impl<'a> Shell<'a> {
             '+' => Ok(if set.is_some() { word } else { String::new() }),
             '?' => match set {
                 Some(value) => Ok(value.to_owned()),
-                None if word.is_empty() => Err(format!("{name}: not allowed to be {}", if colon { "unset or empty" } else { "unset" })),
+                None if word.is_empty() => Err(format!(
+                    "{name}: not allowed to be {}",
+                    if colon { "unset or empty" } else { "unset" }
+                )),
                 None => Err(format!("{name}: {word}")),
             },
             other => Err(format!("unsupported modifier (:{other}) in substitution of {name}")),
@@ -359,17 +367,15 @@ fn replace(value: &str, pattern: &str, replacement: &str, all: bool) -> String {
     let mut at = 0;
     let mut done = tokens.is_empty();
     while at < text.len() {
-        let longest = if done { None } else { prefixes(&tokens, &text[at..]).last().copied().filter(|n| *n > 0) };
-        match longest {
-            Some(length) => {
-                out.push_str(replacement);
-                at += length;
-                done = !all;
-            }
-            None => {
-                out.push(text[at]);
-                at += 1;
-            }
+        let longest =
+            if done { None } else { prefixes(&tokens, &text[at..]).last().copied().filter(|n| *n > 0) };
+        if let Some(length) = longest {
+            out.push_str(replacement);
+            at += length;
+            done = !all;
+        } else {
+            out.push(text[at]);
+            at += 1;
         }
     }
     out

@@ -21,7 +21,9 @@ fn lines_are_joined_and_comments_dropped() {
     assert_eq!(file.directives.syntax.as_deref(), Some("docker/dockerfile:1"));
     assert_eq!(file.directives.escape, '`');
     assert_eq!(file.stages[0].name(), Some("b"));
-    let Command::Run { form: Form::Shell(text), .. } = &file.stages[0].instructions[0].command else { panic!() };
+    let Command::Run { form: Form::Shell(text), .. } = &file.stages[0].instructions[0].command else {
+        panic!()
+    };
     assert_eq!(text, "echo    two    three");
     assert_eq!(file.stages[0].instructions[0].span, Span { first: 5, last: 9, column: 3 });
     assert_eq!(file.warnings[0].rule, "NoEmptyContinuation");
@@ -32,7 +34,10 @@ fn directives_stand_at_the_very_top() {
     assert_eq!(parse("\n# escape=`\nFROM a").unwrap().directives.escape, '\\');
     assert_eq!(parse("# note\n# escape=`\nFROM a").unwrap().directives.escape, '\\');
     assert_eq!(parse("# unknown=x\n# escape=`\nFROM a").unwrap().directives.escape, '\\');
-    assert_eq!(parse("#!/usr/bin/env x\n#Check = skip=all \nFROM a").unwrap().directives.check.as_deref(), Some("skip=all"));
+    assert_eq!(
+        parse("#!/usr/bin/env x\n#Check = skip=all \nFROM a").unwrap().directives.check.as_deref(),
+        Some("skip=all")
+    );
     assert!(fault("# escape=`\n# escape=`\nFROM a").message.contains("only one escape"));
     assert!(fault("# escape=x\nFROM a").message.contains("invalid escape token"));
 }
@@ -49,7 +54,9 @@ fn heredocs_belong_to_their_instruction() {
     assert!(heredocs[0].expand && !heredocs[0].chomp);
     assert_eq!((heredocs[1].content.as_str(), heredocs[1].fd), ("in\n", 3));
     assert!(!heredocs[1].expand && heredocs[1].chomp);
-    let Command::Copy { sources, heredocs, destination, .. } = only("COPY a <<x /d/\ntext\nx") else { panic!() };
+    let Command::Copy { sources, heredocs, destination, .. } = only("COPY a <<x /d/\ntext\nx") else {
+        panic!()
+    };
     assert_eq!((sources, destination.as_str()), (vec!["a".to_owned()], "/d/"));
     assert_eq!(heredocs[0].name, "x");
     let Command::OnBuild(text) = only("ONBUILD RUN <<E\nls\nE") else { panic!() };
@@ -112,12 +119,22 @@ fn forms_and_flags() {
 fn mounts_are_decoded() {
     let parse = |text: &str| Mount::parse(text, &|value| Ok(value.to_owned()));
     let mount = parse("type=cache,dst=/x,sharing=locked,mode=0700,uid=5,\"id=a,b\"").unwrap();
-    assert_eq!((mount.kind, mount.target.as_deref(), mount.id.as_deref()), (MountKind::Cache, Some("/x"), Some("a,b")));
+    assert_eq!(
+        (mount.kind, mount.target.as_deref(), mount.id.as_deref()),
+        (MountKind::Cache, Some("/x"), Some("a,b"))
+    );
     assert_eq!((mount.mode, mount.uid, mount.sharing.as_str()), (Some(0o700), Some(5), "locked"));
     assert_eq!(parse("target=/x,rw").unwrap().read_only, Some(false));
     assert_eq!(parse("type=tmpfs,target=/x,size=2m").unwrap().size, Some(2 << 20));
     assert!(parse("type=secret,id=a,required").unwrap().required);
-    for bad in ["type=x,target=/", "type=bind", "type=tmpfs,target=/x,uid=1", "type=cache,target=/x,sharing=no", "target", "\"a"] {
+    for bad in [
+        "type=x,target=/",
+        "type=bind",
+        "type=tmpfs,target=/x,uid=1",
+        "type=cache,target=/x,sharing=no",
+        "target",
+        "\"a",
+    ] {
         assert!(parse(bad).is_err(), "{bad}");
     }
 }
@@ -125,7 +142,9 @@ fn mounts_are_decoded() {
 #[test]
 fn variables_and_quotes() {
     let variables: BTreeMap<String, String> =
-        [("a", "A b"), ("empty", ""), ("path", "/usr/lib/x.tar.gz"), ("n", "a")].map(|(k, v)| (k.into(), v.into())).into();
+        [("a", "A b"), ("empty", ""), ("path", "/usr/lib/x.tar.gz"), ("n", "a")]
+            .map(|(k, v)| (k.into(), v.into()))
+            .into();
     let shell = Shell::new('\\', &variables);
     for (text, expected) in [
         ("$a", "A b"),

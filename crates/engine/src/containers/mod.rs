@@ -47,7 +47,7 @@ pub use list::ListOptions;
 pub use logs::{LogRequest, Logs};
 pub(crate) use record::Record;
 pub use record::Status;
-pub(crate) use start::mount_sources;
+pub(crate) use start::{extra_host, mount_sources};
 pub use stats::StatsStream;
 pub use wait::{Condition, Waited, Waiting};
 

@@ -606,7 +606,7 @@ pub(super) fn port_requests(
 }
 
 /// `name:address` or `name=address`; `host-gateway` stands for `gateway`.
-pub(super) fn extra_host(line: &str, gateway: Option<IpAddr>) -> Result<Option<(String, String)>> {
+pub(crate) fn extra_host(line: &str, gateway: Option<IpAddr>) -> Result<Option<(String, String)>> {
     let wrong = || Error::invalid(format!("bad format for add-host: \"{line}\""));
     let (name, address) = line.split_once('=').or_else(|| line.split_once(':')).ok_or_else(wrong)?;
     if name.is_empty() || name.contains(|c: char| c.is_whitespace()) {

@@ -1,0 +1,300 @@
+//! Building images: `POST /build` as docker's classic clients speak it, and its cache.
+//!
+//! Invariant: what is wrong with a request is a status as long as nothing was written; afterwards it is the stream's
+//! last message. A client that leaves ends its build.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use brigantine_build::graph::Limits;
+use brigantine_build::{ContextSource, Event, Options, Prune, Request as BuildRequest, named_context};
+use brigantine_engine::events::Kind;
+use brigantine_image::{Platform, Reference};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
+
+use super::State;
+use super::build_text::Text;
+use super::credentials;
+use super::images::{announce, reference};
+use crate::http::{Error, Query, Reply, Request, Router, bridge, json as wire};
+
+/// Binds the area's routes.
+pub fn bind(router: &mut Router<State>) {
+    router.post("/build", build).post("/build/prune", prune).post("/build/cancel", cancel);
+}
+
+/// Events that may wait for a slow client before the build does.
+const BACKLOG: usize = 256;
+
+/// Builds that can be cancelled by the id their client gave them.
+static CANCELLABLE: LazyLock<Mutex<HashMap<String, oneshot::Sender<()>>>> = LazyLock::new(Mutex::default);
+
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Ulimit {
+    name: String,
+    soft: i64,
+    hard: i64,
+}
+
+/// A JSON parameter; absent, empty and null are the default.
+fn document<T: serde::de::DeserializeOwned + Default>(query: &Query, key: &str) -> Result<T, Error> {
+    match query.text(key) {
+        None => Ok(T::default()),
+        Some(text) => wire::from_slice::<Option<T>>(text.as_bytes())
+            .map(Option::unwrap_or_default)
+            .map_err(|error| Error::invalid(format!("invalid value for {key}: {}", error.message))),
+    }
+}
+
+fn limits(query: &Query) -> Result<Limits, Error> {
+    let positive = |key: &str| -> Result<Option<u64>, Error> {
+        Ok(query.int(key)?.filter(|value| *value > 0).map(i64::unsigned_abs))
+    };
+    let ulimits: Vec<Ulimit> = document(query, "ulimits")?;
+    Ok(Limits {
+        memory: query.int("memory")?.filter(|bytes| *bytes > 0),
+        memory_swap: query.int("memswap")?.filter(|bytes| *bytes != 0),
+        cpu_shares: positive("cpushares")?,
+        cpu_period: positive("cpuperiod")?,
+        cpu_quota: query.int("cpuquota")?.filter(|quota| *quota != 0),
+        cpuset_cpus: query.text("cpusetcpus").map(str::to_owned),
+        cpuset_mems: query.text("cpusetmems").map(str::to_owned),
+        cgroup_parent: query.text("cgroupparent").map(str::to_owned),
+        ulimits: ulimits.into_iter().map(|limit| (limit.name, limit.soft, limit.hard)).collect(),
+    })
+}
+
+fn options(query: &Query) -> Result<Options, Error> {
+    let platform = query
+        .text("platform")
+        .map(|text| text.parse::<Platform>().map_err(|error| Error::invalid(error.to_string())))
+        .transpose()?;
+    let contexts: BTreeMap<String, String> = document(query, "contexts")?;
+    let filter: Vec<String> = document(query, "nocachefilter")?;
+    let network = match query.text("networkmode") {
+        None | Some("default" | "bridge") => String::new(),
+        Some(mode) => mode.to_owned(),
+    };
+    Ok(Options {
+        target: query.text("target").map(str::to_owned),
+        build_args: document(query, "buildargs")?,
+        labels: document(query, "labels")?,
+        platform,
+        no_cache: query.flag("nocache"),
+        no_cache_filter: filter,
+        contexts: contexts.into_iter().map(|(name, value)| (name, named_context(&value))).collect(),
+        network,
+        hosts: query
+            .all("extrahosts")
+            .flat_map(|line| line.split(','))
+            .filter(|line| !line.is_empty())
+            .map(str::to_owned)
+            .collect(),
+        shm_size: query.int("shmsize")?.filter(|bytes| *bytes > 0),
+        limits: limits(query)?,
+        allow_insecure: false,
+    })
+}
+
+/// `t`: repeated, each a name with an optional tag.
+fn tags(query: &Query) -> Result<Vec<Reference>, Error> {
+    let mut tags: Vec<Reference> = Vec::new();
+    for name in query.all("t").filter(|name| !name.is_empty()) {
+        let tag = reference(name, None)?;
+        if tag.digest().is_some() {
+            return Err(Error::invalid("build tag cannot contain a digest"));
+        }
+        let tag = tag.or_latest();
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    Ok(tags)
+}
+
+fn refuse_unbuilt(query: &Query) -> Result<(), Error> {
+    match query.text("version") {
+        None | Some("1") => {}
+        Some(_) => {
+            return Err(Error::not_implemented(
+                "BuildKit sessions are not built yet: build with DOCKER_BUILDKIT=0, or with brig build",
+            ));
+        }
+    }
+    if query.flag("squash") {
+        return Err(Error::invalid("squash is only supported with experimental mode"));
+    }
+    if query.all("securityopt").any(|option| !option.is_empty()) {
+        return Err(Error::invalid(
+            "The daemon on this platform does not support setting security options on build",
+        ));
+    }
+    if let Some(isolation) = query.text("isolation").filter(|isolation| *isolation != "default") {
+        return Err(Error::invalid(format!("Unsupported isolation: {isolation:?}")));
+    }
+    if query.text("outputs").is_some_and(|outputs| outputs != "null" && outputs != "[]") {
+        return Err(Error::invalid("outputs can only be requested through a BuildKit session"));
+    }
+    Ok(())
+}
+
+async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
+    let query = request.query().clone();
+    refuse_unbuilt(&query)?;
+    let tags = tags(&query)?;
+    let options = options(&query)?;
+    let context = match query.text("remote") {
+        Some(url) => ContextSource::Remote(url.to_owned()),
+        None if request.has_body() => ContextSource::Archive(Box::new(bridge::reader(request.reader()))),
+        None => ContextSource::Nothing,
+    };
+    let build = BuildRequest {
+        context,
+        folders: BTreeMap::new(),
+        dockerfile: query.text("dockerfile").unwrap_or_default().to_owned(),
+        dockerfile_text: None,
+        options,
+        pull: query.flag("pull"),
+        tags: tags.clone(),
+        secrets: BTreeMap::new(),
+        credentials: credentials::all(&request),
+        registry: state.registry.clone(),
+    };
+    let quiet = query.flag("q");
+    let id = query.text("buildid").map(str::to_owned);
+    Reply::progress(move |sink| async move {
+        let (sender, mut events) = mpsc::channel::<Event>(BACKLOG);
+        let (_registered, cancelled) = Registered::new(id);
+        let mut text = Text::new(sink, quiet, build.options.clone());
+        let builder = state.engine.builder().clone();
+        let mut building = std::pin::pin!(builder.build(build, sender));
+        let mut cancelled = std::pin::pin!(cancelled);
+        let built = loop {
+            tokio::select! {
+                biased;
+                Some(event) = events.recv() => text.event(event).await,
+                built = &mut building => break built,
+                () = &mut cancelled => break Err(brigantine_build::Error::Cancelled),
+            }
+        };
+        while let Ok(event) = events.try_recv() {
+            text.event(event).await;
+        }
+        let built = match built {
+            Ok(built) => built,
+            Err(error) => return text.failed(error).await,
+        };
+        state.engine.images().forget();
+        let id = built.image.id.to_string();
+        for tag in &tags {
+            announce(&state, "tag", &id, &tag.familiar());
+        }
+        text.succeeded(&built.image.id, &tags).await;
+        tracing::info!(image = id, "built");
+        Ok(())
+    })
+    .await
+}
+
+/// A build's entry among those that can be cancelled.
+struct Registered(Option<String>);
+
+impl Registered {
+    fn new(id: Option<String>) -> (Self, impl Future<Output = ()>) {
+        let (sender, receiver) = oneshot::channel();
+        let kept = match &id {
+            Some(id) => {
+                table().insert(id.clone(), sender);
+                None
+            }
+            None => Some(sender),
+        };
+        (Self(id), async move {
+            // The sender of a build without an id lives as long as this waits.
+            let _kept = kept;
+            if receiver.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        if let Some(id) = &self.0 {
+            table().remove(id);
+        }
+    }
+}
+
+fn table() -> std::sync::MutexGuard<'static, HashMap<String, oneshot::Sender<()>>> {
+    CANCELLABLE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn cancel(_state: State, request: Request) -> Result<Reply, Error> {
+    let Some(id) = request.query().text("id") else {
+        return Err(Error::invalid("build ID not provided"));
+    };
+    if let Some(sender) = table().remove(id)
+        && sender.send(()).is_err()
+    {
+        tracing::debug!(id, "the build has ended already");
+    }
+    Ok(Reply::no_content())
+}
+
+/// `10GB`, or a number of bytes.
+fn bytes(query: &Query, key: &str) -> Result<Option<u64>, Error> {
+    match query.text(key) {
+        None => Ok(None),
+        Some(text) => brigantine_build::dockerfile::instruction::bytes(text)
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .map(|bytes| Some(bytes).filter(|bytes| *bytes > 0))
+            .ok_or_else(|| Error::invalid(format!("invalid value for {key}: {text:?} is not a size"))),
+    }
+}
+
+async fn prune(state: State, request: Request) -> Result<Reply, Error> {
+    let filters = request.filters(&[
+        "until",
+        "unused-for",
+        "id",
+        "parent",
+        "type",
+        "description",
+        "inuse",
+        "shared",
+        "private",
+    ])?;
+    let query = request.query();
+    let age = filters.get("until").chain(filters.get("unused-for")).next().map(|text| {
+        brigantine_build::dockerfile::instruction::duration(text)
+            .map(|nanos| Duration::from_nanos(nanos.unsigned_abs()))
+            .ok_or_else(|| Error::invalid(format!("invalid filter 'until={text}': it is not a duration")))
+    });
+    let caps =
+        [bytes(query, "keep-storage")?, bytes(query, "reserved-space")?, bytes(query, "max-used-space")?];
+    let wanted = Prune {
+        all: query.flag("all"),
+        unused_for: age.transpose()?,
+        keep: caps.into_iter().flatten().max(),
+        kinds: filters.get("type").map(str::to_owned).collect(),
+        ids: filters.get("id").map(str::to_owned).collect(),
+    };
+    let builder = state.engine.builder().clone();
+    let pruned = tokio::task::spawn_blocking(move || builder.prune(&wanted))
+        .await
+        .map_err(|error| Error::internal(format!("the prune ended early: {error}")))?
+        .map_err(brigantine_engine::Error::from)?;
+    let attributes = BTreeMap::from([("reclaimed".to_owned(), pruned.reclaimed.to_string())]);
+    state.engine.events().publish(Kind::Builder, "prune", "", attributes);
+    Reply::json(&json!({
+        "CachesDeleted": (!pruned.deleted.is_empty()).then_some(pruned.deleted),
+        "SpaceReclaimed": pruned.reclaimed,
+    }))
+}

@@ -1,0 +1,185 @@
+//! docker's text of a build: steps in the Dockerfile's order, whatever order they are solved in.
+//!
+//! Invariant: no line is dropped. What belongs to a later step waits until the steps before it are told; when much of
+//! it waits, that step waits as well (no earlier step depends on a later one).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use brigantine_build::graph::VertexId;
+use brigantine_build::{Event, Options, Plan};
+use brigantine_image::{Digest, Reference};
+use serde_json::json;
+
+use crate::http::{Error, ProgressSink};
+
+/// One vertex as far as it is known.
+#[derive(Default)]
+struct Vertex {
+    started: bool,
+    finished: bool,
+    cached: bool,
+    key: String,
+    log: Vec<(bool, Vec<u8>)>,
+}
+
+/// Writes a build's text.
+pub struct Text {
+    sink: ProgressSink,
+    quiet: bool,
+    options: Options,
+    plan: Option<Arc<Plan>>,
+    vertices: HashMap<VertexId, Vertex>,
+    /// The step that is being told.
+    at: usize,
+    /// Its first line was written.
+    opened: bool,
+    /// Its `Running in` was written.
+    running: bool,
+    last_id: String,
+}
+
+impl Text {
+    pub fn new(sink: ProgressSink, quiet: bool, options: Options) -> Self {
+        Self {
+            sink,
+            quiet,
+            options,
+            plan: None,
+            vertices: HashMap::new(),
+            at: 0,
+            opened: false,
+            running: false,
+            last_id: String::new(),
+        }
+    }
+
+    async fn stream(&self, text: impl Into<String>) {
+        if !self.quiet {
+            self.sink.send(&json!({ "stream": text.into() })).await;
+        }
+    }
+
+    pub async fn event(&mut self, event: Event) {
+        match event {
+            Event::Pull(progress) => {
+                if !self.quiet {
+                    let mut message = json!({ "status": progress.status });
+                    if let Some(id) = &progress.id {
+                        message["id"] = id.clone().into();
+                        message["progressDetail"] = match progress.amount {
+                            None => json!({}),
+                            Some((current, Some(total))) => json!({ "current": current, "total": total }),
+                            Some((current, None)) => json!({ "current": current }),
+                        };
+                    }
+                    self.sink.send(&message).await;
+                }
+            }
+            Event::Planned(plan) => {
+                self.plan = Some(plan);
+                self.advance().await;
+            }
+            Event::Started { vertex } => {
+                self.vertices.entry(vertex).or_default().started = true;
+                self.advance().await;
+            }
+            Event::Log { vertex, stderr, data } => {
+                self.vertices.entry(vertex).or_default().log.push((stderr, data));
+                self.advance().await;
+            }
+            Event::Finished { vertex, cached, key, error } => {
+                let known = self.vertices.entry(vertex).or_default();
+                known.finished = error.is_none();
+                known.cached = cached;
+                known.key = key;
+                self.advance().await;
+            }
+            Event::Missed { .. } | Event::Exporting => {}
+        }
+    }
+
+    /// Tells whatever can be told in order.
+    async fn advance(&mut self) {
+        let Some(plan) = self.plan.clone() else { return };
+        while let Some(step) = plan.steps.get(self.at) {
+            let state = step.vertex.and_then(|vertex| self.vertices.get(&vertex));
+            if !self.opened {
+                // A step without work of its own is told with the one before it.
+                self.opened = true;
+                let number = self.at + 1;
+                self.stream(format!("Step {number}/{} : {}\n", plan.steps.len(), step.text)).await;
+                if step.triggers > 0 {
+                    let word = if step.triggers == 1 { "trigger" } else { "triggers" };
+                    self.stream(format!("# Executing {} build {word}\n", step.triggers)).await;
+                }
+            }
+            let (finished, cached, key) = match (step.vertex, state) {
+                (None, _) => (true, false, format!("{}{}", self.last_id, self.at)),
+                (Some(_), Some(state)) => (state.finished, state.cached, state.key.clone()),
+                (Some(_), None) => (false, false, String::new()),
+            };
+            let log = step
+                .vertex
+                .and_then(|vertex| self.vertices.get_mut(&vertex))
+                .map(|v| std::mem::take(&mut v.log));
+            let log = log.unwrap_or_default();
+            if !log.is_empty() && !self.running {
+                self.running = true;
+                let id = Digest::sha256(format!("{}{}", self.last_id, step.text).as_bytes());
+                self.stream(format!(" ---> Running in {}\n", id.short())).await;
+            }
+            for (_, data) in log {
+                self.stream(String::from_utf8_lossy(&data).into_owned()).await;
+            }
+            if !finished {
+                return;
+            }
+            if cached {
+                self.stream(" ---> Using cache\n").await;
+            }
+            let id = Digest::sha256(key.as_bytes());
+            self.stream(format!(" ---> {}\n", id.short())).await;
+            id.short().clone_into(&mut self.last_id);
+            self.at += 1;
+            self.opened = false;
+            self.running = false;
+        }
+    }
+
+    /// The last words of a build that failed: its error's status if nothing was written yet.
+    pub async fn failed(&mut self, error: brigantine_build::Error) -> Result<(), Error> {
+        if let brigantine_build::Error::Exit { code, .. } = &error {
+            let message = error.to_string();
+            self.sink
+                .send(&json!({ "errorDetail": { "code": code, "message": message }, "error": message }))
+                .await;
+            return Ok(());
+        }
+        Err(brigantine_engine::Error::from(error).into())
+    }
+
+    pub async fn succeeded(&mut self, image: &Digest, tags: &[Reference]) {
+        if let Some(plan) = &self.plan
+            && !plan.unconsumed.is_empty()
+        {
+            self.stream(format!(
+                "[Warning] One or more build-args [{}] were not consumed\n",
+                plan.unconsumed.join(" ")
+            ))
+            .await;
+        }
+        if self.quiet {
+            self.sink.send(&json!({ "stream": format!("{image}\n") })).await;
+            return;
+        }
+        if !self.options.labels.is_empty() {
+            tracing::trace!(labels = self.options.labels.len(), "labels were added");
+        }
+        self.sink.send(&json!({ "aux": { "ID": image.to_string() } })).await;
+        self.stream(format!("Successfully built {}\n", image.short())).await;
+        for tag in tags {
+            self.stream(format!("Successfully tagged {}\n", tag.familiar())).await;
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Building images with unmodified classic clients: the docker command without BuildKit, and plain requests.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use brigantine_testkit::{Client, Engine, Invocation, Output};
+use serde_json::Value;
+
+use crate::Host;
+
+/// A folder with these files.
+fn context(host: &Host, name: &str, files: &[(&str, &str)]) -> PathBuf {
+    let dir = host.dir().join(name);
+    for (path, text) in files {
+        let path = dir.join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+    dir
+}
+
+fn docker_build(host: &Host, dir: &Path, args: &[&str]) -> Invocation {
+    let dir = dir.to_str().unwrap().to_owned();
+    let args: Vec<String> = ["build"].iter().chain(args).map(|arg| (*arg).to_owned()).chain([dir]).collect();
+    host.cli(args).env("DOCKER_BUILDKIT", "0")
+}
+
+fn text(output: &Output) -> String {
+    format!("{}{}", output.stdout, output.stderr)
+}
+
+#[test]
+fn stages_steps_and_mounts_make_an_image_and_are_cached() {
+    let host = Host::new(Client::Docker);
+    let dockerfile = r#"
+ARG BASE=busybox
+FROM ${BASE} AS build
+ARG WHO=world
+ENV GREET="hello $WHO"
+WORKDIR /src
+COPY a.txt sub/ ./
+RUN echo "$GREET" > out.txt && cat a.txt s.txt >> out.txt && echo said
+RUN --mount=type=cache,target=/cache --mount=type=tmpfs,target=/t --mount=type=bind,source=sub,target=/b ls /b && echo x >> /cache/log
+FROM busybox AS never
+RUN exit 1
+FROM busybox
+COPY --from=build --chown=5:6 --chmod=640 /src/out.txt /out/
+COPY <<EOT /etc/motd
+hi $PATH
+EOT
+RUN true
+RUN <<EOT
+set -e
+mkdir -p /made && id -u > /made/uid
+EOT
+LABEL a=b
+USER 5
+CMD ["cat", "/out/out.txt"]
+"#;
+    let files = [("Dockerfile", dockerfile), ("a.txt", "A\n"), ("sub/s.txt", "S\n")];
+    let dir = context(&host, "ctx", &files);
+    let args = ["-t", "x:1", "--build-arg", "WHO=me", "--build-arg", "NONE=1", "--label", "l=m"];
+    let first = docker_build(&host, &dir, &args).run();
+    assert_eq!(first.code, 0, "{}", text(&first));
+    for line in [
+        "Step 1/16 : ARG BASE=busybox",
+        "said\n",
+        "s.txt\n",
+        "[Warning] One or more build-args [NONE] were not consumed",
+        "Successfully built ",
+        "Successfully tagged x:1",
+    ] {
+        assert!(first.stdout.contains(line), "{line:?} is missing in {}", first.stdout);
+    }
+    assert!(!first.stdout.contains("Using cache"), "{}", first.stdout);
+    assert_eq!(host.cli(["run", "--rm", "x:1"]).ok(), "hello me\nA\nS");
+    let listed = host.cli([
+        "run",
+        "--rm",
+        "-u",
+        "0",
+        "x:1",
+        "sh",
+        "-c",
+        "ls -ln /out/out.txt; cat /etc/motd /made/uid; ls /dev/pipes",
+    ]);
+    let listed = listed.run().stdout;
+    assert!(listed.starts_with("-rw-r-----    1 5        6 "), "{listed}");
+    assert!(listed.contains("hi /usr/local/sbin:") && listed.contains("\n0\n"), "{listed}");
+    let image: Value = serde_json::from_str(&host.cli(["inspect", "x:1"]).ok()).unwrap();
+    let config = &image[0]["Config"];
+    assert_eq!(config["Labels"], serde_json::json!({"a": "b", "l": "m"}));
+    assert_eq!(config["User"], "5");
+    // `RUN true` makes no layer, nor do the files that mounting needs.
+    assert_eq!(image[0]["RootFS"]["Layers"].as_array().unwrap().len(), 4, "{image}");
+    let history = host.cli(["history", "--no-trunc", "--format", "{{.CreatedBy}}", "x:1"]).ok();
+    assert!(history.contains("COPY --chown=5:6 --chmod=640 /src/out.txt /out/ # buildkit"), "{history}");
+    assert!(history.contains("RUN /bin/sh -c true # buildkit"), "{history}");
+
+    let again = docker_build(&host, &dir, &args).ok();
+    assert_eq!(again.matches("Using cache").count(), 8, "{again}");
+    let id = |name: &str| host.cli(["inspect", "-f", "{{.Id}}", name]).ok();
+    assert_eq!(id("x:1"), image[0]["Id"].as_str().unwrap());
+    // Touched, not changed: the content decides.
+    fs::write(dir.join("a.txt"), "A\n").unwrap();
+    assert_eq!(docker_build(&host, &dir, &args).ok().matches("Using cache").count(), 8);
+    fs::write(dir.join("a.txt"), "B\n").unwrap();
+    let changed = docker_build(&host, &dir, &args).ok();
+    assert!(changed.contains("said\n"), "{changed}");
+    assert_eq!(host.cli(["run", "--rm", "x:1"]).ok(), "hello me\nB\nS");
+    let none = docker_build(&host, &dir, &["--no-cache", "-q"]).ok();
+    assert!(none.starts_with("sha256:") && none.len() == 71, "{none}");
+}
+
+#[test]
+fn what_is_wrong_is_said_and_leaves_nothing() {
+    let host = Host::new(Client::Docker);
+    let fails = |name: &str, dockerfile: &str, args: &[&str], words: &str| {
+        let dir = context(&host, name, &[("Dockerfile", dockerfile)]);
+        let output = docker_build(&host, &dir, args).run();
+        assert_ne!(output.code, 0, "{}", text(&output));
+        assert!(text(&output).contains(words), "{name}: {words:?} is missing in {}", text(&output));
+    };
+    host.engine.leaving_nothing(|| {
+        fails(
+            "word",
+            "FROM busybox\nRUM x\n",
+            &[],
+            "Dockerfile:2:1: unknown instruction: RUM (did you mean RUN?)",
+        );
+        fails(
+            "exit",
+            "FROM busybox\nRUN exit 7\n",
+            &[],
+            "The command '/bin/sh -c exit 7' returned a non-zero code: 7",
+        );
+        fails(
+            "kill",
+            "FROM busybox\nRUN sh -c 'kill -9 $$'; exit $?\n",
+            &[],
+            "returned a non-zero code: 137",
+        );
+        fails("none", "FROM busybox\nRUN [\"nope\"]\n", &[], "nope");
+        fails("file", "FROM busybox\nCOPY nothing /\n", &[], "\"/nothing\": not found");
+        fails("stage", "FROM busybox\nCOPY --from=7 /a /\n", &[], "invalid from flag value 7");
+        fails(
+            "later",
+            "FROM busybox AS a\nCOPY --from=b /a /\nFROM busybox AS b\n",
+            &["--target", "a"],
+            "comes later",
+        );
+        fails("self", "FROM busybox AS a\nCOPY --from=a /a /\n", &[], "circular dependency");
+        fails(
+            "target",
+            "FROM busybox AS a\n",
+            &["--target", "z"],
+            "target stage \"z\" could not be found (stages: a)",
+        );
+        fails(
+            "out",
+            "FROM busybox\nRUN --mount=type=secret,id=s,required cat /run/secrets/s\n",
+            &[],
+            "secret s: not found",
+        );
+        fails(
+            "dir",
+            "FROM busybox\nCOPY Dockerfile /etc\nCOPY Dockerfile /bin/sh/x\n",
+            &[],
+            "cannot copy to non-directory: /bin/busybox",
+        );
+        let dir = context(&host, "missing", &[("x", "")]);
+        let output = docker_build(&host, &dir, &["-f", dir.join("x").to_str().unwrap()]).run();
+        assert!(text(&output).contains("file with no instructions"), "{}", text(&output));
+        // The cache of what succeeded is still right.
+        let dir = context(&host, "exit", &[("Dockerfile", "FROM busybox\nRUN echo ok > /ok\nRUN cat /ok\n")]);
+        assert!(docker_build(&host, &dir, &[]).ok().contains("ok\n"));
+        host.cli(["builder", "prune", "-af"]).ok();
+        host.cli(["image", "prune", "-f"]).ok();
+    });
+}
+
+#[test]
+fn an_archives_entries_stay_inside() {
+    let engine = Engine::with_busybox();
+    let response = engine.post_bytes("/build?t=x", "application/x-tar", b"FROM busybox\nRUN echo bare\n");
+    assert_eq!(response.status, 200);
+    assert!(
+        response.text().contains("bare\\n") && response.text().contains("Successfully tagged x:latest"),
+        "{}",
+        response.text()
+    );
+    let response = engine.post_bytes("/build", "application/x-tar", b"FROM busybox\nBAD\n");
+    assert_eq!(response.status, 400);
+    assert!(
+        response.message().contains("Dockerfile:2:1: unknown instruction: BAD"),
+        "{}",
+        response.message()
+    );
+    assert_eq!(engine.post_bytes("/build?version=2", "application/x-tar", b"").status, 501);
+    assert_eq!(engine.post_bytes("/build", "application/x-tar", b"").status, 400);
+}

@@ -1,0 +1,149 @@
+//! The builder as part of the engine: it gets the engine's image store, runtime and networks.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex};
+
+use brigantine_build::{Builder, Joined, Setup};
+use brigantine_network::names::{DnsChoice, RESOLVED_UPSTREAM, hosts_file, resolv_conf, resolv_conf_on_host};
+use brigantine_network::{InterfaceSpec, SandboxSpec};
+use brigantine_sys::SealedExe;
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::config::Config;
+use crate::containers::extra_host;
+use crate::images::Images;
+use crate::networks::Networks;
+use crate::sync::lock;
+use crate::{Class, Error, Result};
+
+/// Opens the builder. Blocks.
+pub(crate) fn open(
+    config: &Arc<Config>,
+    images: &Images,
+    networks: &Arc<Networks>,
+    exe: &Arc<SealedExe>,
+) -> Result<Builder> {
+    let network =
+        StepNetwork { config: Arc::clone(config), networks: Arc::clone(networks), taken: Mutex::default() };
+    Builder::open(Setup {
+        data: config.data_root.join("build"),
+        run_dir: config.exec_root.join("b"),
+        exe: Arc::clone(exe),
+        store: images.store().clone(),
+        network: Arc::new(network),
+        cgroup_parent: config.cgroup_parent.clone(),
+        systemd_cgroup: config.systemd_cgroup,
+        shm_size: config.default_shm_size,
+    })
+    .map_err(|error| Error::internal("open the builder").because(error.report()))
+}
+
+impl From<brigantine_build::Error> for Error {
+    fn from(error: brigantine_build::Error) -> Self {
+        use brigantine_build::Error as Build;
+        use brigantine_registry::Class as Registry;
+        let class = match &error {
+            Build::Dockerfile { .. } | Build::Invalid(_) => Class::InvalidParameter,
+            Build::NotFound(_) => Class::NotFound,
+            Build::NotImplemented(_) => Class::NotImplemented,
+            Build::Registry { source, .. } => match source.class() {
+                Registry::NotFound => Class::NotFound,
+                Registry::Unauthorized => Class::Unauthorized,
+                Registry::InvalidParameter => Class::InvalidParameter,
+                Registry::Internal => Class::Internal,
+            },
+            _ => Class::Internal,
+        };
+        Self::of(class, error.report())
+    }
+}
+
+/// Gives the steps of builds their networks: the default bridge's, the host's, none, or one by name.
+#[derive(Debug)]
+struct StepNetwork {
+    config: Arc<Config>,
+    networks: Arc<Networks>,
+    /// The address of each step under way, with its network.
+    taken: Mutex<HashMap<String, (String, Ipv4Addr)>>,
+}
+
+impl StepNetwork {
+    fn connect(&self, step: &str, mode: &str, hostname: &str, hosts: &[String]) -> Result<Joined> {
+        let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+        let choice = DnsChoice {
+            servers: self.config.dns.clone(),
+            search: self.config.dns_search.clone(),
+            options: self.config.dns_options.clone(),
+        };
+        let name = if matches!(mode, "" | "default") { "bridge" } else { mode };
+        let gateway = self.config.host_gateway.or_else(|| {
+            let bridge = self.networks.find("bridge").ok()?.bridge?;
+            Some(IpAddr::V4(bridge.gateway))
+        });
+        let extra = hosts
+            .iter()
+            .filter_map(|line| extra_host(line, gateway).transpose())
+            .collect::<Result<Vec<_>>>()?;
+        let resolv = read("/etc/resolv.conf");
+        if name == "host" {
+            let mut hosts = read("/etc/hosts");
+            for (name, address) in &extra {
+                hosts.extend([address.as_str(), "\t", name.as_str(), "\n"]);
+            }
+            let resolv_conf = resolv_conf_on_host(&resolv, &choice);
+            return Ok(Joined { netns: None, host: true, hosts, resolv_conf });
+        }
+        let upstream = std::fs::read_to_string(RESOLVED_UPSTREAM).ok();
+        let resolv_conf = resolv_conf(&resolv, upstream.as_deref(), &choice, false);
+        let mut spec =
+            SandboxSpec { id: step.to_owned(), name: format!("build step {step}"), ..SandboxSpec::default() };
+        let mut addresses = Vec::new();
+        // A host that lets us have no bridge still builds what needs no network.
+        if name != "none" && !(name == "bridge" && self.config.bridge == "none") {
+            let network = self.networks.find(name)?;
+            let Some(bridge) = &network.bridge else {
+                return Err(Error::invalid(format!("network {name} cannot be used by a build")));
+            };
+            let address = self.networks.take_address(&network.id, None)?;
+            lock(&self.taken).insert(step.to_owned(), (network.id.clone(), address));
+            let net = Ipv4Net::new(address, bridge.subnet.prefix_len())
+                .map_err(|error| Error::internal(format!("address {address}")).because(error))?;
+            addresses.push(IpAddr::V4(address));
+            spec.interfaces.push(InterfaceSpec {
+                bridge: bridge.name.clone(),
+                name: "eth0".to_owned(),
+                mac: None,
+                addresses: vec![IpNet::V4(net)],
+                gateway: (!bridge.internal).then_some(bridge.gateway),
+                gateway6: None,
+            });
+        }
+        let sandbox = self.networks.plumbing().connect(&spec)?;
+        Ok(Joined {
+            netns: Some(sandbox.netns),
+            host: false,
+            hosts: hosts_file(&extra, &addresses, hostname, ""),
+            resolv_conf,
+        })
+    }
+}
+
+impl brigantine_build::Network for StepNetwork {
+    fn join(&self, step: &str, mode: &str, hostname: &str, hosts: &[String]) -> Result<Joined, String> {
+        self.connect(step, mode, hostname, hosts).map_err(|error| {
+            self.leave(step);
+            error.report()
+        })
+    }
+
+    fn leave(&self, step: &str) {
+        if let Err(error) = self.networks.plumbing().disconnect(step) {
+            tracing::warn!(step, error = error.report(), "disconnect a build step");
+        }
+        let taken = lock(&self.taken).remove(step);
+        if let Some((network, address)) = taken {
+            self.networks.give_address_back(&network, address);
+        }
+    }
+}
