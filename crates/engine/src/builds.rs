@@ -1,19 +1,19 @@
 //! The builder as part of the engine: it gets the engine's image store, runtime and networks.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use brigantine_build::{Builder, Joined, Setup};
 use brigantine_network::names::{DnsChoice, RESOLVED_UPSTREAM, hosts_file, resolv_conf, resolv_conf_on_host};
 use brigantine_network::{InterfaceSpec, SandboxSpec};
 use brigantine_sys::SealedExe;
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::containers::extra_host;
 use crate::images::Images;
-use crate::networks::Networks;
+use crate::networks::{Networks, Wanted};
 use crate::sync::lock;
 use crate::{Class, Error, Result};
 
@@ -64,8 +64,8 @@ impl From<brigantine_build::Error> for Error {
 struct StepNetwork {
     config: Arc<Config>,
     networks: Arc<Networks>,
-    /// The address of each step under way, with its network.
-    taken: Mutex<HashMap<String, (String, Ipv4Addr)>>,
+    /// The addresses of each step under way, with its network.
+    taken: Mutex<HashMap<String, (String, Vec<IpAddr>)>>,
 }
 
 impl StepNetwork {
@@ -105,18 +105,18 @@ impl StepNetwork {
             let Some(bridge) = &network.bridge else {
                 return Err(Error::invalid(format!("network {name} cannot be used by a build")));
             };
-            let address = self.networks.take_address(&network.id, None)?;
-            lock(&self.taken).insert(step.to_owned(), (network.id.clone(), address));
-            let net = Ipv4Net::new(address, bridge.subnet.prefix_len())
-                .map_err(|error| Error::internal(format!("address {address}")).because(error))?;
-            addresses.push(IpAddr::V4(address));
+            let nets = self.networks.take_addresses(&network.id, &Wanted::default())?;
+            addresses.extend(nets.iter().map(IpNet::addr));
+            lock(&self.taken).insert(step.to_owned(), (network.id.clone(), addresses.clone()));
+            let ipv6 = nets.iter().any(|net| matches!(net, IpNet::V6(_)));
             spec.interfaces.push(InterfaceSpec {
                 bridge: bridge.name.clone(),
                 name: "eth0".to_owned(),
                 mac: None,
-                addresses: vec![IpNet::V4(net)],
+                addresses: nets,
                 gateway: (!bridge.internal).then_some(bridge.gateway),
-                gateway6: None,
+                gateway6: if ipv6 && !bridge.internal { bridge.gateway6 } else { None },
+                sysctls: Vec::new(),
             });
         }
         let sandbox = self.networks.plumbing().connect(&spec)?;
@@ -142,8 +142,10 @@ impl brigantine_build::Network for StepNetwork {
             tracing::warn!(step, error = error.report(), "disconnect a build step");
         }
         let taken = lock(&self.taken).remove(step);
-        if let Some((network, address)) = taken {
-            self.networks.give_address_back(&network, address);
+        if let Some((network, addresses)) = taken {
+            for address in addresses {
+                self.networks.give_address_back(&network, address);
+            }
         }
     }
 }
