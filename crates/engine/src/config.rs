@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::userns::Remap;
+
 /// Configuration of an [`Engine`](crate::Engine), fixed while it is open.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -63,6 +65,8 @@ pub struct Config {
     pub no_new_privileges: bool,
     /// `builtin`, `unconfined` or a path to a profile.
     pub seccomp_profile: String,
+    /// Ids of the host for those in containers; without it they are the same.
+    pub userns: Option<Remap>,
     /// Labels of the engine itself, `key=value`.
     pub labels: Vec<String>,
     /// Seconds a container gets to stop when the engine is asked to stop its containers.
@@ -102,6 +106,7 @@ impl Default for Config {
             init: false,
             no_new_privileges: false,
             seccomp_profile: "builtin".to_owned(),
+            userns: None,
             labels: Vec::new(),
             shutdown_timeout: 15,
         }

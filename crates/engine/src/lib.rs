@@ -24,6 +24,7 @@ pub mod events;
 pub mod files;
 pub mod images;
 pub mod networks;
+pub mod userns;
 pub mod volumes;
 
 use std::os::unix::fs::DirBuilderExt;

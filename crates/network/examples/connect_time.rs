@@ -68,6 +68,7 @@ fn open(warm: usize) -> Result<(Fabric, BridgeSpec), brigantine_network::Error> 
     let fabric = Fabric::open(Config {
         table: "brigantine-bench".to_owned(),
         warm,
+        owner: None,
         host_firewall: true,
         relay: false,
     })?;
@@ -95,6 +96,7 @@ fn spec(number: u8, bridge: &BridgeSpec, with_interface: bool, ports: u16) -> Sa
         container_port: 80 + number,
     });
     SandboxSpec {
+        owned: false,
         id: format!("container-{number}"),
         name: format!("container-{number}"),
         interfaces: interfaces.into_iter().collect(),

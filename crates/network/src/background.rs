@@ -4,7 +4,7 @@
 //! Invariant: at most `capacity` namespaces wait; all of them end with the [`Background`].
 
 use std::collections::VecDeque;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use brigantine_sys::netns;
 
 use crate::error::Error;
+use crate::fabric::Owner;
 use crate::link;
 use crate::socket::Socket;
 use crate::sysctl;
@@ -30,7 +31,8 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    pub fn make() -> Result<Self, Error> {
+    /// With an owner, the namespace belongs to a new user namespace with its maps.
+    pub fn make(owner: Option<&Owner>) -> Result<Self, Error> {
         let inside = || {
             let mut socket = Socket::route()?;
             let mut batch = Messages::new();
@@ -38,7 +40,16 @@ impl Ready {
             socket.execute(batch)?;
             Ok((socket, guard()))
         };
-        let (netns, socket) = netns::create_with(inside).map_err(|source| Error::Kernel {
+        let made = match owner {
+            None => netns::create_with(inside),
+            Some(Owner { uid_map, gid_map }) => {
+                netns::create_owned(uid_map, gid_map).and_then(|(_, netns)| {
+                    let socket = netns::within(netns.as_fd(), inside)?;
+                    Ok((netns, socket))
+                })
+            }
+        };
+        let (netns, socket) = made.map_err(|source| Error::Kernel {
             what: "create a network namespace".to_owned(),
             detail: None,
             source: source.into(),
@@ -81,15 +92,17 @@ impl Shared {
 #[derive(Debug)]
 pub(crate) struct Background {
     shared: Arc<Shared>,
+    owner: Option<Owner>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Background {
-    pub fn start(capacity: usize) -> Self {
+    pub fn start(capacity: usize, owner: Option<Owner>) -> Self {
         let shared = Arc::new(Shared::default());
-        let theirs = Arc::clone(&shared);
-        let thread =
-            std::thread::Builder::new().name("network".to_owned()).spawn(move || run(&theirs, capacity));
+        let (theirs, whose) = (Arc::clone(&shared), owner.clone());
+        let thread = std::thread::Builder::new()
+            .name("network".to_owned())
+            .spawn(move || run(&theirs, capacity, whose.as_ref()));
         let thread = match thread {
             Ok(thread) => Some(thread),
             Err(error) => {
@@ -97,18 +110,21 @@ impl Background {
                 None
             }
         };
-        Self { shared, thread }
+        Self { shared, owner, thread }
     }
 
-    /// One that waits, or a new one.
-    pub fn take(&self) -> Result<Ready, Error> {
+    /// One that waits, or a new one; `owned` by the configured owner, if there is one, or by the host's users.
+    pub fn take(&self, owned: bool) -> Result<Ready, Error> {
+        if self.owner.is_some() && !owned {
+            return Ready::make(None);
+        }
         let waiting = self.shared.lock().ready.pop();
         match waiting {
             Some(ready) => {
                 self.shared.changed.notify_one();
                 Ok(ready)
             }
-            None => Ready::make(),
+            None => Ready::make(self.owner.as_ref()),
         }
     }
 
@@ -132,7 +148,7 @@ impl Drop for Background {
     }
 }
 
-fn run(shared: &Shared, capacity: usize) {
+fn run(shared: &Shared, capacity: usize, owner: Option<&Owner>) {
     let mut state = shared.lock();
     let mut socket = None;
     let mut making_failed = false;
@@ -140,7 +156,7 @@ fn run(shared: &Shared, capacity: usize) {
         let due = state.leaving.front().map(|(due, _)| due.saturating_duration_since(Instant::now()));
         if state.ready.len() < capacity && !making_failed {
             drop(state);
-            match Ready::make() {
+            match Ready::make(owner) {
                 Ok(ready) => {
                     state = shared.lock();
                     state.ready.push(ready);

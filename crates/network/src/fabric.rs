@@ -47,6 +47,16 @@ pub struct Config {
     /// Whether the engine relays what the kernel cannot route: published ports on `::1`, and those on addresses of
     /// IPv6 for containers that have none.
     pub relay: bool,
+    /// Whom the namespaces of sandboxes that ask for it ([`SandboxSpec::owned`]) belong to.
+    pub owner: Option<Owner>,
+}
+
+/// The id maps of user namespaces that own network namespaces: lines of `INSIDE HOST COUNT`, as
+/// `/proc/<pid>/uid_map` takes them (user_namespaces(7)). Each namespace gets an owner of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Owner {
+    pub uid_map: String,
+    pub gid_map: String,
 }
 
 /// A container that outlived the engine's former run.
@@ -145,7 +155,7 @@ impl Fabric {
         }
         Ok(Self {
             firewall: Firewall::new(config.table),
-            background: Background::start(config.warm),
+            background: Background::start(config.warm, config.owner),
             bridges: RwLock::default(),
             endpoints: Mutex::default(),
             ports: Mutex::default(),
@@ -537,7 +547,7 @@ impl Fabric {
     }
 
     fn make_interfaces(&self, spec: &SandboxSpec, plan: &[(Interface, Bridge)]) -> Result<OwnedFd, Error> {
-        let Ready { netns, socket: mut inside, guarded } = self.background.take()?;
+        let Ready { netns, socket: mut inside, guarded } = self.background.take(spec.owned)?;
         if !plan.is_empty() {
             guarded?;
             self.lay(spec, plan, netns.as_fd(), &mut inside)?;

@@ -33,7 +33,7 @@ mod wire;
 
 pub use bridge::{BridgeSpec, GatewayMode};
 pub use error::Error;
-pub use fabric::{Config, DefaultRoutes, Fabric, Live, NameSockets, Reconciled};
+pub use fabric::{Config, DefaultRoutes, Fabric, Live, NameSockets, Owner, Reconciled};
 pub use ipam::{Ipam, IpamError};
 pub use mac::{MacAddr, MacParseError};
 pub use ports::{HostPort, PortError, PortRequest, Protocol, PublishedPort};

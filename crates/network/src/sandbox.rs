@@ -17,6 +17,8 @@ pub struct SandboxSpec {
     pub id: String,
     /// The container's name, for messages.
     pub name: String,
+    /// The namespace belongs to the fabric's configured owner, and so may its processes.
+    pub owned: bool,
     pub interfaces: Vec<InterfaceSpec>,
     /// Published on the interface with the default route of the family, if its bridge has an outside.
     pub ports: Vec<PortRequest>,

@@ -189,7 +189,16 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
             Some(parse_propagation(word).ok_or_else(invalid)?.0)
         }
     };
-    let (tree, at) = mounts::open_root(&launch.rootfs, propagation, late)?;
+    let user = match (first.first(), linux.uid_mappings(), linux.gid_mappings()) {
+        (Some((fd, ns::USER, _)), uid, gid) => Some(mounts::UserMaps::Joined(
+            fd,
+            uid.as_deref().unwrap_or_default(),
+            gid.as_deref().unwrap_or_default(),
+        )),
+        (_, Some(uid), Some(gid)) if user_namespace => Some(mounts::UserMaps::New(uid, gid)),
+        _ => None,
+    };
+    let (tree, at) = mounts::open_root(&launch.rootfs, propagation, late, user)?;
     steps.push(Step::AttachRoot { tree, at });
 
     let new_cgroup_namespace = new & ns::CGROUP != 0;
@@ -199,11 +208,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         cgroup: Some(cgroup),
         cgroup_namespace: new_cgroup_namespace,
         late,
-        user: match (first.first(), linux.uid_mappings(), linux.gid_mappings()) {
-            (Some((fd, ns::USER, _)), _, _) => Some(mounts::UserMaps::Joined(fd)),
-            (_, Some(uid), Some(gid)) if user_namespace => Some(mounts::UserMaps::New(uid, gid)),
-            _ => None,
-        },
+        user,
         label,
         rootfs: match &launch.rootfs {
             crate::launch::Rootfs::Path(path) => Some(path),

@@ -25,6 +25,7 @@ mod launch;
 mod listener;
 mod mounts;
 mod netdev;
+mod overlay;
 mod plan;
 pub mod profile;
 pub mod reaper;

@@ -2,19 +2,19 @@
 //! is opened here, as a detached tree, before there is a container.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use brigantine_sys::mount::{self, Change, attr, context_message, propagation};
+use brigantine_sys::mount::{self, Change, attr, propagation};
 use rustix::fs::{AtFlags, CWD, FileType};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroup;
 use crate::error::Error;
-use crate::idmap;
 use crate::launch::Rootfs;
 use crate::plan::{FsMount, PathTree, Role, Step, Target, Tree, TreeMount};
 use crate::spec::{LinuxIdMapping, Mount};
+use crate::{idmap, overlay};
 
 /// A mount's options, sorted by what they act on.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -178,6 +178,7 @@ pub(crate) fn open_root(
     rootfs: &Rootfs,
     propagation: Option<u64>,
     late: bool,
+    user: Option<UserMaps<'_>>,
 ) -> Result<(Tree, CString), Error> {
     match rootfs {
         Rootfs::Path(path) => {
@@ -215,69 +216,12 @@ pub(crate) fn open_root(
             Ok((Tree::Open(tree), at))
         }
         Rootfs::Overlay { lower, upper, work, options } => {
-            let failed = |step: &str, e: rustix::io::Errno, said: String| {
-                let said = if said.is_empty() { said } else { format!(" ({said})") };
-                Error::os(format!("mounting the overlay: {step}{said}"), e)
+            let dirs = overlay::Directories { lower, upper, work };
+            let user = match user {
+                None => None,
+                Some(user) => Some((user, user.root()?)),
             };
-            if lower.is_empty() {
-                return Err(Error::invalid("an overlay root file system needs at least one lower layer"));
-            }
-            let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)
-                .map_err(|e| failed("opening", e, String::new()))?;
-            let set = |key: &str, value: &Path| {
-                rustix::mount::fsconfig_set_string(&context, key, value).map_err(|e| {
-                    failed(&format!("{key} {:?}", value.display()), e, context_message(context.as_fd()))
-                })
-            };
-            // What the container's mount table shows as the device; programs look for this word.
-            set("source", Path::new("overlay"))?;
-            // Before Linux 6.5 all layers go in one string of at most 255 bytes: short names by descriptor.
-            let mut layers = Vec::new();
-            if crate::profile::running_kernel() >= (6, 5) {
-                for layer in lower {
-                    set("lowerdir+", layer)?;
-                }
-            } else {
-                use std::os::fd::AsRawFd;
-                for layer in lower {
-                    let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
-                    let fd = rustix::fs::open(layer, flags, rustix::fs::Mode::empty())
-                        .map_err(|e| failed(&format!("layer {:?}", layer.display()), e, String::new()))?;
-                    layers.push(fd);
-                }
-                let names: Vec<String> =
-                    layers.iter().map(|fd| format!("/proc/self/fd/{}", fd.as_raw_fd())).collect();
-                let joined = names.join(":");
-                if joined.len() > 255 {
-                    let count = lower.len();
-                    return Err(Error::unsupported(format!(
-                        "{count} layers in one root need Linux 6.5 or later"
-                    )));
-                }
-                set("lowerdir", Path::new(&joined))?;
-            }
-            set("upperdir", upper)?;
-            set("workdir", work)?;
-            let flag = |key: &str| {
-                rustix::mount::fsconfig_set_flag(&context, key)
-                    .map_err(|e| failed(key, e, context_message(context.as_fd())))
-            };
-            if options.volatile {
-                flag("volatile")?;
-            }
-            for extra in &options.extra {
-                match extra.split_once('=') {
-                    Some((key, value)) => set(key, Path::new(value))?,
-                    None => flag(extra)?,
-                }
-            }
-            let dirs = || format!("upper {:?}, {} lower layers", upper.display(), lower.len());
-            rustix::mount::fsconfig_create(&context)
-                .map_err(|e| failed(&dirs(), e, context_message(context.as_fd())))?;
-            drop(layers);
-            rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
-                .map(|fd| (Tree::Open(fd), c"/".to_owned()))
-                .map_err(|e| failed(&dirs(), e, String::new()))
+            overlay::mount(&dirs, options, user).map(|fd| (Tree::Open(fd), c"/".to_owned()))
         }
     }
 }
@@ -315,8 +259,49 @@ pub(crate) struct Context<'a> {
 /// Where the container's user namespace comes from.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum UserMaps<'a> {
-    Joined(&'a OwnedFd),
+    /// With the maps that the spec repeats, if it does.
+    Joined(&'a OwnedFd, &'a [LinuxIdMapping], &'a [LinuxIdMapping]),
     New(&'a [LinuxIdMapping], &'a [LinuxIdMapping]),
+}
+
+/// A user namespace that idmapped mounts take their maps from.
+pub(crate) enum Maps<'a> {
+    Joined(&'a OwnedFd),
+    Made(OwnedFd),
+}
+
+impl AsFd for Maps<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Joined(fd) => fd.as_fd(),
+            Self::Made(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl<'a> UserMaps<'a> {
+    /// What ids 0 stand for on the host.
+    fn root(self) -> Result<overlay::Root, Error> {
+        let (Self::Joined(_, uids, gids) | Self::New(uids, gids)) = self;
+        let zero = |maps: &[LinuxIdMapping]| {
+            maps.iter().find(|m| m.container_id() == 0).map(LinuxIdMapping::host_id)
+        };
+        zero(uids).zip(zero(gids)).ok_or_else(|| {
+            Error::invalid(
+                "an overlay root in a user namespace needs uidMappings and gidMappings with the container's id 0, \
+                 also if the namespace is joined",
+            )
+        })
+    }
+
+    pub(crate) fn namespace(self) -> Result<Maps<'a>, Error> {
+        match self {
+            Self::Joined(namespace, _, _) => Ok(Maps::Joined(namespace)),
+            Self::New(uid, gid) => {
+                idmap::user_namespace(&idmap::lines(uid), &idmap::lines(gid)).map(Maps::Made)
+            }
+        }
+    }
 }
 
 /// Compiles one entry. `late` receives what must come after devices are made.
@@ -522,17 +507,9 @@ fn idmap(
     };
     let list = |m: &Option<Vec<LinuxIdMapping>>| m.clone().unwrap_or_default();
     let (uid, gid) = (list(entry.uid_mappings()), list(entry.gid_mappings()));
-    let made;
     let namespace = match (uid.is_empty(), gid.is_empty(), context.user) {
-        (false, false, _) => {
-            made = idmap::user_namespace(&idmap::lines(&uid), &idmap::lines(&gid))?;
-            &made
-        }
-        (true, true, Some(UserMaps::Joined(namespace))) => namespace,
-        (true, true, Some(UserMaps::New(uid, gid))) => {
-            made = idmap::user_namespace(&idmap::lines(uid), &idmap::lines(gid))?;
-            &made
-        }
+        (false, false, _) => UserMaps::New(&uid, &gid).namespace()?,
+        (true, true, Some(user)) => user.namespace()?,
         (true, true, None) => {
             return Err(Error::invalid(format!(
                 "{}: an idmapped mount needs uidMappings and gidMappings, or a user namespace of the container's",

@@ -1,10 +1,14 @@
 //! Network namespaces held by descriptor alone: nothing is mounted anywhere.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
+use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+
+use crate::check;
+use crate::spawn::{self, ns};
 
 /// Enough for system calls and a few messages; nothing deep runs on these threads.
 const STACK: usize = 256 * 1024;
@@ -36,6 +40,46 @@ pub fn create_with<T: Send>(inside: impl FnOnce() -> T + Send) -> Result<(OwnedF
     })
 }
 
+/// A new user namespace with these id maps (lines as `/proc/<pid>/uid_map` takes them, see user_namespaces(7)) and
+/// a new network namespace that belongs to it. Each lives as long as its descriptor or a process in it.
+pub fn create_owned(uid_map: &str, gid_map: &str) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let read = |e: std::io::Error| Errno::from_io_error(&e).unwrap_or(Errno::IO);
+    // The kernel makes the user namespace first, so the other belongs to it.
+    let child = spawn::clone(ns::USER | ns::NETWORK, None, || {
+        // Ends with its maker, who reads what it needs and then ends it.
+        if rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).is_err() {
+            return 1;
+        }
+        loop {
+            // Only signals end this, and none is handled.
+            rustix::event::pause();
+        }
+    })?;
+    let made = (|| {
+        for (file, map) in [("gid_map", gid_map), ("uid_map", uid_map)] {
+            std::fs::write(format!("/proc/{}/{file}", child.pid), map).map_err(read)?;
+        }
+        let get = |name| {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            open(format!("/proc/{}/ns/{name}", child.pid), flags, Mode::empty())
+        };
+        Ok((get("user")?, get("net")?))
+    })();
+    // It cannot have gone; and if it had, there would be nothing to end.
+    pidfd_send_signal(&child.pidfd, Signal::KILL).ok();
+    while let Err(Errno::INTR) = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED) {}
+    made
+}
+
+/// The user namespace that a namespace belongs to (`NS_GET_USERNS`, ioctl_nsfs(2)).
+pub fn owner(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: this request takes no argument and answers a new descriptor.
+    let fd = check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) }.into())?;
+    // SAFETY: the kernel has just made this descriptor, for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Runs `inside` on a thread of its own that has entered the namespace `netns`.
 pub fn within<T: Send>(netns: BorrowedFd<'_>, inside: impl FnOnce() -> T + Send) -> Result<T, Errno> {
     on_own_thread(|| {
@@ -58,6 +102,19 @@ fn on_own_thread<T: Send>(work: impl FnOnce() -> Result<T, Errno> + Send) -> Res
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_owned_network_belongs_to_the_user_namespace_made_with_it() {
+        let Ok((user, net)) = create_owned("0 100000 65536\n", "0 200000 65536\n") else { return };
+        let owner = rustix::fs::fstat(crate::netns::owner(net.as_fd()).unwrap()).unwrap();
+        assert_eq!(owner.st_ino, rustix::fs::fstat(&user).unwrap().st_ino);
+    }
+
+    #[test]
+    fn a_map_that_the_kernel_refuses_is_an_error() {
+        let Ok(_possible) = create_owned("0 100000 65536\n", "0 200000 65536\n") else { return };
+        assert_eq!(create_owned("0 0 0\n", "0 0 1\n").unwrap_err(), Errno::INVAL);
+    }
 
     #[test]
     fn a_new_namespace_is_another_one_and_can_be_entered() {

@@ -28,6 +28,22 @@ pub fn reset_signals() {
     };
 }
 
+/// Sets the ids by which the calling thread makes files (setfsuid(2), setfsgid(2)). Leaving 0 takes the thread's
+/// capabilities over files with it.
+pub fn set_file_ids(uid: u32, gid: u32) -> Result<(), Errno> {
+    const ASK: libc::c_long = -1;
+    for (number, id) in [(libc::SYS_setfsgid, gid), (libc::SYS_setfsuid, uid)] {
+        // SAFETY: plain numbers; these calls tell the former id and never fail, so the new one is asked for.
+        unsafe { libc::syscall(number, libc::c_long::from(id)) };
+        // SAFETY: as above; an id that cannot be is not set, but the current one is told.
+        let now = unsafe { libc::syscall(number, ASK) };
+        if now != libc::c_long::from(id) {
+            return Err(Errno::PERM);
+        }
+    }
+    Ok(())
+}
+
 /// A new, anonymous session keyring, so that the caller's keys are out of reach.
 pub fn join_new_session_keyring() -> Result<(), Errno> {
     const KEYCTL_JOIN_SESSION_KEYRING: libc::c_int = 1;

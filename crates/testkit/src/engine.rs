@@ -43,6 +43,8 @@ pub struct Builder {
     flavor: Flavor,
     flags: Vec<String>,
     busybox: bool,
+    /// Files of the engine's own `/etc`: name, text.
+    etc: Vec<(String, String)>,
 }
 
 /// A running engine and everything that belongs to it; all of it is gone when this is dropped.
@@ -61,6 +63,12 @@ impl Builder {
     /// One more flag for the daemon.
     pub fn flag(mut self, flag: impl Into<String>) -> Self {
         self.flags.push(flag.into());
+        self
+    }
+
+    /// A file that the engine, and nobody outside its sandbox, sees in `/etc`.
+    pub fn etc(mut self, name: impl Into<String>, text: impl Into<String>) -> Self {
+        self.etc.push((name.into(), text.into()));
         self
     }
 
@@ -91,6 +99,19 @@ impl Builder {
         for dir in ["data", "exec", "config", "home"] {
             fs::create_dir(sandbox.dir().join(dir)).expect("a directory in the sandbox");
         }
+        if !self.etc.is_empty() {
+            let (upper, work) = (sandbox.dir().join("etc"), sandbox.dir().join("etc.work"));
+            for dir in [&upper, &work] {
+                fs::create_dir(dir).expect("a directory in the sandbox");
+            }
+            for (name, text) in &self.etc {
+                fs::write(upper.join(name), text).expect("a file in the sandbox");
+            }
+            let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
+            let status =
+                sandbox.command("mount").args(["-t", "overlay", "overlay", "-o", &options, "/etc"]).status();
+            assert!(status.is_ok_and(|s| s.success()), "cannot give the engine an /etc of its own");
+        }
         let mut engine =
             Engine { flavor: self.flavor, flags: self.flags, daemon: None, baseline: None, sandbox };
         engine.start_daemon();
@@ -116,7 +137,7 @@ impl Engine {
     }
 
     pub fn builder() -> Builder {
-        Builder { flavor: Flavor::from_environment(), flags: Vec::new(), busybox: false }
+        Builder { flavor: Flavor::from_environment(), flags: Vec::new(), busybox: false, etc: Vec::new() }
     }
 
     pub fn flavor(&self) -> Flavor {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use brigantine_engine::Config;
+use brigantine_engine::userns::Remap;
 use serde_json::Value;
 
 use super::settings::{Given, SettingsError};
@@ -161,6 +162,10 @@ impl Options {
         if let Some(seconds) = number(given, "shutdown-timeout") {
             engine.shutdown_timeout =
                 u32::try_from(seconds).map_err(|_error| value("shutdown-timeout", "must not be negative"))?;
+        }
+        if let Some(whose) = text(given, "userns-remap").filter(|whose| !whose.is_empty()) {
+            let remap = Remap::from_host(whose).map_err(|error| value("userns-remap", &error.report()))?;
+            engine.userns = Some(remap);
         }
         let live = Live::from_given(given)?;
         engine.labels.clone_from(&live.labels);

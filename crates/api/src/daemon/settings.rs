@@ -417,7 +417,6 @@ mod tests {
         let review = |args: &[&str]| review(&flags(args).unwrap().given).map_err(|error| error.to_string());
         assert!(review(&["--tlsverify"]).unwrap_err().contains("TLS is not built yet"));
         assert!(review(&["--tlsverify=false"]).is_ok());
-        assert!(review(&["--userns-remap", "default"]).is_err());
         assert!(review(&["--add-runtime", "x=y"]).is_err());
         assert_eq!(review(&["--experimental"]).unwrap().len(), 1);
         assert!(review(&["--storage-driver", "overlay2", "--live-restore"]).unwrap().is_empty());

@@ -374,8 +374,8 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "userns-remap",
         Text,
-        Refuse(OFF, "user namespaces for all containers are not built yet"),
-        "User namespaces for all containers: not built yet",
+        Yes,
+        "User namespaces for containers: default, USER[:GROUP] or UID[:GID] with subordinate ids",
     ),
     setting(
         "selinux-enabled",

@@ -94,6 +94,9 @@ async fn info(state: State, _request: Request) -> Result<Reply, Error> {
     if host::is_one("/sys/module/apparmor/parameters/enabled") {
         security.insert(0, "name=apparmor".to_owned());
     }
+    if config.userns.is_some() {
+        security.push("name=userns".to_owned());
+    }
     if config.no_new_privileges {
         security.push("name=no-new-privileges".to_owned());
     }

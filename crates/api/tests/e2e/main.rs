@@ -36,6 +36,7 @@ mod network;
 mod run;
 mod shim;
 mod streams;
+mod userns;
 mod volumes;
 
 use brigantine_testkit::{Client, Engine, Invocation, Terminal};

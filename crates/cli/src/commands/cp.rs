@@ -395,7 +395,7 @@ async fn upload_to(
     let (reader, writer) = std::io::pipe().map_err(Fault::io("making a pipe"))?;
     let packing = tokio::task::spawn_blocking(move || {
         let output = std::io::BufWriter::with_capacity(1 << 18, writer);
-        brigantine_image::layer::pack_as(opened.parent, &opened.base, name.as_bytes(), output)
+        brigantine_image::layer::pack_as(opened.parent, &opened.base, name.as_bytes(), output, None)
     });
     let body = upload::body(tokio::fs::File::from_std(File::from(OwnedFd::from(reader))));
     let sent = put(&place.directory).stream(body, "application/x-tar").done().await;

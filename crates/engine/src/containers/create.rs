@@ -46,6 +46,9 @@ impl Containers {
             return Err(Error::invalid("no image was named: Image must not be empty"));
         }
         let mut warnings = validate::host_config(&host, &config)?;
+        if self.config.userns.is_some() && host.userns_mode.as_deref() != Some("host") {
+            validate::remapped(&host)?;
+        }
         let image = self.images.resolve(&image_name).await?;
         if let Some(platform) = request.platform.as_deref().filter(|platform| !platform.is_empty()) {
             check_platform(&image_name, platform, &image.config)?;

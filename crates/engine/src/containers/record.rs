@@ -6,6 +6,8 @@ use bollard_stubs::models::{ContainerConfig, EndpointSettings, HostConfig};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::config::Config;
+use crate::userns::Remap;
 use crate::volumes::MountRecord;
 
 /// The version this engine writes.
@@ -106,6 +108,11 @@ impl Record {
 
     pub(crate) fn privileged(&self) -> bool {
         self.host_config.privileged.unwrap_or_default()
+    }
+
+    /// Whose ids its ids stand for: the engine's remapping, unless it asked for the host's.
+    pub(crate) fn remap<'a>(&self, config: &'a Config) -> Option<&'a Remap> {
+        config.userns.as_ref().filter(|_| self.host_config.userns_mode.as_deref() != Some("host"))
     }
 
     /// The network mode as it counts: `default` and nothing mean `bridge`.

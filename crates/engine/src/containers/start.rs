@@ -386,6 +386,7 @@ fn prepare(
         ipc: plan.ipc.clone(),
         uts,
         cgroup,
+        remap: record.remap(&plan.config),
         mount_sources,
         host_name: &host_name,
         link_variables: plan.links.iter().flat_map(|link| link.variables.iter().cloned()).collect(),
@@ -511,8 +512,12 @@ impl Wires {
 
     fn connect(&mut self, plan: &Plan) -> Result<()> {
         let record = &plan.record;
-        let mut spec =
-            SandboxSpec { id: record.id.clone(), name: record.name.clone(), ..SandboxSpec::default() };
+        let mut spec = SandboxSpec {
+            id: record.id.clone(),
+            name: record.name.clone(),
+            owned: record.remap(&plan.config).is_some(),
+            ..SandboxSpec::default()
+        };
         // The network of the mode comes first: it has eth0.
         let mode = record.network_mode();
         let mut names: Vec<&String> = record.endpoints.keys().collect();

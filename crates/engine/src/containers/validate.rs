@@ -232,6 +232,32 @@ fn modes(host: &HostConfig, config: &bollard_stubs::models::ContainerConfig) -> 
     Ok(())
 }
 
+/// What cannot be had together with user namespaces (docker's texts, where it has one).
+pub(super) fn remapped(host: &HostConfig) -> Result<()> {
+    let is_host = |mode: &Option<String>| mode.as_deref() == Some("host");
+    let refused = |what: &str| {
+        Err(Error::invalid(format!(
+            "{what} when user namespaces are enabled: ask for the host's user namespace with --userns=host"
+        )))
+    };
+    if host.privileged == Some(true) {
+        return refused("privileged mode is incompatible with user namespaces; it is not available");
+    }
+    if is_host(&host.network_mode) {
+        return refused("cannot share the host's network namespace");
+    }
+    if is_host(&host.pid_mode) {
+        return refused("cannot share the host PID namespace");
+    }
+    if is_host(&host.ipc_mode) {
+        return refused("cannot share the host IPC namespace");
+    }
+    if is_host(&host.uts_mode) {
+        return refused("cannot share the host UTS namespace");
+    }
+    Ok(())
+}
+
 fn warnings(host: &HostConfig) -> Vec<String> {
     let mut warnings = Vec::new();
     if host.network_mode.as_deref() == Some("host")

@@ -24,7 +24,7 @@ use serde::Serialize;
 pub use changes::{ChangeKind, Changed};
 use path::{Split, split};
 use unpack::{Rules, unpack};
-use view::{Bound, Stopped, View, with_few_rights};
+use view::{Bound, Stopped, View, with_few_rights, with_few_rights_as};
 
 use crate::containers::{Container, Containers, Record, mount_sources};
 use crate::error::Context;
@@ -51,7 +51,7 @@ pub struct Archived {
     pub stat: PathStat,
     parent: OwnedFd,
     split: Split,
-    _view: View,
+    view: View,
 }
 
 /// How `PUT /containers/{id}/archive` is to be done.
@@ -79,9 +79,11 @@ impl Archived {
     /// Writes the archive. Blocks.
     pub fn write(self, output: impl Write + Send + 'static) -> Result<()> {
         with_few_rights(move || {
-            let Self { parent, split, _view, .. } = self;
+            let Self { parent, split, view, .. } = self;
             let name = if split.name == "/" { "" } else { &split.name };
-            layer::pack_as(parent, split.base.as_bytes(), name.as_bytes(), output)
+            let owners =
+                view.ids.clone().map(|ids| -> layer::Owners { Box::new(move |u, g| ids.inside(u, g)) });
+            layer::pack_as(parent, split.base.as_bytes(), name.as_bytes(), output, owners)
                 .map(drop)
                 .doing(|| format!("archive {}", split.whole))
         })
@@ -112,7 +114,7 @@ impl Containers {
                     String::new()
                 };
                 let stat = path_stat(&split, &stat, link);
-                Ok(Archived { stat, parent, split, _view: view })
+                Ok(Archived { stat, parent, split, view })
             })
         })
         .await
@@ -149,7 +151,7 @@ impl Containers {
         let record = container.record();
         let (whole, reference) = (split(path).whole, reference.to_owned());
         crate::blocking(move || {
-            with_few_rights(move || {
+            with_few_rights_as(view.ids.clone(), move || {
                 let missing = |error: Errno| absent(error, &whole, &reference);
                 let target =
                     path::target_of(&view, &whole).map_err(missing)?.ok_or_else(|| missing(Errno::LOOP))?;
@@ -160,8 +162,11 @@ impl Containers {
                     return Err(Error::invalid("extraction point is not a directory").because(whole));
                 }
                 may_write(&record, &target)?;
-                let mut rules =
-                    Rules { no_overwrite_dir_non_dir: options.no_overwrite_dir_non_dir, ..Rules::default() };
+                let mut rules = Rules {
+                    no_overwrite_dir_non_dir: options.no_overwrite_dir_non_dir,
+                    ids: view.ids.clone(),
+                    ..Rules::default()
+                };
                 let user = record.config.user.as_deref().unwrap_or_default();
                 if options.copy_uid_gid && !user.is_empty() {
                     let root =
@@ -313,7 +318,7 @@ impl Containers {
     /// A running container's files.
     async fn live_view(&self, container: &Container) -> Result<Option<View>> {
         let Some(live) = container.live() else { return Ok(None) };
-        let view = View::of_process(live.pid);
+        let view = View::of_process(live.pid, container.record().remap(&self.config).cloned());
         // Its process id may have gone to another process before it was looked at, but not if it still runs after.
         match live.ask(brigantine_shim::Client::state).await {
             Ok(state) if state.exit.is_none() && state.status != brigantine_shim::Status::Stopped => {

@@ -15,11 +15,14 @@ use rustix::io::Errno;
 
 use super::path;
 use crate::error::Context;
+use crate::userns::Remap;
 use crate::{Error, Result};
 
 /// How an archive is unpacked.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Rules {
+    /// What the ids in the archive stand for on the host.
+    pub ids: Option<Remap>,
     /// Neither a directory by something else nor something else by a directory.
     pub no_overwrite_dir_non_dir: bool,
     /// Who owns what is made, instead of what the archive says.
@@ -107,6 +110,15 @@ impl Unpacking<'_> {
             }
         }
         let (uid, gid) = self.rules.owner.unwrap_or((entry.uid, entry.gid));
+        let (uid, gid) = match &self.rules.ids {
+            None => (uid, gid),
+            Some(ids) => ids.outside(uid, gid).ok_or_else(|| {
+                Error::invalid(format!(
+                    "{}: there is no user {uid} or no group {gid} in the container",
+                    what()
+                ))
+            })?,
+        };
         let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
         let mode = Mode::from_raw_mode(entry.mode & 0o7777);
         match entry.kind {
@@ -392,7 +404,7 @@ mod tests {
         std::fs::create_dir(dir.path().join("d")).unwrap();
         std::fs::write(dir.path().join("f"), "f").unwrap();
         let rules = Rules { no_overwrite_dir_non_dir: true, ..own() };
-        let error = run(dir.path(), "/", &archive(&[("d", Kind::File, "x")]), rules).unwrap_err();
+        let error = run(dir.path(), "/", &archive(&[("d", Kind::File, "x")]), rules.clone()).unwrap_err();
         assert_eq!(error.to_string(), "cannot overwrite directory \"/d\" with non-directory \"/\"");
         let error = run(dir.path(), "/", &archive(&[("f/", Kind::Directory, "")]), rules).unwrap_err();
         assert_eq!(error.to_string(), "cannot overwrite non-directory \"/f\" with directory \"/\"");

@@ -21,6 +21,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::path;
 use crate::error::Context;
+use crate::userns::Remap;
 use crate::{Error, Result};
 
 /// What copying needs: to read and write whatever anybody owns, and to make it be as it was.
@@ -36,6 +37,8 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
 #[derive(Debug)]
 pub(super) struct View {
     root: OwnedFd,
+    /// How the ids of its files are those of the host: a running container's in a user namespace.
+    pub(super) ids: Option<Remap>,
     /// Keeps what is mounted below the root.
     _namespace: Option<OwnedFd>,
 }
@@ -68,10 +71,10 @@ impl AsFd for View {
 
 impl View {
     /// The root of the process `pid`; the caller makes sure that it is still the one meant.
-    pub(super) fn of_process(pid: i32) -> Result<Self> {
+    pub(super) fn of_process(pid: i32, ids: Option<Remap>) -> Result<Self> {
         let path = format!("/proc/{pid}/root");
         let root = open_dir(Path::new(&path)).doing(|| "look into the container".to_owned())?;
-        Ok(Self { root, _namespace: None })
+        Ok(Self { root, ids, _namespace: None })
     }
 
     /// A stopped container's. A `writable` one has its overlay to itself: the caller keeps it from being started.
@@ -96,7 +99,7 @@ impl View {
             }
             let namespace = File::open("/proc/thread-self/ns/mnt")
                 .doing(|| "keep the mount namespace of the container's files".to_owned())?;
-            Ok(Some(Self { root, _namespace: Some(namespace.into()) }))
+            Ok(Some(Self { root, ids: None, _namespace: Some(namespace.into()) }))
         })
     }
 }
@@ -106,9 +109,22 @@ impl View {
 pub(super) fn with_few_rights<T: Send + 'static>(
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
+    with_few_rights_as(None, work)
+}
+
+/// The same as the container's root, where that is somebody else than the host's: a container's file system in a user
+/// namespace knows no owner of the host's.
+pub(super) fn with_few_rights_as<T: Send + 'static>(
+    ids: Option<Remap>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
     on_thread(move || {
         brigantine_sys::umask::clear_for_this_thread().doing(|| "clear the umask".to_owned())?;
         let had = rustix::thread::capabilities(None).doing(|| "read own capabilities".to_owned())?;
+        if let Some((uid, gid)) = ids.and_then(|ids| ids.outside(0, 0)) {
+            brigantine_sys::process::set_file_ids(uid, gid)
+                .doing(|| "act as the container's root".to_owned())?;
+        }
         let keep = had.permitted & CAPABILITIES;
         let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
         rustix::thread::set_capabilities(None, sets).doing(|| "drop capabilities".to_owned())?;

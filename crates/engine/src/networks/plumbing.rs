@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use brigantine_network::helper::{self, Relayed, Resident, Sockets};
 use brigantine_network::{
-    Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallEvents, InterfaceSpec, Live, NameSockets,
+    Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallEvents, InterfaceSpec, Live, NameSockets, Owner,
     PortRequest, Sandbox, SandboxSpec,
 };
 use ipnet::IpNet;
@@ -31,9 +31,14 @@ pub(crate) struct Plumbing {
 impl Plumbing {
     pub(crate) fn open(config: &Config) -> Self {
         let table = format!("brigantine-{}", config.bridge);
+        let owner = config.userns.as_ref().map(|remap| {
+            let (uid_map, gid_map) = remap.lines();
+            Owner { uid_map, gid_map }
+        });
         let how = brigantine_network::Config {
             table,
             warm: WARM,
+            owner,
             host_firewall: config.host_firewall,
             relay: !config.network_helper.is_empty(),
         };

@@ -23,6 +23,7 @@ use crate::Result;
 use crate::config::Config;
 use crate::containers::Record;
 use crate::error::Context;
+use crate::userns::Remap;
 use crate::users::User;
 
 /// Where one of a container's namespaces comes from.
@@ -49,6 +50,8 @@ pub(crate) struct Inputs<'a> {
     pub ipc: Namespace,
     pub uts: Namespace,
     pub cgroup: Namespace,
+    /// Whose ids those in the container stand for.
+    pub remap: Option<&'a Remap>,
     /// Host paths of the mounts in the record's order.
     pub mount_sources: Vec<PathBuf>,
     /// The host's name, for containers that share it.
@@ -76,6 +79,11 @@ pub(crate) fn build(inputs: &Inputs<'_>) -> Result<Spec> {
 
     let mut linux = Linux::default();
     linux.set_namespaces(Some(namespaces(inputs)?));
+    if let Some(remap) = inputs.remap {
+        let (users, groups) = remap.mappings()?;
+        linux.set_uid_mappings(Some(users));
+        linux.set_gid_mappings(Some(groups));
+    }
     linux.set_resources(Some(cgroup));
     linux.set_devices(Some(devices));
     linux.set_cgroups_path(Some(cgroups_path(record, inputs.config)));
@@ -141,6 +149,13 @@ fn namespaces(inputs: &Inputs<'_>) -> Result<Vec<LinuxNamespace>> {
             Namespace::Of(pid) => list.push(namespace(typ, Some(format!("/proc/{pid}/ns/{file}")))?),
         }
     }
+    if inputs.remap.is_some() {
+        // Whoever shares a network also shares its owner: nobody else may mount its sysfs.
+        list.push(match &inputs.network {
+            Namespace::Of(pid) => namespace(Type::User, Some(format!("/proc/{pid}/ns/user")))?,
+            Namespace::Private | Namespace::Host => namespace(Type::User, None)?,
+        });
+    }
     Ok(list)
 }
 
@@ -156,10 +171,13 @@ fn namespace(typ: LinuxNamespaceType, path: Option<String>) -> Result<LinuxNames
 fn sysctls(inputs: &Inputs<'_>) -> HashMap<String, String> {
     let mut sysctls = inputs.record.host_config.sysctls.clone().unwrap_or_default();
     if inputs.network == Namespace::Private {
-        for (name, value) in
-            [("net.ipv4.ip_unprivileged_port_start", "0"), ("net.ipv4.ping_group_range", "0 2147483647")]
-        {
-            sysctls.entry(name.to_owned()).or_insert_with(|| value.to_owned());
+        // The kernel takes only groups that there are.
+        let last = inputs.remap.map_or(i32::MAX.unsigned_abs(), Remap::last_group);
+        for (name, value) in [
+            ("net.ipv4.ip_unprivileged_port_start", "0".to_owned()),
+            ("net.ipv4.ping_group_range", format!("0 {last}")),
+        ] {
+            sysctls.entry(name.to_owned()).or_insert(value);
         }
     }
     sysctls
@@ -215,6 +233,7 @@ mod tests {
             ipc: Namespace::Private,
             uts: Namespace::Private,
             cgroup: Namespace::Private,
+            remap: None,
             mount_sources: Vec::new(),
             host_name: "host",
             link_variables: Vec::new(),

@@ -18,7 +18,12 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
     let shm = host.shm_size.filter(|size| *size > 0).unwrap_or(inputs.config.default_shm_size);
     let mut own: Vec<Mount> = Vec::new();
     for (mount, source) in record.mounts.iter().zip(&inputs.mount_sources) {
-        own.push(one(mount, &source.to_string_lossy())?);
+        let mut made = one(mount, &source.to_string_lossy())?;
+        // What is the engine's own keeps its owners on disk; a directory of the host's shows its true ones.
+        if mount.kind == MountKind::Volume {
+            shift(&mut made, inputs);
+        }
+        own.push(made);
     }
     for (destination, options) in host.tmpfs.iter().flatten() {
         let mut all = ["noexec", "nosuid", "nodev"].map(str::to_owned).to_vec();
@@ -66,7 +71,9 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
         if !covered(std::path::Path::new(destination)) {
             let source = inputs.names_dir.join(file);
             let options = ["rbind", "rprivate"].map(str::to_owned).to_vec();
-            all.push(mount(destination, "bind", &source.to_string_lossy(), options)?);
+            let mut file = mount(destination, "bind", &source.to_string_lossy(), options)?;
+            shift(&mut file, inputs);
+            all.push(file);
         }
     }
     if host.init.unwrap_or(inputs.config.init) {
@@ -75,6 +82,15 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
     }
     all.append(&mut own);
     Ok(all)
+}
+
+/// Owners on disk are those seen in the container, whatever ids the container's stand for.
+fn shift(mount: &mut Mount, inputs: &Inputs<'_>) {
+    if inputs.remap.is_some() {
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.push("idmap".to_owned());
+        mount.set_options(Some(options));
+    }
 }
 
 fn one(record: &MountRecord, source: &str) -> Result<Mount> {

@@ -26,6 +26,9 @@ pub struct Packed {
     pub size: u64,
 }
 
+/// From a user and a group on this host to those that an archive is to say.
+pub type Owners = Box<dyn Fn(u32, u32) -> (u32, u32)>;
+
 /// Writes the layer that an overlay's upper directory amounts to: whiteouts and opaque directories in OCI's form.
 pub fn pack_upper(upper: &Path, output: impl Write) -> Result<Packed> {
     pack_upper_without(upper, &[], output)
@@ -44,8 +47,15 @@ pub fn pack(tree: &Path, output: impl Write) -> Result<Packed> {
 }
 
 /// Writes what the directory `parent` has under `base`, with everything below it, as `name`. Links are not followed.
-/// With an empty `base` it is `parent` itself.
-pub fn pack_as(parent: OwnedFd, base: &[u8], name: &[u8], output: impl Write) -> Result<Packed> {
+/// With an empty `base` it is `parent` itself. `owners` says what user and group an entry is to have instead of its
+/// own on this host.
+pub fn pack_as(
+    parent: OwnedFd,
+    base: &[u8],
+    name: &[u8],
+    output: impl Write,
+    owners: Option<Owners>,
+) -> Result<Packed> {
     let (root, dir) = if base.is_empty() {
         (parent, true)
     } else {
@@ -61,6 +71,7 @@ pub fn pack_as(parent: OwnedFd, base: &[u8], name: &[u8], output: impl Write) ->
         let stat = rustix::fs::fstat(&root).map_err(|error| os("stat", base, error))?;
         let mut packing = Packing::new(root, output, false);
         packing.prefix = name.to_vec();
+        packing.owners = owners;
         packing.directory(&[], &stat)?;
         return packing.run();
     }
@@ -78,6 +89,7 @@ pub fn pack_as(parent: OwnedFd, base: &[u8], name: &[u8], output: impl Write) ->
         .map_err(|error| os("stat", base.to_bytes(), error))?;
     let dir = root.try_clone().map_err(LayerError::Read)?;
     let mut packing = Packing::new(root, output, false);
+    packing.owners = owners;
     packing.one(&dir, &base, name.to_bytes(), &stat)?;
     packing.writer.finish().map_err(LayerError::Write)?;
     Ok(packing.packed)
@@ -100,6 +112,7 @@ struct Packing<'a, W> {
     prefix: Vec<u8>,
     /// Paths to leave out.
     without: &'a [Vec<u8>],
+    owners: Option<Owners>,
     /// The first name of files with several.
     links: HashMap<(u64, u64), Vec<u8>>,
     packed: Packed,
@@ -120,6 +133,7 @@ impl<W: Write> Packing<'_, W> {
             overlay,
             prefix: Vec::new(),
             without: &[],
+            owners: None,
             links: HashMap::new(),
             packed: Packed::default(),
         }
@@ -288,6 +302,9 @@ impl<W: Write> Packing<'_, W> {
 
     fn append(&mut self, entry: &mut Entry, data: &mut dyn io::Read) -> Result<()> {
         self.packed.entries += 1;
+        if let Some(owners) = &self.owners {
+            (entry.uid, entry.gid) = owners(entry.uid, entry.gid);
+        }
         if !self.prefix.is_empty() {
             let prefixed = |path: &[u8]| [&self.prefix[..], b"/", path].concat();
             entry.path = prefixed(&entry.path);

@@ -64,6 +64,7 @@ impl Lab {
             Fabric::open(Config {
                 table: TABLE.to_owned(),
                 warm: 1,
+                owner: None,
                 host_firewall: std::env::var_os("NOGATE").is_none(),
                 relay: false,
             })
@@ -109,6 +110,7 @@ pub fn container(id: &str, bridge: &BridgeSpec, last: u8) -> SandboxSpec {
         addresses.push(IpNet::new(octets.into(), subnet.prefix_len()).unwrap());
     }
     SandboxSpec {
+        owned: false,
         id: id.to_owned(),
         name: format!("name-{id}"),
         interfaces: vec![InterfaceSpec {

@@ -5,7 +5,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use std::time::Instant;
 use brigantine_runtime::{Common, Created, Launch, Listener, Rootfs, hooks, seccomp};
 use brigantine_sys::daemonize;
 use brigantine_sys::signals::SignalFd;
-use oci_spec::runtime::{LinuxNamespaceType, Process};
+use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process};
 use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
@@ -358,8 +358,19 @@ fn create(
     let state = hooks::state(&config.id, "running", None, None, &spec);
     let notified = Listener::of(described, state);
     let common = Common::of(&spec);
+    let is_own = |n: &LinuxNamespace| n.typ() == LinuxNamespaceType::User && n.path().is_none();
+    let namespaces = spec.linux().as_ref().and_then(|l| l.namespaces().as_ref());
+    let own_users = namespaces.is_some_and(|all| all.iter().any(is_own));
     let mut launch = Launch::new(config.id.clone(), spec, config.rootfs.clone(), stdio);
-    launch.joined.extend(netns.map(|fd| (LinuxNamespaceType::Network, fd)));
+    if let Some(netns) = netns {
+        if own_users {
+            // The network came with its owner.
+            let owner = brigantine_sys::netns::owner(netns.as_fd())
+                .map_err(|e| failed("find the owner of the network namespace", &e.into()))?;
+            launch.joined.push((LinuxNamespaceType::User, owner));
+        }
+        launch.joined.push((LinuxNamespaceType::Network, netns));
+    }
     launch.systemd_cgroup = config.systemd_cgroup;
     launch.die_with_parent = true;
     launch.seccomp.clone_from(&filter);
