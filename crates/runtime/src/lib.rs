@@ -30,6 +30,7 @@ mod plan;
 pub mod profile;
 pub mod reaper;
 pub mod seccomp;
+mod validate;
 
 pub use cgroup::Cgroup;
 pub use error::{Error, Kind};
@@ -37,3 +38,4 @@ pub use launch::{
     Common, Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec, start_waiting,
 };
 pub use listener::Listener;
+pub use validate::validate;
