@@ -175,12 +175,15 @@ fn dockers(spec: &mut Value) -> Result<()> {
     let profile = fs::read(root().join("crates/runtime/resources/seccomp-default.json"))?;
     let profile: Value = serde_json::from_slice(&profile)?;
     let rules = profile["syscalls"].as_array().context("the profile has rules")?;
-    // Those that depend on nothing: what the engine sends for the default capabilities, all but a few.
+    // Those for everybody and for this architecture: what the engine sends, all but a few.
+    let for_all = |r: &&Value| {
+        let empty = |k: &str| r[k].as_object().is_none_or(serde_json::Map::is_empty);
+        let arches = r["includes"]["arches"].as_array();
+        empty("excludes") && (empty("includes") || arches.is_some_and(|a| a.iter().any(|a| a == "amd64")))
+    };
     let plain: Vec<Value> = rules
         .iter()
-        .filter(|r| {
-            ["includes", "excludes"].iter().all(|k| r[k].as_object().is_none_or(serde_json::Map::is_empty))
-        })
+        .filter(for_all)
         .map(|r| {
             let mut rule = r.clone();
             if let Some(fields) = rule.as_object_mut() {
