@@ -342,8 +342,8 @@ impl Stage<'_> {
     }
 
     fn mount(&mut self, m: &FsMount) -> Outcome {
-        let context =
-            rustix::mount::fsopen(&m.fstype, FsOpenFlags::FSOPEN_CLOEXEC).map_err(at(Part::Prepare))?;
+        let context = rustix::mount::fsopen(&m.fstype, FsOpenFlags::FSOPEN_CLOEXEC)
+            .map_err(|e| (if e == Errno::NODEV { Part::NoFilesystem } else { Part::Prepare }, e))?;
         for (key, value) in &m.parameters {
             match value {
                 Some(value) => rustix::mount::fsconfig_set_string(&context, key, value),

@@ -1,8 +1,8 @@
 //! Words for a failure that the child reported by its place in the plan.
 
 use crate::error::{Error, Kind, describe_errno};
-use crate::hooks;
 use crate::plan::{Failure, HookFailure, HookPlan, Last, Part, Place, Plan, ProcessPlan, Step};
+use crate::{binary, hooks};
 
 /// What the last part of a plan was about; enough to describe a failure there.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
         Part::Outside => " (there is no root file system yet)",
         Part::NotADevice => " (something else is in its place)",
         Part::CopyUp => " (copying what is there into it)",
-        Part::Hook => "",
+        Part::Hook | Part::NoFilesystem => "",
     };
     let what = match step {
         Step::Enter { name, .. } => format!("entering the {name} namespace"),
@@ -88,6 +88,13 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
         Step::TimeOffsets(_) => "making a time namespace with offsets".to_owned(),
         Step::Affinity { .. } => "setting the processors to run on".to_owned(),
         Step::Hook(hook) => hook_name(hook),
+        Step::Mount(m) if part == Part::NoFilesystem => {
+            format!(
+                "mounting {} at {:?}: this kernel has no such file system",
+                m.fstype.to_string_lossy(),
+                m.target.shown()
+            )
+        }
         Step::Mount(m) => format!("mounting {} at {:?}", m.fstype.to_string_lossy(), m.target.shown()),
         Step::Attach(m) => format!("mounting {:?} at {:?}", m.source, m.target.shown()),
         Step::Change { target, .. } => format!("changing the mount at {:?}", target.shown()),
@@ -106,7 +113,8 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
 }
 
 /// The error for a failure in the last part.
-pub(crate) fn last(subject: &Subject, last: Last, index: u16, errno: i32) -> Error {
+fn last(subject: &Subject, last: Last, index: u16, errno: i32, told: &[u8]) -> Error {
+    let why = binary::words(told, errno);
     let cause = describe_errno(errno);
     let program = &subject.program;
     let found = subject.candidates.get(usize::from(index)).unwrap_or(program);
@@ -119,18 +127,15 @@ pub(crate) fn last(subject: &Subject, last: Last, index: u16, errno: i32) -> Err
         Last::NotExecutable => Error::new(Kind::PermissionDenied, format!("exec: {program:?}: {cause}")),
         Last::IsDirectory => Error::new(Kind::PermissionDenied, format!("exec: {program:?}: is a directory")),
         Last::Exec => match errno {
-            libc::ENOEXEC => Error::new(
-                Kind::NotExecutable,
-                format!(
-                    "exec {found}: exec format error (a program for another architecture, or a script without #!)"
-                ),
-            ),
-            libc::ENOENT => Error::new(
-                Kind::NotFound,
-                format!(
-                    "exec {found}: no such file or directory (the loader or interpreter it names is missing)"
-                ),
-            ),
+            libc::ENOEXEC => {
+                let why = why
+                    .unwrap_or_else(|| "a program for another architecture, or a script without #!".into());
+                Error::new(Kind::NotExecutable, format!("exec {found}: exec format error: {why}"))
+            }
+            libc::ENOENT => {
+                let why = why.unwrap_or_else(|| "the loader or interpreter it names is missing".into());
+                Error::new(Kind::NotFound, format!("exec {found}: no such file or directory: {why}"))
+            }
             libc::EACCES | libc::EPERM => {
                 Error::new(Kind::PermissionDenied, format!("exec {found}: {cause}"))
             }
@@ -176,8 +181,13 @@ pub(crate) fn last(subject: &Subject, last: Last, index: u16, errno: i32) -> Err
 
 /// The error for any failure of a plan.
 pub(crate) fn failure(steps: &[Step], subject: &Subject, failure: Failure) -> Error {
+    failure_told(steps, subject, failure, &[])
+}
+
+/// With what the child told of the program besides.
+pub(crate) fn failure_told(steps: &[Step], subject: &Subject, failure: Failure, told: &[u8]) -> Error {
     match failure.place {
-        Place::Last(place, index) => last(subject, place, index, failure.errno),
+        Place::Last(place, index) => last(subject, place, index, failure.errno, told),
         Place::Step(index, Part::Hook) => match steps.get(usize::from(index)) {
             Some(Step::Hook(hook)) => {
                 let said = hook.said.as_ref().map(hooks::words).unwrap_or_default();

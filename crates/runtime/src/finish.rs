@@ -45,7 +45,14 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         }
     }
     let (last, errno) = leave(&plan.process, program, channel);
-    fail(channel, Place::Last(last, program as u16), errno)
+    let status = fail(channel, Place::Last(last, program as u16), errno);
+    if last == Last::Exec
+        && let Some(path) = plan.process.candidates.get(program)
+    {
+        // What the program would have needed; the kernel's word for it is one number.
+        crate::binary::tell(path, channel);
+    }
+    status
 }
 
 /// Accepts connections until one says to start.

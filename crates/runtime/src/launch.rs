@@ -18,9 +18,9 @@ use crate::compile::{self, Compiled, within};
 use crate::describe::{self, Subject};
 use crate::error::{Error, Kind};
 use crate::listener::Listener;
-use crate::plan::{Gate, MESSAGE_LENGTH, Message, Plan, Step, Terminal};
+use crate::plan::{Gate, Last, MESSAGE_LENGTH, Message, Place, Plan, Step, Terminal};
 use crate::spec::{LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process, Spec};
-use crate::{hooks, identity, idmap, netdev, seccomp};
+use crate::{binary, hooks, identity, idmap, netdev, seccomp};
 
 /// Where the container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -221,7 +221,16 @@ fn start_over(
             }
             // The exec closed the channel.
             (None, _) => return Ok(()),
-            (Some(Message::Failed(failure)), _) => return Err(describe::failure(&[], subject, failure)),
+            (Some(Message::Failed(failure)), _) => {
+                // The process says what its program lacks, and ends.
+                let mut told = [0_u8; binary::LONGEST + 1];
+                let about_program = matches!(failure.place, Place::Last(Last::Exec, _));
+                let length = match rustix::net::recv(channel, &mut told[..], RecvFlags::empty()) {
+                    Ok((length, _)) if about_program => length.min(told.len()),
+                    _ => 0,
+                };
+                return Err(describe::failure_told(&[], subject, failure, &told[..length]));
+            }
             (Some(Message::Listener(fd)), Some(listener)) => {
                 asked = true;
                 if let Err(error) = listener.hand_over(pid, pidfd, fd) {
@@ -287,7 +296,8 @@ pub fn create(mut launch: Launch) -> Result<Created, Error> {
     if let Some(list) = launch.spec.hooks() {
         hooks::check_all(list)?;
     }
-    let (cgroup, placeholder) = make_cgroup(&launch)?;
+    let (cgroup, placeholder) =
+        make_cgroup(&launch.id, &launch.spec, launch.systemd_cgroup, launch.rootless)?;
     let made = create_in(&mut launch, &cgroup);
     // The container's own process is in the group now, or it is not needed any more.
     drop(placeholder);
@@ -298,26 +308,32 @@ pub fn create(mut launch: Launch) -> Result<Created, Error> {
     made
 }
 
-fn make_cgroup(launch: &Launch) -> Result<(Cgroup, Option<Placeholder>), Error> {
-    let linux = launch.spec.linux().as_ref();
+/// The container's group, by either driver; what comes with a scope keeps it while it has no process.
+pub(crate) fn make_cgroup(
+    id: &str,
+    spec: &Spec,
+    systemd: bool,
+    rootless: bool,
+) -> Result<(Cgroup, Option<Placeholder>), Error> {
+    let linux = spec.linux().as_ref();
     let given = linux.and_then(|l| l.cgroups_path().as_ref());
     let resources = linux.and_then(|l| l.resources().as_ref());
-    if launch.systemd_cgroup {
-        let annotations = launch.spec.annotations().iter().flatten();
+    if systemd {
+        let annotations = spec.annotations().iter().flatten();
         let annotations: Vec<_> = annotations.map(|(k, v)| (k.clone(), v.clone())).collect();
         let given = given.map(|path| path.to_string_lossy());
         // Whoever is not root has a manager of its own.
-        let user = launch.rootless && !rustix::process::geteuid().is_root();
-        let made = Cgroup::create_unit(given.as_deref(), &launch.id, user, resources, &annotations);
+        let user = rootless && !rustix::process::geteuid().is_root();
+        let made = Cgroup::create_unit(given.as_deref(), id, user, resources, &annotations);
         return made.map(|(group, placeholder)| (group, Some(placeholder)));
     }
     let path = match given {
         Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
         Some(path) if !path.as_os_str().is_empty() => format!("/brigantine/{}", path.display()),
-        _ => format!("/brigantine/{}", launch.id),
+        _ => format!("/brigantine/{}", id),
     };
     match Cgroup::create(&path, resources) {
-        Err(e) if launch.rootless && Cgroup::dispensable(&e, resources) => Ok((Cgroup::none(&path), None)),
+        Err(e) if rootless && Cgroup::dispensable(&e, resources) => Ok((Cgroup::none(&path), None)),
         other => other.map(|group| (group, None)),
     }
 }
@@ -430,6 +446,7 @@ fn spawn_plan(
             let hint = match e {
                 rustix::io::Errno::PERM => " (new namespaces need privileges)",
                 rustix::io::Errno::NOSPC => " (too many namespaces)",
+                rustix::io::Errno::INVAL => " (does this kernel have all kinds of namespaces?)",
                 _ => "",
             };
             Error::os(format!("cloning the container's process{hint}"), e)

@@ -9,6 +9,7 @@ pub use oci_spec::runtime as spec;
 /// The version of runtime-spec that is followed.
 pub(crate) const OCI_VERSION: &str = "1.3.0";
 
+mod binary;
 pub mod cgroup;
 mod child;
 pub mod cli;

@@ -341,6 +341,7 @@ pub(crate) enum Part {
     Outside,
     NotADevice,
     CopyUp,
+    NoFilesystem,
     /// The error number is what [`HookFailure`] encodes.
     Hook,
 }
@@ -358,6 +359,7 @@ const PARTS: &[Part] = &[
     Part::Outside,
     Part::NotADevice,
     Part::CopyUp,
+    Part::NoFilesystem,
     Part::Hook,
 ];
 

@@ -186,3 +186,33 @@ fn a_file_gets_the_id(client: Client) {
     let id = host.cli(["create", "--cidfile", file.to_str().unwrap(), "busybox"]).ok();
     assert_eq!(fs::read_to_string(&file).unwrap(), id);
 }
+
+/// A container that may change its mounts could make the reaper's file writable: it must not be the host's executable.
+#[test]
+fn the_reaper_is_a_copy_of_the_containers_own() {
+    use std::os::unix::fs::MetadataExt;
+    let engine = brigantine_testkit::Engine::with_busybox();
+    if engine.is_peer() {
+        return;
+    }
+    let id = engine
+        .docker(
+            ["run", "-d", "--init", "--cap-add", "SYS_ADMIN", "--security-opt", "seccomp=unconfined"]
+                .into_iter()
+                .chain(["busybox", "sleep", "1000"]),
+        )
+        .ok();
+    let pid = engine.container_pid(&id);
+    let reaper = std::fs::metadata(format!("/proc/{pid}/exe")).unwrap();
+    let host = std::fs::metadata(brigantine_testkit::engine::executable("brig-runtime")).unwrap();
+    assert_eq!(reaper.len(), host.len(), "it is the reaper");
+    assert_ne!((reaper.dev(), reaper.ino()), (host.dev(), host.ino()));
+    let script = "mount -o remount,bind,rw /sbin/brig-init && chmod 700 /sbin/brig-init && echo writable";
+    assert_eq!(engine.docker(["exec", &id, "sh", "-c", script]).ok(), "writable");
+    assert_eq!(
+        std::fs::metadata(brigantine_testkit::engine::executable("brig-runtime")).unwrap().mode(),
+        host.mode()
+    );
+    engine.docker(["rm", "-f", &id]).ok();
+    engine.assert_nothing_left();
+}

@@ -371,6 +371,10 @@ fn prepare(
     drop(root);
     let host_name = host_name();
     write_names(plan, wires, &host_name)?;
+    let reaper = plan.dir.join("init");
+    if host.init.unwrap_or(plan.config.init) {
+        copy_reaper(&plan.config.runtime_exe, &reaper)?;
+    }
     let uts = if host.uts_mode.as_deref() == Some("host") { Namespace::Host } else { Namespace::Private };
     let cgroup = match host.cgroupns_mode {
         Some(bollard_stubs::models::HostConfigCgroupnsModeEnum::HOST) => Namespace::Host,
@@ -380,6 +384,7 @@ fn prepare(
         record,
         config: &plan.config,
         names_dir: &plan.names_dir,
+        reaper: &reaper,
         user,
         network: plan.network.clone(),
         pid: plan.pid.clone(),
@@ -624,6 +629,14 @@ pub(crate) fn extra_host(line: &str, gateway: Option<IpAddr>) -> Result<Option<(
     bare.parse::<IpAddr>()
         .map_err(|_bad| Error::invalid(format!("invalid IP address in add-host: \"{address}\"")))?;
     Ok(Some((name.to_owned(), bare.to_owned())))
+}
+
+/// The reaper is a file of the container's own: one that it may make writable (`CAP_SYS_ADMIN`) must not be
+/// the executable that the host runs.
+fn copy_reaper(exe: &Path, copy: &Path) -> Result<()> {
+    let new = copy.with_extension("new");
+    let copied = std::fs::copy(exe, &new).and_then(|_| std::fs::rename(&new, copy));
+    copied.doing(|| format!("copy the init process {} to {}", exe.display(), copy.display()))
 }
 
 /// `/etc/hosts`, `/etc/hostname` and `/etc/resolv.conf` of a container that has its own.

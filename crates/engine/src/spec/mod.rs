@@ -44,6 +44,8 @@ pub(crate) struct Inputs<'a> {
     pub config: &'a Config,
     /// Where `hosts`, `hostname` and `resolv.conf` are; another container's directory when its network is shared.
     pub names_dir: &'a Path,
+    /// The container's own copy of the reaper (`--init`).
+    pub reaper: &'a Path,
     pub user: User,
     pub network: Namespace,
     pub pid: Namespace,
@@ -227,6 +229,7 @@ mod tests {
             record: &record,
             config: &Config::default(),
             names_dir: Path::new("/data/c0ffee"),
+            reaper: Path::new("/data/c0ffee/init"),
             user: User { uid: 0, gid: 0, groups: vec![0], home: "/root".into() },
             network: Namespace::Private,
             pid: Namespace::Private,

@@ -78,7 +78,7 @@ pub(super) fn mounts(inputs: &Inputs<'_>) -> Result<Vec<Mount>> {
     }
     if host.init.unwrap_or(inputs.config.init) {
         let options = ["bind", "ro", "rprivate"].map(str::to_owned).to_vec();
-        all.push(mount(INIT, "bind", &inputs.config.runtime_exe.to_string_lossy(), options)?);
+        all.push(mount(INIT, "bind", &inputs.reaper.to_string_lossy(), options)?);
     }
     all.append(&mut own);
     Ok(all)

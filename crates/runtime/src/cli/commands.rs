@@ -14,7 +14,7 @@ use super::attend::{attend, ends_within, forwarded};
 use super::notify::{self, Proxy};
 use super::options::{COMMANDS, Command, Options, on, parse, signal, text, wrong};
 use super::record::{Dir, Record, Status, started, timestamp};
-use super::{Global, events, exec, lenient, print, seal, show, template, terminal, update};
+use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
 use crate::hooks;
 use crate::launch::{Created, Launch, Rootfs, Stdio, create, start_waiting};
@@ -55,8 +55,7 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
                     }
                 };
             }
-            // runc takes it and has long ignored it.
-            Arg::Long("criu") => drop(text(&mut parser)?),
+            Arg::Long("criu") => global.criu = Some(text(&mut parser)?.into()),
             Arg::Short('h') | Arg::Long("help") => return help(None).map(|()| 0),
             Arg::Short('v') | Arg::Long("version") => {
                 let version = env!("CARGO_PKG_VERSION");
@@ -80,7 +79,7 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
     if options.help {
         return help(Some(command)).map(|()| 0);
     }
-    if matches!(command.name, "create" | "run" | "exec") {
+    if matches!(command.name, "create" | "run" | "exec" | "restore") {
         // Before anything is opened: what is not open now must not be one of ours later.
         check_preserved(preserved(&options)?)?;
         seal()?;
@@ -90,6 +89,8 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
         "create" => create_command(global, &options),
         "run" => return run_command(global, &options),
         "exec" => return exec::run(global, &options),
+        "restore" => return criu::restore(global, &options),
+        "checkpoint" => criu::checkpoint(global, &options),
         "start" => start_command(global, options.id()?),
         "state" => {
             let (dir, record) = open(global, options.id()?)?;
@@ -207,7 +208,7 @@ pub(super) fn check_terminal(wanted: bool, detached: bool, options: &Options) ->
     Ok(())
 }
 
-fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
+pub(super) fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
     const LIMIT: u64 = 16 << 20;
     let file = bundle.join("config.json");
     let what = || format!("reading {}", file.display());

@@ -6,6 +6,7 @@
 
 mod attend;
 mod commands;
+mod criu;
 mod events;
 mod exec;
 mod lenient;
@@ -38,6 +39,8 @@ pub(crate) struct Global {
     systemd_cgroup: bool,
     /// Whether to do without what only root can; `None`: as it turns out.
     rootless: Option<bool>,
+    /// The program for checkpoints, if not the one in PATH.
+    criu: Option<PathBuf>,
     command: &'static str,
 }
 
