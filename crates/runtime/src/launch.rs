@@ -330,7 +330,7 @@ pub(crate) fn make_cgroup(
     let path = match given {
         Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
         Some(path) if !path.as_os_str().is_empty() => format!("/brigantine/{}", path.display()),
-        _ => format!("/brigantine/{}", id),
+        _ => format!("/brigantine/{id}"),
     };
     match Cgroup::create(&path, resources) {
         Err(e) if rootless && Cgroup::dispensable(&e, resources) => Ok((Cgroup::none(&path), None)),

@@ -24,12 +24,7 @@ fn able(feature: &[&str]) -> bool {
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    let able = done.is_ok_and(|status| status.success());
-    if !able {
-        use std::io::Write;
-        writeln!(std::io::stderr(), "criu cannot work with this kernel: nothing is tested").unwrap();
-    }
-    able
+    done.is_ok_and(|status| status.success())
 }
 
 fn run(bundle: &Bundle, words: &[&str], out: &str) -> Done {

@@ -225,7 +225,7 @@ fn a_lack_of_memory_is_an_event() {
     let bundle = Bundle::new(&[
         "/bin/sh",
         "-c",
-        "read line; x=$(dd if=/dev/zero bs=1M count=64 | tr '\\0' x); echo $?",
+        "read line; sh -c \"x=\\$(dd if=/dev/zero bs=1M count=64 | tr '\\\\0' x)\"; sleep 1000",
     ]);
     std::os::unix::fs::symlink("busybox", bundle.root().join("bin/tr")).unwrap();
     bundle.configure(|c| c["linux"]["resources"] = json!({"memory": {"limit": 16 << 20, "swap": 16 << 20}}));
@@ -243,9 +243,10 @@ fn a_lack_of_memory_is_an_event() {
     let mut events = events.args(["events", "--interval", "20ms", &bundle.id]).stdout(out).spawn().unwrap();
     eventually("events are watched", || fs::read_to_string(bundle.path("events")).unwrap().contains("stats"));
     container.stdin.take().unwrap().write_all(b"go\n").unwrap();
+    let told = || fs::read_to_string(bundle.path("events")).unwrap();
+    eventually("the lack is told", || told().contains("\"type\":\"oom\""));
+    bundle.good(&["kill", &bundle.id, "KILL"]);
     events.wait().unwrap();
-    let text = fs::read_to_string(bundle.path("events")).unwrap();
-    assert!(text.contains("{\"id\":") && text.contains("\"type\":\"oom\""), "{text}");
     container.wait().unwrap();
 }
 

@@ -443,6 +443,6 @@ fn told(command: &str, how: &str, log: &Path) -> Error {
     }
     let text = String::from_utf8_lossy(&text);
     let mut errors = text.lines().filter(|l| l.contains("Error (") && !l.contains("FAILED"));
-    let said = errors.next_back().map(|l| l.split("): ").last().unwrap_or(l)).unwrap_or("it says nothing");
+    let said = errors.next_back().map_or("it says nothing", |l| l.split("): ").last().unwrap_or(l));
     Error::new(Kind::Os, format!("criu {command}: {how}: {said} (log: {})", log.display()))
 }
