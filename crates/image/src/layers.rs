@@ -31,9 +31,9 @@ pub struct LayerInfo {
     pub disk: u64,
     /// Number of entries.
     pub entries: u64,
-    /// Whether it is kept as its archive with an EROFS index.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    erofs: bool,
+    /// Digest of its EROFS index, if it is kept as its archive with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    index: Option<Digest>,
     /// The boot it was extracted in, until it is known to be on disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unsettled: Option<String>,
@@ -84,7 +84,7 @@ impl Layers {
     pub fn files(&self, diff_id: &Digest) -> Result<LayerFiles> {
         let dir = self.dir(diff_id);
         Ok(match self.get(diff_id)? {
-            Some(info) if info.erofs => {
+            Some(info) if info.index.is_some() => {
                 LayerFiles::Erofs { index: dir.join(INDEX), archive: dir.join(ARCHIVE) }
             }
             _ => LayerFiles::Directory(dir.join(TREE)),
@@ -143,11 +143,11 @@ impl Layers {
     fn extract(&self, diff_id: &Digest, reader: impl Read) -> Result<LayerInfo> {
         let layer_error = |source| Error::Layer { layer: diff_id.to_string(), source };
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let (applied, erofs) = self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
+        let (applied, index) = self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
         if applied.diff_id != *diff_id {
             return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
         }
-        self.finish(temp, &applied, erofs)
+        self.finish(temp, &applied, index)
     }
 
     /// Extracts a layer whose diff id is known only at the end; `hold` is told it before the layer becomes visible.
@@ -158,37 +158,41 @@ impl Layers {
         hold: impl FnOnce(&Digest) -> Result<()>,
     ) -> Result<LayerInfo> {
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let (applied, erofs) = self.fill(reader, &temp, Algorithm::Sha256, name)?;
+        let (applied, index) = self.fill(reader, &temp, Algorithm::Sha256, name)?;
         hold(&applied.diff_id)?;
-        self.finish(temp, &applied, erofs)
+        self.finish(temp, &applied, index)
     }
 
-    /// Makes a layer's files in the form in use; tells whether that has an index.
+    /// Makes a layer's files in the form in use; tells the digest of the index, if that has one.
     fn fill(
         &self,
         reader: impl Read,
         temp: &TempDir,
         algorithm: Algorithm,
         name: &str,
-    ) -> Result<(Applied, bool)> {
+    ) -> Result<(Applied, Option<Digest>)> {
         let layer_error = |source| Error::Layer { layer: name.to_owned(), source };
         let tree = temp.path().join(TREE);
         let make_tree = || fs::create_dir(&tree).at("create", &tree);
         match self.storage() {
             Storage::Overlay => {
                 make_tree()?;
-                Ok((layer::apply(reader, &tree, algorithm).map_err(layer_error)?, false))
+                Ok((layer::apply(reader, &tree, algorithm).map_err(layer_error)?, None))
             }
             Storage::Erofs => {
                 match layer::index(reader, temp.path(), algorithm).map_err(layer_error)? {
-                    Indexed::Whole(applied) => Ok((applied, true)),
+                    Indexed::Whole(applied) => {
+                        let path = temp.path().join(INDEX);
+                        let index = fs::read(&path).at("read", path)?;
+                        Ok((applied, Some(Digest::sha256(&index))))
+                    }
                     Indexed::Unfit { diff_id, .. } => {
                         // The format has no room for it; the archive is there, and goes when it is extracted.
                         let archive = temp.path().join(ARCHIVE);
                         let file = fs::File::open(&archive).at("open", &archive)?;
                         make_tree()?;
                         let applied = layer::apply(file, &tree, algorithm).map_err(layer_error)?;
-                        let applied = Applied { diff_id, ..applied };
+                        debug_assert_eq!(applied.diff_id, diff_id, "what is kept is the archive itself");
                         fs::remove_file(&archive).at("remove", &archive)?;
                         let index = temp.path().join(INDEX);
                         match fs::remove_file(&index) {
@@ -197,20 +201,20 @@ impl Layers {
                             }
                             _ => {}
                         }
-                        Ok((applied, false))
+                        Ok((applied, None))
                     }
                 }
             }
         }
     }
 
-    fn finish(&self, temp: TempDir, applied: &Applied, erofs: bool) -> Result<LayerInfo> {
+    fn finish(&self, temp: TempDir, applied: &Applied, index: Option<Digest>) -> Result<LayerInfo> {
         let info = LayerInfo {
             diff_id: applied.diff_id.clone(),
             size: applied.size,
             disk: applied.disk,
             entries: applied.entries,
-            erofs,
+            index,
             unsettled: Some(boot_id().to_owned()),
         };
         write_meta(&temp.path().join("meta.json"), &info)?;
@@ -273,6 +277,13 @@ impl Layers {
             }
         }
         Ok(())
+    }
+
+    /// Whether a layer's index is what was written.
+    pub fn index_is_whole(&self, diff_id: &Digest, index: &Path) -> Result<bool> {
+        let Some(info) = self.get(diff_id)? else { return Ok(false) };
+        let raw = fs::read(index).at("read", index)?;
+        Ok(info.index == Some(Digest::sha256(&raw)))
     }
 
     /// Every layer directory there is.

@@ -6,12 +6,14 @@
 mod adopt;
 pub mod archive;
 pub mod bootstrap;
+mod check;
 mod compress;
 mod content;
 mod digest;
 mod embedded;
 mod erofs;
 mod error;
+pub mod explore;
 pub mod layer;
 mod layers;
 mod lease;
@@ -27,6 +29,7 @@ pub mod tar;
 mod temp;
 pub mod tree;
 
+pub use check::{Checked, Problem};
 pub use compress::decode;
 pub use content::{Content, DOCUMENT_MAX, Ingest};
 pub use digest::{Algorithm, Digest, DigestError, Hasher, Hashing};

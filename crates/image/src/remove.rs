@@ -203,7 +203,8 @@ impl Store {
             }
         }
         for blob in self.content().walk()? {
-            usage.blobs += self.content().size(&blob)?;
+            // In whole blocks, as it stands on disk.
+            usage.blobs += self.content().size(&blob)?.next_multiple_of(4096);
         }
         Ok(usage)
     }

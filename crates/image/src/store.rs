@@ -181,8 +181,15 @@ impl Store {
     /// All images, newest first.
     pub fn list(&self) -> Result<Vec<Image>> {
         let names = self.inner.names.load()?;
-        let mut images =
-            names.images().iter().map(|id| self.describe(&names, id)).collect::<Result<Vec<_>>>()?;
+        let mut images = Vec::new();
+        for id in names.images() {
+            match self.describe(&names, &id) {
+                Ok(image) => images.push(image),
+                // One damaged image must not hide all others; `check` tells of it.
+                Err(Error::DigestMismatch { .. } | Error::NoSuchContent(_) | Error::Json { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         let time = |image: &Image| image.created.as_deref().and_then(|t| t.parse::<jiff::Timestamp>().ok());
         images.sort_by_cached_key(|image| std::cmp::Reverse(time(image)));
         Ok(images)
@@ -405,6 +412,14 @@ impl Store {
     /// The form that new layers take.
     pub fn storage(&self) -> Storage {
         self.inner.layers.storage()
+    }
+
+    /// A layer's uncompressed archive, where the layer is kept as one.
+    pub(crate) fn layer_archive(&self, diff_id: &Digest) -> Result<Option<fs::File>> {
+        match self.inner.layers.files(diff_id)? {
+            LayerFiles::Erofs { archive, .. } => Ok(Some(fs::File::open(&archive).at("open", archive)?)),
+            LayerFiles::Directory(_) => Ok(None),
+        }
     }
 
     /// What is known of an extracted layer.

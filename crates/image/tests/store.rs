@@ -6,7 +6,10 @@ use std::fs;
 use std::io::Write as _;
 
 use brigantine_image::archive::{self, Commit, Import};
-use brigantine_image::{ContainerUse, Digest, Error, ErrorClass, InUse, Reference, Removed, Store};
+use brigantine_image::explore::{Change, differences, explore};
+use brigantine_image::{
+    ContainerUse, Digest, Error, ErrorClass, InUse, LayerFiles, Problem, Reference, Removed, Store,
+};
 use common::{Tar, docker_archive, files, store};
 
 fn load(store: &Store, archive: &[u8]) -> Result<Vec<archive::Loaded>, Error> {
@@ -331,4 +334,126 @@ fn two_stores_on_one_directory_agree() {
     assert_eq!(files(&first.root().join("tmp")), 0);
     second.tag("x:1", &reference("y:1")).unwrap();
     assert!(first.resolve("y:1").is_ok());
+}
+
+#[test]
+fn a_check_finds_what_is_wrong_and_repairs_it() {
+    let (_dir, store) = store();
+    let layers = [Tar::new().file("a", b"1").done(), Tar::new().file("b", &[7; 5000]).done()];
+    load(&store, &docker_archive(&["x:1"], &layers)).unwrap();
+    let image = store.resolve("x:1").unwrap();
+    store.ensure_unpacked(&image).unwrap();
+    let clean = store.check(false, &InUse::default()).unwrap();
+    assert_eq!(clean.problems, []);
+    assert!(clean.objects >= 4 && clean.bytes > 5000, "{clean:?}");
+
+    // An orphan, a layer's blob with one bit turned, and a damaged layer.
+    let lease = store.lease().unwrap();
+    let orphan = store.content().put(&lease, b"nobody wants me").unwrap();
+    drop(lease);
+    let turn = |path: &std::path::Path, at: usize| {
+        let mut raw = fs::read(path).unwrap();
+        raw[at] ^= 1;
+        fs::write(path, raw).unwrap();
+    };
+    let blob = image.layers[1].digest.clone();
+    turn(&store.content().path(&blob), 700);
+    let LayerFiles::Erofs { index, archive } = &store.layer_files(&image).unwrap()[1] else {
+        panic!("layers are EROFS here")
+    };
+    turn(archive, 600);
+    let damaged = image.config.rootfs.diff_ids[0].clone();
+    let expected = [
+        Problem::CorruptBlob { blob: blob.clone(), images: vec![image.id.clone()] },
+        Problem::OrphanBlob { blob: orphan.clone(), bytes: 15 },
+        Problem::CorruptLayer { layer: damaged.clone() },
+    ];
+    let found = store.check(false, &InUse::default()).unwrap();
+    assert_eq!(found.problems, expected);
+    turn(archive, 600);
+    turn(index, 1600);
+    assert_eq!(store.check(false, &InUse::default()).unwrap().problems, expected);
+
+    let repaired = store.check(true, &InUse::default()).unwrap();
+    assert_eq!(repaired.problems, expected);
+    assert!(repaired.repaired && repaired.reclaimed > 0);
+    assert!(!store.content().has(&orphan) && !store.content().has(&blob));
+    // What is derived is made again, what is gone is named until somebody brings it back.
+    store.ensure_unpacked(&image).unwrap();
+    let missing = [Problem::MissingBlob { image: image.id.clone(), blob: blob.clone() }];
+    assert_eq!(store.check(false, &InUse::default()).unwrap().problems, missing);
+    load(&store, &docker_archive(&["x:1"], &layers)).unwrap();
+    assert_eq!(store.check(false, &InUse::default()).unwrap().problems, []);
+
+    turn(&store.content().path(&image.id), 3);
+    let store = Store::open(store.root()).unwrap();
+    assert!(store.list().unwrap().is_empty(), "it is not shown as if it could run");
+    let found = store.check(true, &InUse::default()).unwrap();
+    assert!(
+        matches!(&found.problems[0], Problem::BrokenImage { names, .. } if names == &["x:1"]),
+        "{found:?}"
+    );
+    assert_eq!(store.check(false, &InUse::default()).unwrap().problems, []);
+    assert_eq!(common::files(&store.root().join("layers")), 0, "its bytes are given back");
+}
+
+#[test]
+fn an_image_is_explored_layer_by_layer() {
+    let (_dir, store) = store();
+    let layers = [
+        Tar::new()
+            .dir("d")
+            .file("d/big", &[1; 3000])
+            .file("d/kept", &[2; 1000])
+            .file("gone", &[3; 500])
+            .done(),
+        Tar::new().dir("d").file("d/big", &[4; 4000]).file(".wh.gone", b"").symlink("l", "d/big").done(),
+        Tar::new().file("d/.wh..wh..opq", b"").file("d/new", b"n").done(),
+    ];
+    load(&store, &docker_archive(&["x:1"], &layers)).unwrap();
+    let explored = explore(&store, &store.resolve("x:1").unwrap()).unwrap();
+    let changes = |n: usize| -> Vec<(String, Change)> {
+        explored.layers[n].entries.iter().map(|entry| (entry.path.clone(), entry.change)).collect()
+    };
+    assert_eq!(
+        changes(1),
+        [
+            ("/d/big".to_owned(), Change::Modified),
+            ("/gone".to_owned(), Change::Removed),
+            ("/l".to_owned(), Change::Added)
+        ]
+    );
+    assert_eq!(changes(2), [("/d/new".to_owned(), Change::Added)]);
+    assert_eq!((explored.size, explored.wasted), (8501, 8500));
+    assert_eq!(explored.wasted_paths[0].path, "/d/big");
+    assert_eq!((explored.wasted_paths[0].bytes, explored.wasted_paths[0].times), (7000, 2));
+}
+
+#[test]
+fn two_images_are_compared_by_what_their_containers_see() {
+    let (_dir, store) = store();
+    let base = Tar::new().dir("d").file("d/same", b"s").file("d/gone", b"g").file("d/edited", b"one").done();
+    let top = Tar::new()
+        .file("d/.wh.gone", b"")
+        .file("d/edited", b"two")
+        .pax(&[("mtime", b"5")])
+        .file("d/same", b"s")
+        .file("new", b"n")
+        .done();
+    load(&store, &docker_archive(&["a:1"], std::slice::from_ref(&base))).unwrap();
+    load(&store, &docker_archive(&["b:1"], &[base, top])).unwrap();
+    let (a, b) = (store.resolve("a:1").unwrap(), store.resolve("b:1").unwrap());
+    let found = differences(&store, &a, &b).unwrap();
+    let seen: Vec<(&str, Change, &[&str])> =
+        found.files.iter().map(|file| (&file.path[..], file.change, &file.what[..])).collect();
+    assert_eq!(
+        seen,
+        [
+            ("/d/gone", Change::Removed, &[][..]),
+            ("/d/same", Change::Modified, &["time"][..]),
+            ("/new", Change::Added, &[][..]),
+        ],
+        "an edit that keeps length and time is not looked for"
+    );
+    assert!(differences(&store, &a, &a).unwrap().identical);
 }

@@ -5,10 +5,10 @@
 
 use std::collections::BTreeMap;
 
-use brigantine_engine::containers::ImageUse;
 use brigantine_engine::events::Kind;
+use brigantine_engine::containers::ImageUse;
 use brigantine_image::{
-    ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store,
+    ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store, explore,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ pub fn bind(router: &mut Router<State>) {
         .post("/images/prune", prune)
         .get("/images/{name:.*}/json", inspect)
         .get("/images/{name:.*}/history", history)
+        .get("/images/{name:.*}/explore", explored)
+        .get("/images/{name:.*}/diff", difference)
         .post("/images/{name:.*}/tag", tag)
         .delete("/images/{name:.*}", remove)
         .get("/distribution/{name:.*}/json", distribution);
@@ -448,6 +450,28 @@ async fn history(state: State, request: Request) -> Result<Reply, Error> {
         })
         .collect();
     Reply::json(&lines)
+}
+
+/// Ours: what each layer adds, changes and hides, and what that wastes.
+async fn explored(state: State, request: Request) -> Result<Reply, Error> {
+    let name = request.param("name").to_owned();
+    let explored =
+        state.engine.images().with(move |store| explore::explore(store, &store.resolve(&name)?)).await?;
+    Reply::json(&explored)
+}
+
+/// Ours: how what containers of another image would see differs.
+async fn difference(state: State, request: Request) -> Result<Reply, Error> {
+    let name = request.param("name").to_owned();
+    let Some(other) = request.query().text("with").map(str::to_owned) else {
+        return Err(Error::invalid("with is needed: the image to compare with"));
+    };
+    let found = state
+        .engine
+        .images()
+        .with(move |store| explore::differences(store, &store.resolve(&name)?, &store.resolve(&other)?))
+        .await?;
+    Reply::json(&found)
 }
 
 /// A reference from a name and a tag (or digest) given apart; the tag may also be in the name.

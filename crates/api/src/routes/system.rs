@@ -19,6 +19,7 @@ pub fn bind(router: &mut Router<State>) {
         .get("/version", version)
         .get("/info", info)
         .get("/system/df", disk_usage)
+        .post("/system/check", check)
         .post("/auth", auth);
 }
 
@@ -234,7 +235,8 @@ async fn disk_usage(state: State, request: Request) -> Result<Reply, Error> {
                         Summary::of(&of.image, version).with_usage(of.shared, containers)
                     })
                     .collect();
-                Ok((usage.layers, images))
+                // What is on disk, as `du` would say.
+                Ok((usage.layers_disk + usage.blobs, images))
             })
             .await?;
         document["LayersSize"] = layers.into();
@@ -246,6 +248,21 @@ async fn disk_usage(state: State, request: Request) -> Result<Reply, Error> {
     super::usage::add_containers_and_volumes(&state, &mut document, about("container"), about("volume"))
         .await?;
     Reply::json(&document)
+}
+
+/// Ours: every blob and layer against its digest; `repair=1` puts right what is wrong.
+async fn check(state: State, request: Request) -> Result<Reply, Error> {
+    let repair = request.query().flag("repair");
+    let of = state.clone();
+    let checked = state
+        .engine
+        .images()
+        .with(move |store| store.check(repair, &super::images::in_use(&of, store)))
+        .await?;
+    if repair {
+        state.engine.images().forget();
+    }
+    Reply::json(&checked)
 }
 
 pub(super) fn to_value<T: serde::Serialize>(value: &T) -> Result<Value, Error> {

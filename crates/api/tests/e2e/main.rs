@@ -35,6 +35,7 @@ mod names;
 mod network;
 mod run;
 mod shim;
+mod storage;
 mod streams;
 mod userns;
 mod volumes;

@@ -2,6 +2,7 @@
 
 mod attach;
 mod bootstrap;
+mod check;
 mod commit;
 mod completion;
 mod copy;
@@ -11,6 +12,7 @@ mod daemon;
 mod diff;
 mod events;
 mod exec;
+mod explore;
 mod export;
 mod history;
 mod images;

@@ -1,10 +1,10 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, commit, completion, copy, cp, create, daemon, diff, events, exec, export, history,
-    images, import, info, inspect, kill, load, login, logs, manifest, network, pause, port, prune, ps, pull,
-    push, registry, rename, restart, rm, rmi, run, save, search, start, stats, stop, system, tag, top,
-    update, version, volume, wait,
+    attach, bootstrap, check, commit, completion, copy, cp, create, daemon, diff, events, exec, explore,
+    export, history, images, import, info, inspect, kill, load, login, logs, manifest, network, pause, port,
+    prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save, search, start, stats, stop, system,
+    tag, top, update, version, volume, wait,
 };
 use crate::args::{Entry, Group, named, verb};
 use Entry::Absent;
@@ -127,6 +127,9 @@ static IMAGE: Group = Group {
         named("rm", &["remove"], &rmi::COMMAND),
         verb(&save::COMMAND),
         verb(&tag::COMMAND),
+        verb(&explore::EXPLORE),
+        verb(&explore::DIFF),
+        verb(&explore::TREE),
         Absent("build", "making an image from a Dockerfile"),
     ],
 };
@@ -180,6 +183,7 @@ static SYSTEM: Group = Group {
     name: "system",
     about: "Manage the engine as a whole",
     entries: &[
+        verb(&check::COMMAND),
         verb(&system::DF),
         verb(&events::COMMAND),
         verb(&info::COMMAND),

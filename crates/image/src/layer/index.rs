@@ -2,7 +2,8 @@
 //! applying it, with no file made for any of them.
 
 use std::fs::File;
-use std::io::{self, BufRead, Read, Write as _};
+use std::io::{self, BufRead, Read};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use super::apply::{Applied, refuse, shortened, wanted};
@@ -63,7 +64,11 @@ pub fn index(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Inde
             let model = model(&mut keeping);
             match keeping.failure {
                 Some(source) => Err(os("write", ARCHIVE, source)),
-                None => model.map(|model| (model, keeping.length)),
+                None => {
+                    let model = model?;
+                    archive.set_len(keeping.length).map_err(|source| os("extend", ARCHIVE, source))?;
+                    Ok((model, keeping.length))
+                }
             }
         });
         feed.run(&mut decoded, |chunk| hasher.update(chunk));
@@ -104,7 +109,7 @@ struct Keeping<'a> {
     /// Bytes of the current chunk that are written and not consumed.
     kept: usize,
     length: u64,
-    /// What follows the end of the archive belongs to its digest and to no file: it is not kept.
+    /// Whether all that the archive describes has been read.
     ended: bool,
     failure: Option<io::Error>,
 }
@@ -114,14 +119,14 @@ impl BufRead for Keeping<'_> {
         let data = self.chunks.fill_buf()?;
         if self.kept == 0 && !data.is_empty() {
             self.kept = data.len();
-            if !self.ended {
-                if let Err(error) = self.archive.write_all(data) {
-                    let kind = error.kind();
-                    self.failure = Some(error);
-                    return Err(kind.into());
-                }
-                self.length += data.len() as u64;
+            // Zeros after the end of the archive become a hole: they belong to its digest, and take no space.
+            let hole = self.ended && data.iter().all(|&byte| byte == 0);
+            if !hole && let Err(error) = self.archive.write_all_at(data, self.length) {
+                let kind = error.kind();
+                self.failure = Some(error);
+                return Err(kind.into());
             }
+            self.length += data.len() as u64;
         }
         Ok(data)
     }
@@ -153,31 +158,42 @@ struct Model {
 }
 
 fn model(keeping: &mut Keeping<'_>) -> Result<Model> {
-    let mut model =
-        Model { tree: Tree::new(), last: (Vec::new(), Tree::ROOT), size: 0, entries: 0, unfit: None };
-    let mut reader = Reader::new(keeping);
-    let mut entry = Entry::default();
-    let mut path = Vec::new();
-    while reader.next(&mut entry)? {
-        model.entries += 1;
-        normalise(&entry.path, &mut path)
-            .map_err(|problem| LayerError::Entry { entry: shortened(&entry.path), problem })?;
-        model.entry(&entry, &path, reader.position())?;
-        if model.tree.len() > NODES_MAX || model.tree.text() > TEXT_MAX {
-            model.unfit = Some("it has more entries than an index is made for");
-            model.tree = Tree::new();
-            break;
-        }
-    }
-    let whole = model.unfit.is_none();
-    let keeping = reader.into_inner();
-    keeping.ended = whole;
+    let mut reader = Reader::new(&mut *keeping);
+    let model = Model::read(&mut reader)?;
+    keeping.ended = model.unfit.is_none();
     // What is left is read for its digest.
     io::copy(keeping, &mut io::sink()).map_err(LayerError::Read)?;
     Ok(model)
 }
 
+/// The tree a layer's archive (compressed or not) describes; `None` of one too large to be held in memory.
+pub(crate) fn tree_of(reader: impl Read) -> Result<Option<Tree>> {
+    let decoded = compress::decode(reader).map_err(LayerError::Read)?;
+    let model = Model::read(&mut Reader::new(io::BufReader::with_capacity(1 << 17, decoded)))?;
+    Ok(model.unfit.is_none().then_some(model.tree))
+}
+
 impl Model {
+    /// Reads entries up to the end of the archive, or until there are too many.
+    fn read<R: BufRead>(reader: &mut Reader<R>) -> Result<Self> {
+        let mut model =
+            Self { tree: Tree::new(), last: (Vec::new(), Tree::ROOT), size: 0, entries: 0, unfit: None };
+        let mut entry = Entry::default();
+        let mut path = Vec::new();
+        while reader.next(&mut entry)? {
+            model.entries += 1;
+            normalise(&entry.path, &mut path)
+                .map_err(|problem| LayerError::Entry { entry: shortened(&entry.path), problem })?;
+            model.entry(&entry, &path, reader.position())?;
+            if model.tree.len() > NODES_MAX || model.tree.text() > TEXT_MAX {
+                model.unfit = Some("it has more entries than an index is made for");
+                model.tree = Tree::new();
+                break;
+            }
+        }
+        Ok(model)
+    }
+
     fn entry(&mut self, entry: &Entry, path: &[u8], position: u64) -> Result<()> {
         let mut attributes = Attributes {
             mode: entry.mode,

@@ -13,6 +13,7 @@ use crate::tar::TarError;
 
 pub use apply::{Applied, apply};
 pub use diff::{Owners, Packed, pack, pack_as, pack_upper, pack_upper_without};
+pub(crate) use index::tree_of;
 pub use index::{ARCHIVE, INDEX, Indexed, index};
 
 /// Prefix of the name of an entry that hides what lower layers have.
