@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use brigantine_engine::events::Kind;
 use brigantine_engine::containers::ImageUse;
+use brigantine_engine::events::Kind;
 use brigantine_image::{
     ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store, explore,
 };

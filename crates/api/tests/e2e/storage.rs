@@ -47,7 +47,7 @@ fn passes(storage: &str) {
         "-c",
         "cat keep/a; ls keep data; stat -c '%a %h' keep/a data/new",
     ]);
-    assert_eq!(seen, "akeep:\na\nhard\n\ndata:\nnew\n644 2\n4755 1");
+    assert_eq!(seen, "adata:\nnew\n\nkeep:\na\nhard\n644 2\n4755 1");
     let in_form =
         |path: &PathBuf| path.join(if storage == "erofs" { "index.erofs" } else { "diff" }).exists();
     assert!(layers(&engine).iter().all(in_form), "{:?}", layers(&engine));
@@ -56,24 +56,24 @@ fn passes(storage: &str) {
     brig(&[
         "run",
         "--name",
-        "c",
+        "box",
         "-v",
-        "v:/data",
+        "vol:/data",
         "layered:1",
         "sh",
         "-c",
         "cat /data/new; rm keep/hard; echo x >> keep/a",
     ]);
-    assert_eq!(brig(&["run", "--rm", "-v", "v:/mnt", "layered:1", "ls", "/mnt"]), "new");
-    let changes = brig(&["diff", "c"]);
+    assert_eq!(brig(&["run", "--rm", "-v", "vol:/mnt", "layered:1", "ls", "/mnt"]), "new");
+    let changes = brig(&["diff", "box"]);
     assert!(changes.contains("C /keep/a") && changes.contains("D /keep/hard"), "{changes}");
     let out = engine.dir().join("out");
-    brig(&["cp", "c:/keep/a", out.to_str().unwrap()]);
+    brig(&["cp", "box:/keep/a", out.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(&out).unwrap(), "ax\n");
-    brig(&["commit", "c", "committed:1"]);
+    brig(&["commit", "box", "committed:1"]);
     assert_eq!(brig(&["run", "--rm", "committed:1", "sh", "-c", "cat keep/a; ls keep"]), "ax\na");
     let exported = engine.dir().join("exported.tar");
-    brig(&["export", "-o", exported.to_str().unwrap(), "c"]);
+    brig(&["export", "-o", exported.to_str().unwrap(), "box"]);
     brig(&["import", exported.to_str().unwrap(), "imported:1"]);
     assert_eq!(brig(&["run", "--rm", "imported:1", "/bin/busybox", "cat", "/keep/a"]), "ax");
 
@@ -81,7 +81,7 @@ fn passes(storage: &str) {
     let id = brig(&["inspect", "-f", "{{.Id}}", "committed:1"]);
     let saved = engine.dir().join("saved.tar");
     brig(&["save", "-o", saved.to_str().unwrap(), "committed:1"]);
-    brig(&["rm", "c"]);
+    brig(&["rm", "box"]);
     brig(&["rmi", "committed:1", "imported:1", "layered:1"]);
     assert_eq!(layers(&engine), Vec::<PathBuf>::new(), "the bytes are given back");
     engine.load(&saved);
@@ -162,8 +162,8 @@ fn images_are_explored_compared_and_shown_as_a_tree() {
     let engine = start("erofs");
     let brig = |args: &[&str]| engine.client(Client::Brig, args.iter().copied()).ok();
     engine.load(&layered(&engine));
-    brig(&["run", "--name", "c", "layered:1", "sh", "-c", "echo longer > keep/a; touch added"]);
-    brig(&["commit", "-c", "CMD echo", "c", "child:1"]);
+    brig(&["run", "--name", "box", "layered:1", "sh", "-c", "echo longer > keep/a; touch added"]);
+    brig(&["commit", "-c", "CMD echo", "box", "child:1"]);
     let explored = brig(&["image", "explore", "child:1"]);
     assert!(explored.contains("in 4 layers") && explored.contains("/data/seed"), "{explored}");
     let listed = brig(&["image", "explore", "--layer", "3", "child:1"]);
