@@ -241,7 +241,7 @@ impl Layers {
         self.finish(
             temp,
             &Applied { diff_id: diff_id.clone(), size: packed.size, disk, entries: packed.entries },
-            false,
+            None,
         )
     }
 
