@@ -37,6 +37,8 @@ pub const TEST: &[Need] = &[
     ("runc", &["runc"]),
     ("containerd", &["containerd", "ctr"]),
     ("podman", &["podman"]),
+    ("docker-compose", &["docker-compose"]),
+    ("openssl", &["openssl"]),
 ];
 
 /// What the demo's private network needs.

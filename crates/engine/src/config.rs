@@ -69,6 +69,8 @@ pub struct Config {
     pub userns: Option<Remap>,
     /// Labels of the engine itself, `key=value`.
     pub labels: Vec<String>,
+    /// Where vendors describe devices (CDI); later ones go before.
+    pub cdi_dirs: Vec<PathBuf>,
     /// Seconds a container gets to stop when the engine is asked to stop its containers.
     pub shutdown_timeout: u32,
 }
@@ -108,6 +110,7 @@ impl Default for Config {
             seccomp_profile: "builtin".to_owned(),
             userns: None,
             labels: Vec::new(),
+            cdi_dirs: crate::cdi::DIRS.iter().map(PathBuf::from).collect(),
             shutdown_timeout: 15,
         }
     }

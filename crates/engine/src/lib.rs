@@ -6,6 +6,7 @@
 #![recursion_limit = "512"]
 
 mod builds;
+mod cdi;
 mod clock;
 mod db;
 mod disk;

@@ -6,6 +6,14 @@ use rustix::io::Errno;
 
 use crate::check;
 
+/// Bytes written to a unix socket that the other end has not taken yet (SIOCOUTQ, unix(7)), buffers' own size included.
+pub fn unread_by_peer(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: the request stores one int, for which there is one on this stack.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, std::ptr::from_mut(&mut count)) };
+    check(libc::c_long::from(result)).map(|_| usize::try_from(count).unwrap_or_default())
+}
+
 /// Marks every descriptor from `first` up close-on-exec. Usable after a clone.
 pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;

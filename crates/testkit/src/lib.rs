@@ -18,8 +18,8 @@ pub mod pty;
 pub mod sandbox;
 pub mod wait;
 
-pub use client::{Client, Invocation, Output};
-pub use engine::{Builder, Engine, Flavor};
+pub use client::{Client, Invocation, Output, docker_command};
+pub use engine::{Builder, Engine, Flavor, executable};
 pub use http::Response;
 pub use outside::Outside;
 pub use pty::Terminal;

@@ -4,11 +4,13 @@
 
 pub mod lock;
 pub mod logging;
+pub mod metrics;
 pub mod notify;
 pub mod options;
 pub mod settings;
 pub mod socket;
 pub mod table;
+pub mod tls;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -139,7 +141,20 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     let _lock = lock::RootLock::take(&options.engine.data_root)?;
     lock::private_dir(&options.engine.exec_root)?;
     let _pidfile = lock::PidFile::write(&options.pidfile)?;
-    let sockets = socket::listen(&options.hosts, options.group.as_deref(), &options.engine.exec_root)?;
+    let sockets = socket::listen(
+        &options.hosts,
+        options.group.as_deref(),
+        &options.engine.exec_root,
+        options.tls.as_ref(),
+    )?;
+    let metrics = match &options.metrics {
+        Some(address) => Some(
+            metrics::listen(address)
+                .await
+                .map_err(|source| socket::ListenError::Tcp { address: *address, source })?,
+        ),
+        None => None,
+    };
 
     let mut config = options.engine.clone();
     // This very executable, also when its file was replaced meanwhile.
@@ -157,6 +172,9 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
             serving.spawn(Arc::clone(&server).serve(listener, stopped.clone()));
         }
         made.push(socket);
+    }
+    if let Some(listener) = metrics {
+        serving.spawn(metrics::serve(listener, engine.clone(), stopped.clone()));
     }
     notify::notify("READY=1\nSTATUS=serving the Engine API");
     let hosts: Vec<String> = daemon.options.hosts.iter().map(ToString::to_string).collect();

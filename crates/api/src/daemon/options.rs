@@ -3,7 +3,7 @@
 //! Invariant: a value that does not parse is an error naming its setting, never a default.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -12,6 +12,7 @@ use brigantine_engine::userns::Remap;
 use serde_json::Value;
 
 use super::settings::{Given, SettingsError};
+use super::tls::TlsFiles;
 
 /// Everything the daemon was told.
 #[derive(Debug, Clone)]
@@ -22,6 +23,10 @@ pub struct Options {
     /// The socket's group, if one was named.
     pub group: Option<String>,
     pub log_format: LogFormat,
+    /// Where metrics are served.
+    pub metrics: Option<SocketAddr>,
+    /// For TCP sockets.
+    pub tls: Option<TlsFiles>,
     pub live: Live,
 }
 
@@ -63,6 +68,8 @@ pub enum LogFormat {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Host {
     Unix(PathBuf),
+    /// With mutual TLS.
+    Tcp(SocketAddr),
     /// Sockets of the service manager: all, or the one with this position or descriptor number.
     Inherited(Option<usize>),
 }
@@ -185,8 +192,39 @@ impl Options {
             Some(other) => return Err(value("log-format", &format!("{other:?} is neither text nor json"))),
         };
         let group = text(given, "group").map(str::to_owned);
-        Ok(Self { engine, hosts, pidfile, group, log_format, live })
+        let metrics = parsed(given, "metrics-addr", "an address and port, such as 127.0.0.1:9323")?;
+        let tls = tls_files(given)?;
+        if tls.is_none() && hosts.iter().any(|host| matches!(host, Host::Tcp(_))) {
+            return Err(value(
+                "hosts",
+                "tcp:// needs --tlsverify: without it everybody who reaches the port is root on this machine. Use a unix socket, an SSH connection, or --tlsverify with --tlscacert, --tlscert and --tlskey",
+            ));
+        }
+        Ok(Self { engine, hosts, pidfile, group, log_format, metrics, tls, live })
     }
+}
+
+/// The files of mutual TLS, where docker has them unless they are named.
+fn tls_files(given: &Given) -> Result<Option<TlsFiles>, SettingsError> {
+    if !switch(given, "tlsverify", false) {
+        if switch(given, "tls", false) {
+            return Err(value("tls", "TLS alone lets everybody in: --tlsverify is needed"));
+        }
+        return Ok(None);
+    }
+    let dir = std::env::var_os("DOCKER_CERT_PATH").map_or_else(
+        || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".docker"),
+        PathBuf::from,
+    );
+    let file = |key: &str, name: &str| match text(given, key).filter(|path| !path.is_empty()) {
+        Some(path) => absolute(key, path),
+        None => Ok(dir.join(name)),
+    };
+    Ok(Some(TlsFiles {
+        authority: file("tlscacert", "ca.pem")?,
+        certificate: file("tlscert", "cert.pem")?,
+        key: file("tlskey", "key.pem")?,
+    }))
 }
 
 impl Live {
@@ -253,6 +291,7 @@ impl std::fmt::Display for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "unix://{}", path.display()),
+            Self::Tcp(address) => write!(f, "tcp://{address}"),
             Self::Inherited(None) => f.write_str("fd://"),
             Self::Inherited(Some(number)) => write!(f, "fd://{number}"),
         }
@@ -277,12 +316,20 @@ impl FromStr for Host {
                 },
             };
         }
-        if host.starts_with("tcp://") {
-            return refuse(
-                "TCP is refused: without mutual TLS everybody who reaches the port is root on this machine, and TLS is not built yet. Use a unix socket, or an SSH connection",
-            );
+        if let Some(address) = host.strip_prefix("tcp://") {
+            let address = address.trim_end_matches('/');
+            // docker's port for TLS.
+            let address = match address.strip_prefix(':') {
+                Some(port) => format!("0.0.0.0:{port}"),
+                None if address.parse::<IpAddr>().is_ok() => format!("{address}:2376"),
+                None => address.replace("localhost:", "127.0.0.1:"),
+            };
+            return match address.parse() {
+                Ok(address) => Ok(Self::Tcp(address)),
+                Err(_) => refuse("expected an IP address and a port"),
+            };
         }
-        refuse("expected unix:///path or fd://")
+        refuse("expected unix:///path, tcp://address:port or fd://")
     }
 }
 

@@ -4,12 +4,14 @@
 //! creation and its change of mode, and a socket somebody listens on is never taken away.
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::options::Host;
+use super::tls::{self, TlsError, TlsFiles};
 use crate::http::server::Listener;
 
 /// The group that may use the socket when none is named and it exists.
@@ -28,6 +30,12 @@ pub enum ListenError {
     NoGroup(String),
     #[error("the service manager passed no socket for fd://{0}")]
     NoInherited(String),
+    #[error("listen on tcp://{address}")]
+    Tcp { address: SocketAddr, source: io::Error },
+    #[error("set up TLS")]
+    Tls(#[from] TlsError),
+    #[error("tcp://{0} needs --tlsverify")]
+    NoTls(SocketAddr),
     #[error("a socket of the service manager is no listening unix socket")]
     NotUnix(#[source] io::Error),
 }
@@ -52,7 +60,12 @@ impl Drop for Socket {
 
 /// Binds every host. `group` is the one named by `--group`; `private` is a 0700 directory that the group must be able
 /// to pass when a socket lies in it.
-pub fn listen(hosts: &[Host], group: Option<&str>, private: &Path) -> Result<Vec<Socket>, ListenError> {
+pub fn listen(
+    hosts: &[Host],
+    group: Option<&str>,
+    private: &Path,
+    tls: Option<&TlsFiles>,
+) -> Result<Vec<Socket>, ListenError> {
     let mut inherited: Vec<Option<OwnedFd>> =
         brigantine_sys::inherit::listen_fds().into_iter().map(Some).collect();
     let gid = socket_group(group)?;
@@ -70,6 +83,15 @@ pub fn listen(hosts: &[Host], group: Option<&str>, private: &Path) -> Result<Vec
                     set_mode(private, 0o710).map_err(io("change the mode of"))?;
                 }
                 sockets.push(bind(path, gid)?);
+            }
+            Host::Tcp(address) => {
+                let files = tls.ok_or(ListenError::NoTls(*address))?;
+                let config = tls::server_config(files)?;
+                let io = |source| ListenError::Tcp { address: *address, source };
+                let listener = std::net::TcpListener::bind(address).map_err(io)?;
+                listener.set_nonblocking(true).map_err(io)?;
+                let listener = tokio::net::TcpListener::from_std(listener).map_err(io)?;
+                sockets.push(Socket { listener: Some(Listener::Tls(listener, config.into())), made: None });
             }
             Host::Inherited(which) => {
                 let before = sockets.len();

@@ -60,7 +60,6 @@ const fn setting(
 use Built::{Always, Refuse, Warn, Yes};
 use Kind::{Any, List, Number, Pools, Size, Switch, Text, Ulimits};
 
-const NO_TLS: &str = "TLS is not built yet; use a unix socket, or an SSH connection (docker -H ssh://…)";
 const OFF: &[&str] = &["", "false"];
 
 /// Every setting, in the order of `--help`.
@@ -81,7 +80,14 @@ pub static SETTINGS: &[Setting] = &[
         Yes,
         "Where sockets and state of running containers live (default /run/brigantine)",
     ),
-    setting("host", Some('H'), "hosts", List, Yes, "Where to listen: unix:///path or fd://; may be repeated"),
+    setting(
+        "host",
+        Some('H'),
+        "hosts",
+        List,
+        Yes,
+        "Where to listen: unix:///path, tcp://address:port with --tlsverify, or fd://; may be repeated",
+    ),
     setting(
         "pidfile",
         Some('p'),
@@ -422,8 +428,8 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "metrics-addr",
         Text,
-        Refuse(&[""], "metrics are not built yet"),
-        "Metrics: not built yet",
+        Yes,
+        "Serve metrics in OpenMetrics form at this address and port, without authentication",
     ),
     setting(
         "authorization-plugin",
@@ -436,11 +442,25 @@ pub static SETTINGS: &[Setting] = &[
         ),
         "Authorization plugins: not supported",
     ),
-    setting("tls", None, "tls", Switch, Refuse(OFF, NO_TLS), "TLS: not built yet"),
-    setting("tlsverify", None, "tlsverify", Switch, Refuse(OFF, NO_TLS), "TLS: not built yet"),
-    setting("tlscacert", None, "tlscacert", Text, Refuse(&[""], NO_TLS), "TLS: not built yet"),
-    setting("tlscert", None, "tlscert", Text, Refuse(&[""], NO_TLS), "TLS: not built yet"),
-    setting("tlskey", None, "tlskey", Text, Refuse(&[""], NO_TLS), "TLS: not built yet"),
+    setting("tls", None, "tls", Switch, Yes, "Use TLS on TCP sockets; --tlsverify is needed as well"),
+    setting(
+        "tlsverify",
+        None,
+        "tlsverify",
+        Switch,
+        Yes,
+        "Let in only clients with a certificate of --tlscacert",
+    ),
+    setting(
+        "tlscacert",
+        None,
+        "tlscacert",
+        Text,
+        Yes,
+        "Certificate of the authority that signs clients (default ca.pem)",
+    ),
+    setting("tlscert", None, "tlscert", Text, Yes, "The daemon's certificate (default cert.pem)"),
+    setting("tlskey", None, "tlskey", Text, Yes, "Its private key (default key.pem)"),
     setting("raw-logs", None, "raw-logs", Switch, Always, "Full timestamps without colours (always so)"),
     setting(
         "oom-score-adjust",

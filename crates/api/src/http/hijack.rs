@@ -46,6 +46,8 @@ pub(crate) type Run = Box<dyn FnOnce(Hijacked) -> Pin<Box<dyn Future<Output = ()
 pub(crate) struct Hijack {
     pub upgrade: Option<String>,
     pub content_type: &'static str,
+    /// The answer to a websocket's key, and the sub-protocol that is spoken.
+    pub websocket: Option<(String, Option<String>)>,
     pub run: Run,
 }
 
@@ -53,7 +55,14 @@ impl Hijack {
     /// The response header, as dockerd writes it.
     pub(crate) fn head(&self, common: &http::HeaderMap) -> Vec<u8> {
         let mut head = String::with_capacity(256);
-        if let Some(protocol) = &self.upgrade {
+        if let Some((accept, protocol)) = &self.websocket {
+            head.push_str("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: ");
+            head.push_str(accept);
+            if let Some(protocol) = protocol {
+                head.push_str("\r\nSec-WebSocket-Protocol: ");
+                head.push_str(protocol);
+            }
+        } else if let Some(protocol) = &self.upgrade {
             head.push_str("HTTP/1.1 101 UPGRADED\r\nContent-Type: ");
             head.push_str(self.content_type);
             head.push_str("\r\nConnection: Upgrade\r\nUpgrade: ");

@@ -114,6 +114,24 @@ impl Reply {
         reply.hijack = Some(Hijack {
             upgrade: request.upgrade().map(str::to_owned),
             content_type: stream_type.content_type(),
+            websocket: None,
+            run: Box::new(move |stream| Box::pin(run(stream)) as Pin<Box<dyn Future<Output = ()> + Send>>),
+        });
+        reply
+    }
+
+    /// The same for a websocket: `accept` answers the client's key, `protocol` is the first it offered.
+    pub fn websocket<F, Fut>(accept: &str, protocol: Option<&str>, run: F) -> Self
+    where
+        F: FnOnce(Hijacked) -> Fut + Send + 'static,
+        Fut: Future<Output = ()> + Send + 'static,
+    {
+        let protocol = protocol.and_then(|all| all.split(',').next()).map(|first| first.trim().to_owned());
+        let mut reply = Self::empty(StatusCode::OK);
+        reply.hijack = Some(Hijack {
+            upgrade: None,
+            content_type: StreamType::Raw.content_type(),
+            websocket: Some((accept.to_owned(), protocol)),
             run: Box::new(move |stream| Box::pin(run(stream)) as Pin<Box<dyn Future<Output = ()> + Send>>),
         });
         reply

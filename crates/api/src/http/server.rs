@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
+use std::os::fd::AsFd as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +21,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
 
 use super::hijack::{Hijack, Hijacked};
 use super::reply::ReplyBody;
@@ -31,9 +33,13 @@ pub const HEADER_TIME: Duration = Duration::from_secs(10);
 /// The most bytes of request header; docker's registry credentials travel in one.
 const HEADER_LIMIT: usize = 256 << 10;
 
-/// How long after the header of a hijacked connection its first bytes may follow. Some clients lose what arrives in
-/// the same read as the header; a millisecond or two keeps them apart.
+/// How long after the header of a hijacked connection its first bytes may follow where it cannot be told whether the
+/// client has read it. Some clients lose what arrives in the same read as the header.
 const HEADER_PAUSE: Duration = Duration::from_millis(2);
+
+/// How often, and how long at most, to look whether it has been read.
+const HEADER_LOOK: Duration = Duration::from_micros(200);
+const HEADER_WAIT: Duration = Duration::from_millis(500);
 
 /// How long open streams may go on after the server was told to stop.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
@@ -50,6 +56,7 @@ pub struct Server<S> {
 pub enum Listener {
     Unix(UnixListener),
     Tcp(TcpListener),
+    Tls(TcpListener, TlsAcceptor),
 }
 
 impl<S: Clone + Send + Sync + 'static> Server<S> {
@@ -94,6 +101,13 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
                 match io {
                     Accepted::Unix(io) => server.connection(io, stop).await,
                     Accepted::Tcp(io) => server.connection(io, stop).await,
+                    Accepted::Tls(io, acceptor) => {
+                        match tokio::time::timeout(HEADER_TIME, acceptor.accept(io)).await {
+                            Ok(Ok(io)) => server.connection(io, stop).await,
+                            Ok(Err(error)) => tracing::info!(%error, "a client was not let in"),
+                            Err(_elapsed) => tracing::debug!("a client did not finish its TLS handshake"),
+                        }
+                    }
                 }
                 drop(alive);
             });
@@ -108,7 +122,7 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
     /// Serves one connection until it closes, is hijacked and ends, or the server stops.
     pub async fn connection<I>(self: Arc<Self>, io: I, mut stop: watch::Receiver<bool>)
     where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        I: AsyncRead + AsyncWrite + Unread + Send + Unpin + 'static,
     {
         let pace = Arc::new(Pace::new());
         let (takeover, mut taken) = mpsc::channel::<Hijack>(1);
@@ -169,7 +183,7 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
 
     async fn hand_over<I>(&self, hijack: Hijack, mut io: I, early: Bytes)
     where
-        I: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        I: AsyncRead + AsyncWrite + Unread + Send + Unpin + 'static,
     {
         let head = hijack.head(&self.common);
         let sent = async {
@@ -180,7 +194,17 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
             tracing::debug!(%error, "a client left before its stream began");
             return;
         }
-        tokio::time::sleep(HEADER_PAUSE).await;
+        let until = Instant::now() + HEADER_WAIT;
+        loop {
+            match io.unread() {
+                Some(0) => break,
+                Some(_) if Instant::now() < until => tokio::time::sleep(HEADER_LOOK).await,
+                Some(_) | None => {
+                    tokio::time::sleep(HEADER_PAUSE).await;
+                    break;
+                }
+            }
+        }
         (hijack.run)(Hijacked::new(early, Box::new(io))).await;
     }
 
@@ -265,9 +289,28 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
     }
 }
 
+/// A connection that may know what of our bytes its other end has taken.
+pub trait Unread {
+    /// Bytes that are still on their way; `None` where nobody can tell.
+    fn unread(&self) -> Option<usize> {
+        None
+    }
+}
+
+impl Unread for tokio::net::UnixStream {
+    fn unread(&self) -> Option<usize> {
+        brigantine_sys::fd::unread_by_peer(self.as_fd()).ok()
+    }
+}
+
+impl Unread for tokio::net::TcpStream {}
+impl Unread for tokio::io::DuplexStream {}
+impl<S> Unread for tokio_rustls::server::TlsStream<S> {}
+
 enum Accepted {
     Unix(tokio::net::UnixStream),
     Tcp(tokio::net::TcpStream),
+    Tls(tokio::net::TcpStream, TlsAcceptor),
 }
 
 impl Listener {
@@ -278,6 +321,11 @@ impl Listener {
                 let (io, _) = listener.accept().await?;
                 io.set_nodelay(true)?;
                 Ok(Accepted::Tcp(io))
+            }
+            Self::Tls(listener, acceptor) => {
+                let (io, _) = listener.accept().await?;
+                io.set_nodelay(true)?;
+                Ok(Accepted::Tls(io, acceptor.clone()))
             }
         }
     }

@@ -247,6 +247,7 @@ async fn attach(state: State, request: Request) -> Result<Reply, Error> {
         stream: query.flag("stream"),
         logs: query.flag("logs"),
         detach_keys: query.text("detachKeys").unwrap_or_default().to_owned(),
+        unframed: false,
     };
     let attached = state.engine.containers().attach(request.param("id"), wanted).await?;
     let stream_type = StreamType::announced(attached.tty(), request.version());

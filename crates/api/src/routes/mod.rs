@@ -53,6 +53,7 @@ mod transfer;
 mod unbuilt;
 mod usage;
 mod volumes;
+mod websocket;
 
 use std::sync::Arc;
 
@@ -110,6 +111,7 @@ pub fn bind() -> Router<State> {
     volumes::bind(&mut router);
     search::bind(&mut router);
     build::bind(&mut router);
+    websocket::bind(&mut router);
     unbuilt::bind(&mut router);
     router.route(http::Method::OPTIONS, "/{any:.*}", crate::http::server::options);
     router

@@ -197,7 +197,7 @@ async fn info(state: State, _request: Request) -> Result<Reply, Error> {
         "RuncCommit": { "ID": VERSION, "Expected": VERSION },
         "InitCommit": { "ID": VERSION, "Expected": VERSION },
         "SecurityOptions": security,
-        "CDISpecDirs": [],
+        "CDISpecDirs": config.cdi_dirs,
         "DefaultAddressPools": pools,
         "ProductLicense": "Apache-2.0",
         "Warnings": warnings,

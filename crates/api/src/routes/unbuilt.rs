@@ -37,8 +37,7 @@ pub fn bind(router: &mut Router<State>) {
         .post("/grpc", session)
         .get("/containers/{name}/checkpoints", checkpoints)
         .post("/containers/{name}/checkpoints", checkpoints)
-        .delete("/containers/{name}/checkpoints/{checkpoint}", checkpoints)
-        .get("/containers/{name}/attach/ws", websocket);
+        .delete("/containers/{name}/checkpoints/{checkpoint}", checkpoints);
 }
 
 async fn no_plugins(_state: State, _request: Request) -> Result<Reply, Error> {
@@ -70,8 +69,4 @@ async fn session(_state: State, _request: Request) -> Result<Reply, Error> {
 
 async fn checkpoints(_state: State, _request: Request) -> Result<Reply, Error> {
     Err(Error::not_implemented("checkpoints are not built yet"))
-}
-
-async fn websocket(_state: State, _request: Request) -> Result<Reply, Error> {
-    Err(Error::not_implemented("attaching over a websocket is not built: use POST …/attach"))
 }

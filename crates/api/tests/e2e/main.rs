@@ -24,6 +24,7 @@ macro_rules! both {
 
 mod bad_input;
 mod build;
+mod compose;
 mod files;
 mod images;
 mod isolation;
@@ -31,6 +32,7 @@ mod leftovers;
 mod lifecycle;
 mod links;
 mod logging;
+mod mounts;
 mod names;
 mod network;
 mod run;
@@ -38,6 +40,7 @@ mod shim;
 mod storage;
 mod streams;
 mod userns;
+mod unkillable;
 mod volumes;
 
 use brigantine_testkit::{Client, Engine, Invocation, Terminal};

@@ -10,6 +10,7 @@ mod cp;
 mod create;
 mod daemon;
 mod diff;
+mod doctor;
 mod events;
 mod exec;
 mod explore;

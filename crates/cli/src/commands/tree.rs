@@ -1,7 +1,7 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, check, commit, completion, copy, cp, create, daemon, diff, events, exec, explore,
+    attach, bootstrap, check, commit, completion, copy, cp, create, daemon, diff, doctor, events, exec, explore,
     export, history, images, import, info, inspect, kill, load, login, logs, manifest, network, pause, port,
     prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save, search, start, stats, stop, system,
     tag, top, update, version, volume, wait,
@@ -17,6 +17,7 @@ pub static ROOT: Group = Group {
         verb(&completion::COMMAND),
         verb(&create::COMMAND),
         verb(&daemon::COMMAND),
+        verb(&doctor::COMMAND),
         verb(&events::COMMAND),
         verb(&exec::COMMAND),
         verb(&history::COMMAND),

@@ -28,6 +28,8 @@ pub struct AttachRequest {
     pub logs: bool,
     /// Docker's notation, `ctrl-p,ctrl-q` when empty.
     pub detach_keys: String,
+    /// Bytes without frames, also without a terminal (websockets).
+    pub unframed: bool,
 }
 
 /// An attachment that is ready to be joined to a client's connection.
@@ -36,6 +38,7 @@ pub struct Attached {
     containers: Arc<Containers>,
     container: Arc<Container>,
     tty: bool,
+    raw: bool,
     stdin: bool,
     key: String,
     detach_keys: Vec<u8>,
@@ -73,7 +76,7 @@ impl Containers {
         let logs = if request.logs {
             let wanted =
                 LogRequest { stdout: request.stdout, stderr: request.stderr, ..LogRequest::default() };
-            Some(self.logs_of(&container, wanted)?)
+            Some(self.logs_of(&container, wanted, request.unframed)?)
         } else {
             None
         };
@@ -106,6 +109,7 @@ impl Containers {
             containers: Arc::clone(self),
             container,
             tty,
+            raw: tty || request.unframed,
             stdin,
             key,
             detach_keys: keys,
@@ -130,7 +134,7 @@ impl Attached {
         }
         if let Some(stream) = self.stream.take() {
             let keys = if self.tty { &self.detach_keys[..] } else { &[] };
-            let joined = join(client, stream, self.tty, self.stdin, keys, |_record| {}).await;
+            let joined = join(client, stream, self.raw, self.stdin, keys, |_record| {}).await;
             if let Joined::Detached = joined {
                 if let Some(live) = self.container.live() {
                     let key = self.key.clone();

@@ -17,7 +17,7 @@ use super::{Container, Containers, validate};
 use crate::db::Durability;
 use crate::error::Context;
 use crate::ids::{new_id, short};
-use crate::volumes::{MountRecord, Requested, copy_up, remove_tree, requested};
+use crate::volumes::{MountKind, MountRecord, Requested, copy_up, remove_tree, requested};
 use crate::{Error, Result, names, spec};
 
 /// A creation request as the API decoded it.
@@ -130,6 +130,11 @@ impl Containers {
         if record.config.healthcheck.as_ref().is_some_and(super::health::is_bad) {
             warnings.push("the image's health check is not usable and will not run".to_owned());
         }
+        if let Some(requests) = record.host_config.device_requests.clone().filter(|all| !all.is_empty()) {
+            let dirs = self.config.cdi_dirs.clone();
+            // Found again at the start: files may have changed by then.
+            crate::blocking(move || crate::cdi::find(&requests, &dirs).map(drop)).await?;
+        }
         let built = self.make(&mut record, wanted).await;
         if let Err(error) = built {
             self.volumes.release(id, &record.mounts, true).await;
@@ -166,7 +171,12 @@ impl Containers {
         })
         .await?;
         for mut request in wanted {
-            if request.mount.volume().is_some() {
+            if request.mount.kind == MountKind::Image {
+                let image = self.images.resolve(&request.mount.name).await?;
+                request.mount.image = image.id.to_string();
+                request.mount.layers = image.config.rootfs.diff_ids.iter().map(ToString::to_string).collect();
+                record.mounts.push(request.mount);
+            } else if request.mount.volume().is_some() {
                 let driver = record.host_config.volume_driver.as_deref().unwrap_or_default();
                 if !matches!(driver, "" | "local") {
                     return Err(Error::not_found(format!(

@@ -138,6 +138,7 @@ impl Containers {
         let (plumbing, live, id, dir) =
             (self.networks.plumbing(), Arc::clone(live), container.id.clone(), self.run_dir(&container.id));
         self.give_addresses_back(&live);
+        let volumes = Arc::clone(&self.volumes);
         for (network, endpoint) in &live.sandbox().endpoints {
             self.network_event(container, "disconnect", network, endpoint);
         }
@@ -157,6 +158,8 @@ impl Containers {
                 }
                 Err(error) => tracing::warn!(container = id, %error, "release the container's monitor"),
             }
+            volumes.unmount_for(&id);
+            super::start::unmount_images(&dir);
             if let Err(error) = crate::volumes::remove_tree(&dir) {
                 tracing::warn!(container = id, error = error.report(), "remove the monitor's directory");
             }

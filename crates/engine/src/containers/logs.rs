@@ -60,10 +60,15 @@ impl Containers {
         if !request.stdout && !request.stderr {
             return Err(Error::invalid("Bad parameters: you must choose at least one stream"));
         }
-        self.logs_of(&container, request)
+        self.logs_of(&container, request, false)
     }
 
-    pub(super) fn logs_of(&self, container: &Arc<Container>, request: LogRequest) -> Result<Logs> {
+    pub(super) fn logs_of(
+        &self,
+        container: &Arc<Container>,
+        request: LogRequest,
+        unframed: bool,
+    ) -> Result<Logs> {
         let tty = container.with(|inner| inner.record.tty());
         let unreadable = container.with(|inner| super::logging::is_unreadable(&inner.record));
         if unreadable {
@@ -86,7 +91,7 @@ impl Containers {
             });
         }
         tokio::task::spawn_blocking(move || {
-            if let Err(error) = (Reader { request, tty, sender, stop }).run(&path) {
+            if let Err(error) = (Reader { request, tty, raw: tty || unframed, sender, stop }).run(&path) {
                 tracing::warn!(path = %path.display(), %error, "read a container's log");
             }
         });
@@ -135,6 +140,8 @@ struct Line<'a> {
 struct Reader {
     request: LogRequest,
     tty: bool,
+    /// No frames.
+    raw: bool,
     sender: mpsc::Sender<Bytes>,
     stop: Stop,
 }
@@ -261,7 +268,7 @@ impl Reader {
             text.push(' ');
         }
         text.push_str(&line.log);
-        if !self.tty {
+        if !self.raw {
             out.extend_from_slice(&frame::header(kind, text.len()));
         }
         out.extend_from_slice(text.as_bytes());
@@ -450,7 +457,7 @@ mod tests {
         let stop = Stop::new().unwrap();
         let path = path.to_owned();
         let reader = std::thread::spawn(move || {
-            Reader { request: LogRequest { stdout: true, ..request }, tty: true, sender, stop }
+            Reader { request: LogRequest { stdout: true, ..request }, tty: true, raw: true, sender, stop }
                 .run(&path)
                 .unwrap();
         });
@@ -516,7 +523,7 @@ mod tests {
         let (told, of) = (stop.clone(), path.clone());
         let reader = std::thread::spawn(move || {
             let request = LogRequest { follow: true, stdout: true, ..Default::default() };
-            Reader { request, tty: true, sender, stop }.run(&of).unwrap();
+            Reader { request, tty: true, raw: true, sender, stop }.run(&of).unwrap();
         });
         let mut seen = String::new();
         let mut expect = |text: &str| {

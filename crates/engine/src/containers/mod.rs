@@ -27,6 +27,7 @@ mod stats;
 mod stop;
 mod top;
 mod update;
+mod usage;
 mod validate;
 mod wait;
 
@@ -49,6 +50,7 @@ pub(crate) use record::Record;
 pub use record::Status;
 pub(crate) use start::{extra_host, mount_sources};
 pub use stats::StatsStream;
+pub use usage::{InterfaceUse, Usage};
 pub use wait::{Condition, Waited, Waiting};
 
 use crate::config::Config;
@@ -341,17 +343,24 @@ impl Containers {
 
     /// Which containers were made from which image: `(container id, image id, is up)`.
     pub fn image_uses(&self) -> Vec<ImageUse> {
-        self.all()
-            .iter()
-            .map(|container| {
-                container.with(|inner| ImageUse {
-                    container: inner.record.id.clone(),
-                    image: inner.record.image_id.clone(),
-                    layers: inner.record.layers.clone(),
-                    running: inner.record.state.status.is_up(),
-                })
-            })
-            .collect()
+        let mut uses = Vec::new();
+        for container in self.all() {
+            container.with(|inner| {
+                let mut note = |image: &str, layers: &[String]| {
+                    uses.push(ImageUse {
+                        container: inner.record.id.clone(),
+                        image: image.to_owned(),
+                        layers: layers.to_vec(),
+                        running: inner.record.state.status.is_up(),
+                    });
+                };
+                note(&inner.record.image_id, &inner.record.layers);
+                for mount in inner.record.mounts.iter().filter(|mount| !mount.image.is_empty()) {
+                    note(&mount.image, &mount.layers);
+                }
+            });
+        }
+        uses
     }
 
     /// Takes a name for `id`, or says who has it.

@@ -88,6 +88,12 @@ impl Containers {
         for (container, fate) in fates {
             self.take_up(&container, fate);
         }
+        let volumes = Arc::clone(&self.volumes);
+        crate::blocking(move || {
+            volumes.unmount_unused();
+            Ok(())
+        })
+        .await?;
         let containers = Arc::clone(self);
         crate::blocking(move || {
             containers.meet_helper();
@@ -113,6 +119,7 @@ impl Containers {
                     inner.live = Some(Arc::clone(&live));
                 });
                 self.restore_execs(container, &execs);
+                self.volumes.mounted_for(&container.id, &container.record().mounts);
                 self.watch(Arc::clone(container), Arc::clone(&live), events);
                 self.begin_health_checks(container);
             }
@@ -280,10 +287,12 @@ fn fate(run_dir: &Path, exit_path: &Path) -> Result<Fate> {
     match brigantine_shim::find(run_dir, exit_path).map_err(unreadable)? {
         Found::Monitored(client) => alive(client, run_dir),
         Found::Exited(exit) => {
+            super::start::unmount_images(run_dir);
             remove_tree(run_dir)?;
             Ok(Fate::Ended(exit))
         }
         Found::Nothing => {
+            super::start::unmount_images(run_dir);
             remove_tree(run_dir)?;
             Ok(Fate::Unknown)
         }

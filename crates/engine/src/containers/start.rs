@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ use crate::images::Images;
 use crate::networks::Networks;
 use crate::rootfs::LayerRoot;
 use crate::spec::{self, Namespace};
-use crate::volumes::{MountKind, Volumes};
+use crate::volumes::{MountKind, MountRecord, Volumes};
 use crate::{Class, Error, Result, users};
 
 /// The engine's own note beside the shim's socket.
@@ -215,13 +216,89 @@ impl Containers {
     }
 }
 
+/// Images' files, mounted on the host for the moment of a start, in which the container takes them over.
+struct ImageMounts(Vec<PathBuf>);
+
+impl ImageMounts {
+    /// Mounts what `mount` names below `run_dir`; returns where it is.
+    fn mount(&mut self, mount: &MountRecord, images: &Images, run_dir: &Path) -> Result<PathBuf> {
+        use rustix::mount::{
+            FsMountFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsmount, move_mount,
+        };
+        let what = || format!("mount the image {}", mount.name);
+        let mut layers = images.layers(&mount.image, &mount.layers)?.to_vec();
+        let (dir, empty) = (run_dir.join(format!("image-{}", self.0.len())), run_dir.join("no-files"));
+        for dir in [&dir, &empty] {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .doing(|| format!("create directory {}", dir.display()))?;
+        }
+        // An overlay has two layers at least.
+        layers.push(Lower::directory(empty));
+        let overlay = crate::rootfs::Overlay::of(&layers)?;
+        fsconfig_create(overlay.fs.as_fd()).doing(what)?;
+        let root =
+            fsmount(overlay.fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
+                .doing(what)?;
+        move_mount(&root, "", rustix::fs::CWD, &dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(what)?;
+        self.0.push(dir.clone());
+        if mount.subpath.is_empty() { Ok(dir) } else { subpath(&dir, &mount.subpath) }
+    }
+}
+
+/// Unmounts what a daemon that was killed during a start has left.
+pub(super) fn unmount_images(run_dir: &Path) {
+    for number in 0.. {
+        let dir = run_dir.join(format!("image-{number}"));
+        if !dir.exists() {
+            return;
+        }
+        match rustix::mount::unmount(&dir, rustix::mount::UnmountFlags::DETACH) {
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(error) => tracing::warn!(path = %dir.display(), %error, "unmount an image"),
+        }
+    }
+}
+
+impl Drop for ImageMounts {
+    fn drop(&mut self) {
+        for dir in &self.0 {
+            if let Err(error) = rustix::mount::unmount(dir, rustix::mount::UnmountFlags::DETACH) {
+                tracing::warn!(path = %dir.display(), %error, "unmount an image");
+            }
+        }
+    }
+}
+
 /// The work of a start that blocks. Whatever was made is unmade when a later step fails.
 fn launch(plan: Plan) -> Result<Launched, StartFailure> {
     let record = &plan.record;
     let layers = plan.images.layers(&record.image_id, &record.layers)?;
-    let mount_sources = mount_sources(record, &plan.volumes)?;
+    plan.volumes.mount_for(&record.id, &record.mounts)?;
+    let mut mounted = ImageMounts(Vec::new());
+    let mount_sources =
+        match mount_sources(record, &plan.volumes, |mount| mounted.mount(mount, &plan.images, &plan.run_dir))
+        {
+            Ok(sources) => sources,
+            Err(error) => {
+                plan.volumes.unmount_for(&record.id);
+                drop(mounted);
+                if let Err(error) = crate::volumes::remove_tree(&plan.run_dir) {
+                    tracing::warn!(
+                        container = record.id,
+                        error = error.report(),
+                        "clean up after a failed start"
+                    );
+                }
+                return Err(error.into());
+            }
+        };
     let wires = Wires::lay(&plan)?;
     let outcome = connect_and_spawn(&plan, &layers, mount_sources, &wires);
+    // The container has its own by now, or will have none.
+    drop(mounted);
     match outcome {
         Ok((spawned, client, sandbox, events)) => {
             let started_at =
@@ -238,6 +315,7 @@ fn launch(plan: Plan) -> Result<Launched, StartFailure> {
                 );
             }
             wires.give_back(&plan.networks);
+            plan.volumes.unmount_for(&record.id);
             if let Err(error) = crate::volumes::remove_tree(&plan.run_dir) {
                 tracing::warn!(
                     container = record.id,
@@ -380,7 +458,7 @@ fn prepare(
         Some(bollard_stubs::models::HostConfigCgroupnsModeEnum::HOST) => Namespace::Host,
         _ => Namespace::Private,
     };
-    let spec = spec::build(&spec::Inputs {
+    let mut spec = spec::build(&spec::Inputs {
         record,
         config: &plan.config,
         names_dir: &plan.names_dir,
@@ -396,6 +474,9 @@ fn prepare(
         host_name: &host_name,
         link_variables: plan.links.iter().flat_map(|link| link.variables.iter().cloned()).collect(),
     })?;
+    if let Some(requests) = host.device_requests.as_deref().filter(|all| !all.is_empty()) {
+        crate::cdi::find(requests, &plan.config.cdi_dirs)?.apply(&mut spec)?;
+    }
     match std::fs::remove_file(plan.dir.join("exit.json")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(
@@ -434,11 +515,16 @@ fn prepare(
 }
 
 /// Host paths of the mounts; what `-v` names and is not there becomes a directory.
-pub(crate) fn mount_sources(record: &Record, volumes: &Volumes) -> Result<Vec<PathBuf>> {
+pub(crate) fn mount_sources(
+    record: &Record,
+    volumes: &Volumes,
+    mut image: impl FnMut(&MountRecord) -> Result<PathBuf>,
+) -> Result<Vec<PathBuf>> {
     record
         .mounts
         .iter()
         .map(|mount| match mount.kind {
+            MountKind::Image => image(mount),
             MountKind::Tmpfs => Ok(PathBuf::new()),
             MountKind::Volume => {
                 let source = volumes.source(&mount.name);

@@ -26,9 +26,6 @@ pub(super) fn host_config(
     if host.shm_size.is_some_and(|size| size < 0) {
         return Err(Error::invalid("SHM size can not be less than 0"));
     }
-    if host.device_requests.as_ref().is_some_and(|requests| !requests.is_empty()) {
-        return Err(Error::not_implemented("device requests (--gpus, CDI) are not supported"));
-    }
     if host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()) {
         return Err(Error::not_implemented("--storage-opt is not supported"));
     }

@@ -347,12 +347,12 @@ impl Containers {
         let (images, volumes) = (Arc::clone(&self.images), Arc::clone(&self.volumes));
         crate::blocking(move || {
             let layers = images.layers(&record.image_id, &record.layers)?.to_vec();
-            let sources = mount_sources(&record, &volumes)?;
+            let sources = mount_sources(&record, &volumes, |_image| Ok(PathBuf::new()))?;
             let mut mounts: Vec<Bound> = record
                 .mounts
                 .iter()
                 .zip(sources)
-                .filter(|(mount, _)| mount.kind != MountKind::Tmpfs)
+                .filter(|(mount, source)| mount.kind != MountKind::Tmpfs && !source.as_os_str().is_empty())
                 .map(|(mount, source)| Bound {
                     source,
                     destination: mount.destination.clone(),

@@ -105,6 +105,10 @@ fn one(record: &MountRecord, source: &str) -> Result<Mount> {
             }
             mount(&record.destination, "tmpfs", "tmpfs", options)
         }
+        MountKind::Image => {
+            let options = ["bind", "ro", "rprivate"].map(str::to_owned).to_vec();
+            mount(&record.destination, "bind", source, options)
+        }
         MountKind::Bind | MountKind::Volume => {
             let bind = if record.non_recursive { "bind" } else { "rbind" };
             let access = if !record.rw && record.read_only_recursive && !record.non_recursive {

@@ -3,6 +3,7 @@
 //! A volume's directory exists exactly as long as its record; who uses it is derived from the containers' records.
 
 mod copy_up;
+mod local;
 mod mounts;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -58,6 +59,8 @@ pub struct Volumes {
     db: Db,
     events: Arc<Events>,
     index: Mutex<Index>,
+    /// Containers that run with a volume that its options mount.
+    mounted: Mutex<HashMap<String, BTreeSet<String>>>,
     /// Makes creation and removal of one volume's directory and record one step.
     changing: tokio::sync::Mutex<()>,
 }
@@ -70,6 +73,7 @@ impl Volumes {
             db,
             events,
             index: Mutex::new(Index { records, users: HashMap::new() }),
+            mounted: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
         }
     }
@@ -335,33 +339,24 @@ fn driver_attribute() -> BTreeMap<String, String> {
     BTreeMap::from([("driver".to_owned(), "local".to_owned())])
 }
 
-/// The directory that `type=none,o=bind,device=DIR` names.
+/// The directory that `type=none,o=bind,device=DIR` names: it is used without being mounted.
 fn bound_device(record: &Record) -> Option<&str> {
     let bind = record.options.get("o")?.split(',').any(|option| matches!(option, "bind" | "rbind"));
     if bind { record.options.get("device").map(String::as_str) } else { None }
 }
 
 fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
-    if options.is_empty() {
-        return Ok(());
-    }
     if let Some(unknown) =
         options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size"))
     {
         return Err(Error::invalid(format!("invalid option: \"{unknown}\"")));
     }
-    let bind =
-        options.get("o").is_some_and(|o| o.split(',').any(|option| matches!(option, "bind" | "rbind")));
-    if !bind {
+    if options.contains_key("size") {
         return Err(Error::not_implemented(
-            "volume options other than a bind of a directory (type=none, o=bind, device=DIR) are not supported",
+            "the volume option \"size\" needs project quotas, which are not built: use type=tmpfs, device=tmpfs, o=size=…",
         ));
     }
-    match options.get("device") {
-        Some(device) if Path::new(device).is_absolute() => Ok(()),
-        Some(device) => Err(Error::invalid(format!("invalid device: {device}: must be an absolute path"))),
-        None => Err(Error::invalid("missing required option: \"device\"")),
-    }
+    local::Mount::of(options).map(drop)
 }
 
 /// Removes a directory and all in it; one that is not there is fine.

@@ -16,6 +16,8 @@ pub(crate) enum MountKind {
     Bind,
     Volume,
     Tmpfs,
+    /// An image's files, read-only; `name` is the image as it was named.
+    Image,
 }
 
 /// A mount of a container, as it is stored.
@@ -51,6 +53,11 @@ pub(crate) struct MountRecord {
     /// Options of a tmpfs.
     #[serde(default)]
     pub options: Vec<String>,
+    /// An image's id and its layers by diff id, lowest first.
+    #[serde(default)]
+    pub image: String,
+    #[serde(default)]
+    pub layers: Vec<String>,
 }
 
 impl MountRecord {
@@ -69,6 +76,8 @@ impl MountRecord {
             read_only_recursive: false,
             subpath: String::new(),
             options: Vec::new(),
+            image: String::new(),
+            layers: Vec::new(),
         }
     }
 
@@ -96,6 +105,10 @@ impl MountRecord {
             MountKind::Tmpfs => json!({
                 "Type": "tmpfs", "Source": "", "Destination": self.destination, "Mode": "", "RW": self.rw,
                 "Propagation": "",
+            }),
+            MountKind::Image => json!({
+                "Type": "image", "Name": self.name, "Source": self.image, "Destination": self.destination, "Mode": "",
+                "RW": false, "Propagation": "",
             }),
         }
     }
@@ -245,9 +258,7 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
         Some(MountType::BIND) => MountKind::Bind,
         Some(MountType::VOLUME) => MountKind::Volume,
         Some(MountType::TMPFS) => MountKind::Tmpfs,
-        Some(MountType::IMAGE) => {
-            return Err(Error::not_implemented("mounts of type \"image\" are not supported"));
-        }
+        Some(MountType::IMAGE) => MountKind::Image,
         Some(other) => {
             return Err(Error::invalid(format!(
                 "invalid mount config for type \"{other}\": mount type unknown"
@@ -259,6 +270,7 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
         MountKind::Bind => "bind",
         MountKind::Volume => "volume",
         MountKind::Tmpfs => "tmpfs",
+        MountKind::Image => "image",
     };
     let wrong = |why: String| Error::invalid(format!("invalid mount config for type \"{word}\": {why}"));
     let target = request.target.as_deref().unwrap_or_default();
@@ -279,12 +291,14 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
         (request.bind_options.is_some(), MountKind::Bind),
         (request.volume_options.is_some(), MountKind::Volume),
         (request.tmpfs_options.is_some(), MountKind::Tmpfs),
+        (request.image_options.is_some(), MountKind::Image),
     ] {
         if given && of != kind {
             let field = match of {
                 MountKind::Bind => "BindOptions",
                 MountKind::Volume => "VolumeOptions",
                 MountKind::Tmpfs => "TmpfsOptions",
+                MountKind::Image => "ImageOptions",
             };
             return Err(wrong(format!("field {field} must not be specified")));
         }
@@ -345,6 +359,24 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
                     super::check_options(&requested.volume_options)?;
                 }
                 requested.volume_labels = options.labels.clone().unwrap_or_default().into_iter().collect();
+            }
+        }
+        MountKind::Image => {
+            if source.is_empty() {
+                return Err(wrong("field Source must not be empty".to_owned()));
+            }
+            mount.name = source;
+            mount.rw = false;
+            mount.subpath = request
+                .image_options
+                .as_ref()
+                .and_then(|options| options.subpath.clone())
+                .unwrap_or_default();
+            if !stays_inside(&mount.subpath) {
+                return Err(wrong(format!(
+                    "subpath must be a relative path within the image: {}",
+                    mount.subpath
+                )));
             }
         }
         MountKind::Tmpfs => {

@@ -1,0 +1,252 @@
+//! Mounts beyond directories: images, file systems that a volume's options name, websockets, TLS and metrics beside them.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+
+use brigantine_testkit::{Client, Engine, eventually};
+
+use crate::Host;
+
+both![an_images_files_can_be_mounted, volumes_with_options_are_file_systems];
+
+fn an_images_files_can_be_mounted(client: Client) {
+    let host = Host::new(client);
+    if host.is_peer() {
+        // Debian's is older than such mounts.
+        return;
+    }
+    let mut lower = brigantine_testkit::fixtures::Layer::default();
+    lower.dir("data", 0o755).file("data/a", 0o644, b"from below").file("data/gone", 0o644, b"x");
+    let mut upper = brigantine_testkit::fixtures::Layer::default();
+    upper.file("data/.wh.gone", 0o644, b"").file("data/b", 0o644, b"from above");
+    let image =
+        brigantine_testkit::fixtures::Archive::new("files:1").layer(lower.finish()).layer(upper.finish());
+    host.load(&image.write(host.dir(), "files.tar"));
+    let mount = "type=image,source=files:1,target=/img";
+    let script = "cat /img/data/a /img/data/b; ls /img/data; touch /img/x || echo read-only";
+    let out = host.cli(["run", "--rm", "--mount", mount, "busybox", "sh", "-c", script]).ok();
+    assert_eq!(out, "from belowfrom abovea\nb\nread-only");
+    host.cli(["create", "--name", "holder", "--mount", mount, "busybox"]).ok();
+    assert_eq!(host.inspect("holder")["Mounts"][0]["Type"], "image");
+    host.cli(["rmi", "files:1"]).exits(1);
+    host.cli(["rm", "holder"]).ok();
+    host.cli(["rmi", "files:1"]).ok();
+    host.cli(["run", "--rm", "--mount", "type=image,source=none:1,target=/x", "busybox", "true"]).exits(125);
+    host.assert_nothing_left();
+}
+
+fn volumes_with_options_are_file_systems(client: Client) {
+    let mut host = Host::new(client);
+    host.cli([
+        "volume",
+        "create",
+        "-o",
+        "type=tmpfs",
+        "-o",
+        "device=tmpfs",
+        "-o",
+        "o=size=1m,mode=700,noexec",
+        "small",
+    ])
+    .ok();
+    host.background(&["--name", "first", "-v", "small:/s"], "echo shared >/s/file; sleep 1000");
+    host.wait_exec("first", &["test", "-s", "/s/file"]);
+    // Shared by those who run at the same time, and gone with the last.
+    assert_eq!(
+        host.script(&["-v", "small:/t"], "cat /t/file; grep ' /t ' /proc/mounts | cut -d' ' -f3"),
+        "shared\ntmpfs"
+    );
+    host.cli(["exec", "first", "sh", "-c", "head -c 2m /dev/zero >/s/big"])
+        .exits(1)
+        .expect_stderr("no space left");
+    if !host.is_peer() {
+        host.engine.kill_daemon();
+        host.engine.restart_daemon();
+        assert_eq!(host.script(&["-v", "small:/t"], "cat /t/file"), "shared");
+    }
+    host.cli(["rm", "-f", "first"]).ok();
+    let mounts = || host.sandbox().mounts().iter().any(|line| line.contains("volumes/small"));
+    eventually("the file system to be unmounted", || (!mounts()).then_some(()));
+    assert_eq!(host.script(&["-v", "small:/t"], "ls -A /t"), "");
+    host.cli(["volume", "rm", "small"]).ok();
+    host.cli(["volume", "create", "-o", "type=tmpfs", "bad"])
+        .exits(1)
+        .expect_stderr("missing required option");
+    host.cli(["volume", "create", "-o", "type=nosuchfs", "-o", "device=x", "odd"]).ok();
+    host.cli(["run", "--rm", "-v", "odd:/o", "busybox", "true"])
+        .exits(125)
+        .expect_stderr("failed to mount local volume");
+    host.cli(["volume", "rm", "odd"]).ok();
+    host.assert_nothing_left();
+}
+
+/// One unfragmented frame of the server: its kind and payload.
+fn frame(from: &mut impl Read) -> (u8, Vec<u8>) {
+    let mut head = [0; 2];
+    from.read_exact(&mut head).unwrap();
+    let length = match head[1] {
+        126 => {
+            let mut long = [0; 2];
+            from.read_exact(&mut long).unwrap();
+            usize::from(u16::from_be_bytes(long))
+        }
+        short => usize::from(short),
+    };
+    let mut payload = vec![0; length];
+    from.read_exact(&mut payload).unwrap();
+    (head[0] & 0x0f, payload)
+}
+
+#[test]
+fn a_websocket_carries_the_streams() {
+    let host = Host::new(Client::Docker);
+    host.cli([
+        "create",
+        "-i",
+        "--name",
+        "echo",
+        "busybox",
+        "sh",
+        "-c",
+        "read line; echo got $line; read more || echo end",
+    ])
+    .ok();
+    let path = "/v1.41/containers/echo/attach/ws?stream=1&stdin=1&stdout=1&stderr=1";
+    let mut stream = host.connect();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nOrigin: http://x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    .unwrap();
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let mut head = String::new();
+    while !head.ends_with("\r\n\r\n") {
+        assert!(reader.read_line(&mut head).unwrap() > 0, "{head}");
+    }
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    // RFC 6455's own example.
+    assert!(head.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="), "{head}");
+    host.cli(["start", "echo"]).ok();
+    // A masked binary frame: the mask is zero.
+    stream.write_all(b"\x82\x86\0\0\0\0hello\n").unwrap();
+    let (kind, payload) = frame(&mut reader);
+    assert_eq!((kind, payload.as_slice()), (2, &b"got hello\n"[..]));
+    host.wait_state("echo", "running");
+    host.cli(["kill", "echo"]).ok();
+    assert_eq!(frame(&mut reader).0, 8, "a close frame");
+    host.request("GET", path).expect(400);
+}
+
+/// Keys and certificates of an authority, a server and a client, made by openssl.
+fn certificates(dir: &std::path::Path) {
+    let script = r#"
+set -e
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout ca-key.pem -out ca.pem -subj /CN=ca -days 30
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout other-key.pem -out other-ca.pem -subj /CN=other -days 30
+leaf() { # name, authority, its key, extension
+    openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -keyout $1-key.pem -out $1.csr -subj /CN=$1
+    printf "$4\n" >ext
+    openssl x509 -req -in $1.csr -CA $2 -CAkey $3 -CAcreateserial -out $1-cert.pem -days 30 -extfile ext
+}
+leaf server ca.pem ca-key.pem 'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth'
+leaf client ca.pem ca-key.pem 'extendedKeyUsage=clientAuth'
+leaf stranger other-ca.pem other-key.pem 'extendedKeyUsage=clientAuth'
+"#;
+    let made = std::process::Command::new("sh").args(["-c", script]).current_dir(dir).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+}
+
+#[test]
+fn tcp_lets_in_only_clients_with_a_certificate() {
+    let dir = tempfile::tempdir().unwrap();
+    certificates(dir.path());
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mut builder = Engine::builder();
+    for flag in [
+        "--host=tcp://127.0.0.1:2376".to_owned(),
+        "--tlsverify".to_owned(),
+        format!("--tlscacert={}", at("ca.pem")),
+        format!("--tlscert={}", at("server-cert.pem")),
+        format!("--tlskey={}", at("server-key.pem")),
+    ] {
+        builder = builder.flag(flag);
+    }
+    let engine = builder.start();
+    let docker = |who: &str| {
+        engine
+            .sandbox()
+            .net_command(brigantine_testkit::docker_command())
+            .args(["-H", "tcp://127.0.0.1:2376", "--tlsverify", "--tlscacert", &at("ca.pem")])
+            .args(["--tlscert", &at(&format!("{who}-cert.pem")), "--tlskey", &at(&format!("{who}-key.pem"))])
+            .args(["version", "--format", "{{.Server.Os}}"])
+            .env("HOME", engine.dir())
+            .output()
+            .unwrap()
+    };
+    let out = docker("client");
+    assert_eq!(
+        String::from_utf8_lossy(&out.stdout).trim(),
+        "linux",
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    assert!(!docker("stranger").status.success());
+    // Plain HTTP gets nothing.
+    let plain = engine.sandbox().within_net(|| {
+        let mut stream = TcpStream::connect("127.0.0.1:2376").unwrap();
+        stream.write_all(b"GET /_ping HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = Vec::new();
+        // A reset is an answer as well.
+        stream.read_to_end(&mut answer).ok();
+        answer
+    });
+    assert!(!String::from_utf8_lossy(&plain).contains("200 OK"));
+}
+
+#[test]
+fn tcp_without_certificates_is_refused() {
+    for flags in [&["--host=tcp://127.0.0.1:0"][..], &["--host=tcp://127.0.0.1:0", "--tls"][..]] {
+        let out = std::process::Command::new(brigantine_testkit::executable("brig"))
+            .args(["daemon", "--validate"])
+            .args(flags)
+            .output()
+            .unwrap();
+        assert!(!out.status.success());
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert!(text.contains("--tlsverify"), "{text}");
+    }
+}
+
+#[test]
+fn metrics_are_served_in_openmetrics_form() {
+    let mut engine = Engine::builder();
+    engine = engine.flag("--metrics-addr=127.0.0.1:9323").busybox();
+    let engine = engine.start();
+    engine.docker(["run", "-d", "--name", "metered", "--memory", "64m", "busybox", "sleep", "1000"]).ok();
+    let scrape = |path: &str| {
+        engine.sandbox().within_net(|| {
+            let mut stream = TcpStream::connect("127.0.0.1:9323").unwrap();
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        })
+    };
+    let text = scrape("/metrics");
+    assert!(text.contains("application/openmetrics-text") && text.ends_with("# EOF\n"), "{text}");
+    let sample = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name) && line.contains("name=\"metered\""));
+        line.unwrap_or_else(|| panic!("{name} is not in {text}"))
+            .rsplit(' ')
+            .next()
+            .unwrap()
+            .parse::<f64>()
+            .unwrap()
+    };
+    assert!(sample("brigantine_container_memory_bytes") > 0.0);
+    assert!((sample("brigantine_container_memory_limit_bytes") - f64::from(64 << 20)).abs() < 1.0);
+    assert!(sample("brigantine_container_cpu_seconds_total") > 0.0);
+    assert!(sample("brigantine_container_processes") >= 1.0);
+    assert!(text.contains("brigantine_containers{state=\"running\"} 1"), "{text}");
+    assert!(scrape("/").starts_with("HTTP/1.1 404"));
+}
