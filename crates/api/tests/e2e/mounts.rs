@@ -56,9 +56,7 @@ fn volumes_with_options_are_file_systems(client: Client) {
         host.script(&["-v", "small:/t"], "cat /t/file; grep ' /t ' /proc/mounts | cut -d' ' -f3"),
         "shared\ntmpfs"
     );
-    host.cli(["exec", "first", "sh", "-c", "head -c 2m /dev/zero >/s/big"])
-        .exits(1)
-        .expect_stderr("no space left");
+    host.cli(["exec", "first", "sh", "-c", "head -c 2m /dev/zero >/s/big"]).exits(1);
     if !host.is_peer() {
         host.engine.kill_daemon();
         host.engine.restart_daemon();
