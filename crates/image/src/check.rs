@@ -96,7 +96,7 @@ impl Store {
                             Err(error) => error.chain(),
                         };
                         let names = names.of_image(&id).filter_map(|entry| entry.name.as_ref());
-                        let names = names.map(|name| name.familiar()).collect();
+                        let names = names.map(crate::Reference::familiar).collect();
                         broken.push(id.clone());
                         found.problems.push(Problem::BrokenImage { image: id.clone(), names, reason });
                         break;
@@ -183,7 +183,9 @@ impl Store {
                 }
                 Ok(())
             })?;
-            broken.iter().for_each(|id| self.forget(id));
+            for id in broken {
+                self.forget(id);
+            }
         }
         for blob in corrupt {
             if self.content().has(blob) {

@@ -39,8 +39,8 @@ mod run;
 mod shim;
 mod storage;
 mod streams;
-mod userns;
 mod unkillable;
+mod userns;
 mod volumes;
 
 use brigantine_testkit::{Client, Engine, Invocation, Terminal};

@@ -167,7 +167,7 @@ fn images_are_explored_compared_and_shown_as_a_tree() {
     let explored = brig(&["image", "explore", "child:1"]);
     assert!(explored.contains("in 4 layers") && explored.contains("/data/seed"), "{explored}");
     let listed = brig(&["image", "explore", "--layer", "3", "child:1"]);
-    assert!(listed.contains("D") && listed.contains("/keep/b"), "{listed}");
+    assert!(listed.contains('D') && listed.contains("/keep/b"), "{listed}");
     let json = brig(&["image", "explore", "--format", "json", "child:1"]);
     assert!(json.contains("\"Efficiency\":0.9"), "{json}");
     let differs = brig(&["image", "diff", "layered:1", "child:1"]);

@@ -62,14 +62,12 @@ pub fn index(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Inde
         let keeper = scope.spawn(move || {
             let mut keeping = Keeping { chunks, archive, kept: 0, length: 0, ended: false, failure: None };
             let model = model(&mut keeping);
-            match keeping.failure {
-                Some(source) => Err(os("write", ARCHIVE, source)),
-                None => {
-                    let model = model?;
-                    archive.set_len(keeping.length).map_err(|source| os("extend", ARCHIVE, source))?;
-                    Ok((model, keeping.length))
-                }
+            if let Some(source) = keeping.failure {
+                return Err(os("write", ARCHIVE, source));
             }
+            let model = model?;
+            archive.set_len(keeping.length).map_err(|source| os("extend", ARCHIVE, source))?;
+            Ok((model, keeping.length))
         });
         feed.run(&mut decoded, |chunk| hasher.update(chunk));
         match keeper.join() {
