@@ -22,7 +22,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("api", &["sys", "runtime", "shim", "image", "registry", "network", "build", "engine"]),
     // The client calls the Engine API; the daemon and its store's types come in through the command line alone. What
     // needs no engine (a registry, copies between registries) runs in the client.
-    ("cli", &["sys", "image", "registry", "api"]),
+    ("cli", &["sys", "image", "registry", "build", "api"]),
     ("testkit", &["sys"]),
     ("xtask", &["sys", "testkit"]),
 ];

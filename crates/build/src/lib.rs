@@ -42,6 +42,7 @@ use tokio::sync::mpsc;
 pub use caches::CacheMount;
 pub use convert::{Options, Plan, Step, named_context};
 pub use error::Error;
+pub use pattern::Ignore;
 pub use prune::{Entry, Prune, Pruned};
 pub use records::Snapshot;
 pub use run::{Joined, Network};

@@ -143,6 +143,18 @@ fn refuse_unbuilt(query: &Query) -> Result<(), Error> {
     Ok(())
 }
 
+/// Secrets of `brig build`: base64 of a JSON map of ids to base64 values.
+fn secrets(request: &Request) -> Result<BTreeMap<String, Vec<u8>>, Error> {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE;
+    let Some(header) = request.header("x-brigantine-secrets") else { return Ok(BTreeMap::new()) };
+    // What is wrong with it is not repeated: it is secret.
+    let wrong = || Error::invalid("the secrets of the build could not be read");
+    let raw = URL_SAFE.decode(header).map_err(|_bad| wrong())?;
+    let all: BTreeMap<String, String> = wire::from_slice(&raw).map_err(|_bad| wrong())?;
+    all.into_iter().map(|(id, value)| Ok((id, URL_SAFE.decode(value).map_err(|_bad| wrong())?))).collect()
+}
+
 async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
     let query = request.query().clone();
     refuse_unbuilt(&query)?;
@@ -161,7 +173,7 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         options,
         pull: query.flag("pull"),
         tags: tags.clone(),
-        secrets: BTreeMap::new(),
+        secrets: secrets(&request)?,
         credentials: credentials::all(&request),
         registry: state.registry.clone(),
     };

@@ -2,6 +2,7 @@
 
 mod attach;
 mod bootstrap;
+mod build;
 mod check;
 mod commit;
 mod completion;

@@ -73,6 +73,23 @@ pub static NETWORK: Command = Command {
     ..CONTAINER
 };
 
+pub static BUILDER: Command = Command {
+    about: "Remove the build cache",
+    flags: &[Flag::switch("all", "Remove cache mounts too").short('a'), FILTER, FORCE],
+    run: |context, matches| {
+        Box::pin(async move {
+            let all = matches.is("all");
+            ask(&matches, "This will remove the build cache.")?;
+            let path = if all { "/build/prune?all=1" } else { "/build/prune" };
+            let pruned = prune(context, path, &matches.list("filter")).await?;
+            pruned.show("Deleted build cache objects:");
+            pruned.total();
+            Ok(())
+        })
+    },
+    ..CONTAINER
+};
+
 pub static VOLUME: Command = Command {
     about: "Remove volumes that no container uses",
     flags: &[Flag::switch("all", "Remove named volumes too").short('a'), FILTER, FORCE],
@@ -168,7 +185,7 @@ async fn prune(context: &Context, path: &str, filters: &[&str]) -> Outcome<Prune
     let filters = listing::filters(filters)?;
     let answer = context.client.post(path).maybe("filters", filters.as_deref()).send().await?.value().await?;
     let mut lines = Vec::new();
-    for key in ["ContainersDeleted", "NetworksDeleted", "VolumesDeleted", "ImagesDeleted"] {
+    for key in ["ContainersDeleted", "NetworksDeleted", "VolumesDeleted", "ImagesDeleted", "CachesDeleted"] {
         for item in answer.at(key).list() {
             if item.entries().is_empty() {
                 lines.push(item.text().to_owned());

@@ -1,10 +1,10 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, check, commit, completion, copy, cp, create, daemon, diff, doctor, events, exec,
-    explore, export, history, images, import, info, inspect, kill, load, login, logs, manifest, network,
-    pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save, search, start, stats,
-    stop, system, tag, top, update, version, volume, wait,
+    attach, bootstrap, build, check, commit, completion, copy, cp, create, daemon, diff, doctor, events,
+    exec, explore, export, history, images, import, info, inspect, kill, load, login, logs, manifest,
+    network, pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save, search,
+    start, stats, stop, system, tag, top, update, version, volume, wait,
 };
 use crate::args::{Entry, Group, named, verb};
 use Entry::Absent;
@@ -14,6 +14,7 @@ pub static ROOT: Group = Group {
     about: "",
     entries: &[
         verb(&attach::COMMAND),
+        verb(&build::COMMAND),
         verb(&completion::COMMAND),
         verb(&create::COMMAND),
         verb(&daemon::COMMAND),
@@ -58,8 +59,7 @@ pub static ROOT: Group = Group {
         Entry::Group(&REGISTRY),
         Entry::Group(&SYSTEM),
         Entry::Group(&VOLUME),
-        Absent("build", "making an image from a Dockerfile"),
-        Absent("builder", "managing builds"),
+        Entry::Group(&BUILDER),
         Absent("buildx", "building with BuildKit"),
         Absent("checkpoint", "checkpoints of containers"),
         verb(&commit::COMMAND),
@@ -131,8 +131,13 @@ static IMAGE: Group = Group {
         verb(&explore::EXPLORE),
         verb(&explore::DIFF),
         verb(&explore::TREE),
-        Absent("build", "making an image from a Dockerfile"),
     ],
+};
+
+static BUILDER: Group = Group {
+    name: "builder",
+    about: "Manage builds",
+    entries: &[verb(&build::COMMAND), verb(&prune::BUILDER)],
 };
 
 static NETWORK: Group = Group {

@@ -1,0 +1,303 @@
+//! `brig build`: packs the context, leaves out what `.dockerignore` says, and shows the engine's text.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE;
+use brigantine_build::Ignore;
+use http::HeaderName;
+
+use crate::args::{Command, Flag, Matches, Operands, runs};
+use crate::commands::upload;
+use crate::context::Context;
+use crate::fault::{Fault, Outcome};
+use crate::output;
+use crate::progress::{Progress, Sink};
+
+/// Secrets for `RUN --mount=type=secret`: base64 of a JSON map of ids to base64 values. They are in no URL and no log.
+const SECRETS: HeaderName = HeaderName::from_static("x-brigantine-secrets");
+
+pub static COMMAND: Command = Command {
+    name: "build",
+    usage: "[OPTIONS] PATH|URL|-",
+    about: "Make an image from a Dockerfile",
+    flags: &[
+        Flag::list("add-host", "Add a host name and its address (NAME:ADDRESS)"),
+        Flag::list(
+            "build-arg",
+            "Set a variable of the Dockerfile (NAME=VALUE, or NAME from the environment)",
+        ),
+        Flag::list("build-context", "Further context (NAME=docker-image://IMAGE or a URL)"),
+        Flag::text("cgroup-parent", "Parent control group of RUN's processes"),
+        Flag::text("cpu-quota", "CPU time per period, in microseconds"),
+        Flag::text("cpu-period", "Length of a period, in microseconds"),
+        Flag::text("cpu-shares", "Weight of CPU time").short('c'),
+        Flag::text("cpuset-cpus", "CPUs to run on (0-3, 0,1)"),
+        Flag::text("cpuset-mems", "Memory nodes to use (0-3, 0,1)"),
+        Flag::text("file", "The Dockerfile (default: PATH/Dockerfile)").short('f'),
+        Flag::text("iidfile", "Write the image's id to this file"),
+        Flag::list("label", "Set a label of the image (NAME=VALUE)"),
+        Flag::text("memory", "Memory limit of RUN's processes, in bytes").short('m'),
+        Flag::text("network", "Network of RUN's processes (default, none, host or a network's name)"),
+        Flag::switch("no-cache", "Run every step again"),
+        Flag::list("no-cache-filter", "Run the steps of this stage again"),
+        Flag::text("platform", "Platform of the image (os/arch[/variant])"),
+        Flag::switch("pull", "Ask for newer base images"),
+        Flag::switch("quiet", "Show only the image's id").short('q'),
+        Flag::list("secret", "Secret for RUN --mount=type=secret (id=NAME[,src=FILE|,env=VARIABLE])"),
+        Flag::text("shm-size", "Size of /dev/shm, in bytes"),
+        Flag::list("tag", "Name the image (NAME[:TAG])").short('t'),
+        Flag::text("target", "Build this stage"),
+    ],
+    operands: Operands::Between(1, 1),
+    run: runs!(run),
+    ..Command::EMPTY
+};
+
+async fn run(context: &Context, matches: Matches) -> Outcome {
+    let place = matches.operand(0);
+    let remote = is_remote(place);
+    let mut ask = context.client.post("/build").query("version", "1").query("rm", "1");
+    let number = |name: &str| -> Outcome<Option<String>> { Ok(matches.int(name)?.map(|n| n.to_string())) };
+    let size = |name: &str| -> Outcome<Option<String>> { Ok(matches.bytes(name)?.map(|n| n.to_string())) };
+    for (parameter, value) in [
+        ("cpuquota", number("cpu-quota")?),
+        ("cpuperiod", number("cpu-period")?),
+        ("cpushares", number("cpu-shares")?),
+        ("memory", size("memory")?),
+        ("shmsize", size("shm-size")?),
+    ] {
+        ask = ask.maybe(parameter, value.as_deref());
+    }
+    ask = ask
+        .maybe("cpusetcpus", matches.optional("cpuset-cpus"))
+        .maybe("cpusetmems", matches.optional("cpuset-mems"))
+        .maybe("cgroupparent", matches.optional("cgroup-parent"))
+        .maybe("networkmode", matches.optional("network"))
+        .maybe("platform", matches.optional("platform"))
+        .maybe("target", matches.optional("target"))
+        .flag("nocache", matches.is("no-cache"))
+        .flag("pull", matches.is("pull"))
+        .flag("q", matches.is("quiet"));
+    for tag in matches.list("tag") {
+        ask = ask.query("t", tag);
+    }
+    for host in matches.list("add-host") {
+        ask = ask.query("extrahosts", host);
+    }
+    let json = |value: &serde_json::Value| value.to_string();
+    ask = ask
+        .query("buildargs", &json(&arguments(&matches)))
+        .query("labels", &json(&pairs(&matches.list("label"), "label")?))
+        .query("contexts", &json(&pairs(&matches.list("build-context"), "build-context")?))
+        .query("nocachefilter", &json(&serde_json::json!(matches.list("no-cache-filter"))));
+    let secrets = secrets(&matches.list("secret"))?;
+    if !secrets.is_empty() {
+        let text = serde_json::json!(secrets).to_string();
+        ask = ask.header(SECRETS, &URL_SAFE.encode(text));
+    }
+    let file = matches.text("file");
+    let reply = if remote {
+        ask.query("remote", place).query("dockerfile", file).send().await?
+    } else if place == "-" {
+        let body = upload::body(upload::open("-").await?);
+        ask.query("dockerfile", file).stream(body, "application/x-tar").send().await?
+    } else {
+        let packing = Packing::new(place, file)?;
+        ask = ask.query("dockerfile", &packing.dockerfile);
+        let (ours, theirs) =
+            UnixStream::pair().map_err(|error| Fault::said(format!("make a socket pair: {error}")))?;
+        theirs.set_nonblocking(true).map_err(|error| Fault::said(format!("read the context: {error}")))?;
+        let stream = tokio::net::UnixStream::from_std(theirs)
+            .map_err(|error| Fault::said(format!("read the context: {error}")))?;
+        let packed = tokio::task::spawn_blocking(move || packing.write(ours));
+        let reply = ask.stream(upload::body(stream), "application/x-tar").send().await;
+        match packed.await {
+            Ok(Ok(())) => {}
+            // The engine may answer, and close, before it has read everything.
+            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
+            Ok(Err(error)) => return Err(Fault::said(format!("read the context {place}: {error}"))),
+            Err(error) => return Err(Fault::said(format!("read the context {place}: {error}"))),
+        }
+        reply?
+    };
+    let mut id = String::new();
+    let lines = reply.into_lines();
+    let shown =
+        Progress::new(Sink::Stdout).follow(lines, |aux| aux.at("ID").text().clone_into(&mut id)).await;
+    shown?;
+    if let Some(path) = matches.optional("iidfile") {
+        std::fs::write(path, &id)
+            .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))?;
+    }
+    Ok(())
+}
+
+fn is_remote(place: &str) -> bool {
+    ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| place.starts_with(scheme))
+}
+
+/// A name alone takes its value from the environment; without one there it only says that the engine has none.
+fn arguments(matches: &Matches) -> serde_json::Value {
+    let mut all = serde_json::Map::new();
+    for text in matches.list("build-arg") {
+        let (name, value) = match text.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (text, std::env::var(text).ok()),
+        };
+        all.insert(name.to_owned(), value.map_or(serde_json::Value::Null, serde_json::Value::String));
+    }
+    serde_json::Value::Object(all)
+}
+
+fn pairs(given: &[&str], flag: &str) -> Outcome<serde_json::Value> {
+    let mut all = serde_json::Map::new();
+    for text in given {
+        let (name, value) = match text.split_once('=') {
+            Some(pair) => pair,
+            None if flag == "label" => (*text, ""),
+            None => return Err(Fault::said(format!("--{flag} {text}: NAME=VALUE is expected"))),
+        };
+        all.insert(name.to_owned(), value.into());
+    }
+    Ok(serde_json::Value::Object(all))
+}
+
+/// `id=NAME,src=FILE` or `id=NAME,env=VARIABLE`; by default the variable of that name, then the file.
+fn secrets(given: &[&str]) -> Outcome<BTreeMap<String, String>> {
+    let mut all = BTreeMap::new();
+    for text in given {
+        let field = |names: &[&str]| {
+            text.split(',').find_map(|field| {
+                let (name, value) = field.split_once('=')?;
+                names.contains(&name.trim()).then(|| value.to_owned())
+            })
+        };
+        let id =
+            field(&["id"]).ok_or_else(|| Fault::said(format!("--secret {text}: id=NAME is expected")))?;
+        let (file, variable) = (field(&["src", "source"]), field(&["env"]));
+        let value = match (file, variable) {
+            (Some(file), _) => std::fs::read(&file).map_err(|error| {
+                Fault::said(format!("secret {id}: read {file}: {}", output::os_text(&error)))
+            })?,
+            (None, Some(variable)) => std::env::var(&variable)
+                .map_err(|_unset| Fault::said(format!("secret {id}: the variable {variable} is not set")))?
+                .into_bytes(),
+            (None, None) => match std::env::var(&id) {
+                Ok(value) => value.into_bytes(),
+                Err(_) => std::fs::read(&id).map_err(|error| {
+                    Fault::said(format!("secret {id}: read {id}: {}", output::os_text(&error)))
+                })?,
+            },
+        };
+        all.insert(id, URL_SAFE.encode(value));
+    }
+    Ok(all)
+}
+
+/// A context folder to be sent.
+struct Packing {
+    root: PathBuf,
+    /// The Dockerfile's name within what is sent.
+    dockerfile: String,
+    /// A Dockerfile that is not in the context.
+    outside: Option<Vec<u8>>,
+    ignore: Ignore,
+}
+
+impl Packing {
+    fn new(place: &str, file: &str) -> Outcome<Self> {
+        let fault =
+            |what: &str, error: &io::Error| Fault::said(format!("{what}: {}", output::os_text(error)));
+        let root = std::fs::canonicalize(place)
+            .map_err(|error| fault(&format!("unable to prepare context: path \"{place}\""), &error))?;
+        if !root.is_dir() {
+            return Err(Fault::said(format!("unable to prepare context: \"{place}\" is not a directory")));
+        }
+        let (dockerfile, outside) = match file {
+            "" => ("Dockerfile".to_owned(), None),
+            "-" => {
+                let mut text = Vec::new();
+                io::Read::read_to_end(&mut io::stdin(), &mut text)
+                    .map_err(|error| fault("read the Dockerfile", &error))?;
+                (".dockerfile.stdin".to_owned(), Some(text))
+            }
+            file => {
+                let path =
+                    std::fs::canonicalize(file).map_err(|error| fault(&format!("read {file}"), &error))?;
+                match path.strip_prefix(&root) {
+                    Ok(inside) => (inside.to_string_lossy().into_owned(), None),
+                    Err(_) => {
+                        let text =
+                            std::fs::read(&path).map_err(|error| fault(&format!("read {file}"), &error))?;
+                        (".dockerfile.outside".to_owned(), Some(text))
+                    }
+                }
+            }
+        };
+        let own = root.join(format!("{dockerfile}.dockerignore"));
+        let rules =
+            std::fs::read_to_string(own).or_else(|_| std::fs::read_to_string(root.join(".dockerignore")));
+        let ignore = match rules {
+            Ok(rules) => {
+                Ignore::parse(&rules).map_err(|error| Fault::said(format!(".dockerignore: {error}")))?
+            }
+            Err(_) => Ignore::default(),
+        };
+        Ok(Self { root, dockerfile, outside, ignore })
+    }
+
+    /// The engine needs these, whatever the rules say.
+    fn needed(&self, path: &str) -> bool {
+        path == self.dockerfile
+            || path == ".dockerignore"
+            || path.strip_suffix(".dockerignore").is_some_and(|base| base == self.dockerfile)
+            || (self.dockerfile == "Dockerfile" && path == "dockerfile")
+    }
+
+    fn write(&self, output: impl Write) -> io::Result<()> {
+        let mut archive = tar::Builder::new(io::BufWriter::with_capacity(256 << 10, output));
+        archive.follow_symlinks(false);
+        archive.sparse(false);
+        if let Some(text) = &self.outside {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(0o644);
+            header.set_size(text.len() as u64);
+            archive.append_data(&mut header, &self.dockerfile, &text[..])?;
+        }
+        self.folder(&mut archive, Path::new(""))?;
+        archive.into_inner()?.flush()
+    }
+
+    fn folder(&self, archive: &mut tar::Builder<impl Write>, dir: &Path) -> io::Result<()> {
+        let mut names: Vec<_> = std::fs::read_dir(self.root.join(dir))?
+            .map(|entry| Ok(entry?.file_name()))
+            .collect::<io::Result<_>>()?;
+        names.sort();
+        for name in names {
+            let path = dir.join(name);
+            let text = path.to_string_lossy().into_owned();
+            let full = self.root.join(&path);
+            // Files of a folder that is worked in come and go.
+            let Ok(metadata) = std::fs::symlink_metadata(&full) else { continue };
+            let out = self.ignore.excludes(&text) && !self.needed(&text);
+            if metadata.is_dir() {
+                if !out {
+                    archive.append_dir(&path, &full)?;
+                }
+                if !out
+                    || self.ignore.may_take_again_below(&text)
+                    || self.dockerfile.starts_with(&format!("{text}/"))
+                {
+                    self.folder(archive, &path)?;
+                }
+            } else if !out && (metadata.is_file() || metadata.is_symlink()) {
+                archive.append_path_with_name(&full, &path)?;
+            }
+        }
+        Ok(())
+    }
+}
