@@ -50,7 +50,6 @@ pub use run::{Joined, Network};
 use crate::caches::Caches;
 use crate::error::{Context as _, Result, invalid};
 use crate::graph::{NamedContext, VertexId};
-use crate::pattern::Ignore;
 use crate::records::Records;
 use crate::run::Executor;
 use crate::solver::{Job, Solver, blocking};
