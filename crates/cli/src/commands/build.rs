@@ -228,13 +228,12 @@ impl Packing {
             file => {
                 let path =
                     std::fs::canonicalize(file).map_err(|error| fault(&format!("read {file}"), &error))?;
-                match path.strip_prefix(&root) {
-                    Ok(inside) => (inside.to_string_lossy().into_owned(), None),
-                    Err(_) => {
-                        let text =
-                            std::fs::read(&path).map_err(|error| fault(&format!("read {file}"), &error))?;
-                        (".dockerfile.outside".to_owned(), Some(text))
-                    }
+                if let Ok(inside) = path.strip_prefix(&root) {
+                    (inside.to_string_lossy().into_owned(), None)
+                } else {
+                    let text =
+                        std::fs::read(&path).map_err(|error| fault(&format!("read {file}"), &error))?;
+                    (".dockerfile.outside".to_owned(), Some(text))
                 }
             }
         };
