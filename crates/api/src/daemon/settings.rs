@@ -415,7 +415,7 @@ mod tests {
     #[test]
     fn what_is_not_built_is_refused_or_warned_about() {
         let review = |args: &[&str]| review(&flags(args).unwrap().given).map_err(|error| error.to_string());
-        assert!(review(&["--userns-remap", "x"]).unwrap_err().contains("not built yet"));
+        assert!(review(&["--selinux-enabled"]).unwrap_err().contains("SELinux is not supported"));
         assert!(review(&["--tlsverify=false"]).is_ok());
         assert!(review(&["--add-runtime", "x=y"]).is_err());
         assert_eq!(review(&["--experimental"]).unwrap().len(), 1);

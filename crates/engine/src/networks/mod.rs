@@ -58,6 +58,10 @@ pub(crate) struct Record {
     pub ip_range6: Option<Ipv6Net>,
     #[serde(default)]
     pub reserved6: BTreeMap<String, Ipv6Addr>,
+    /// Nobody asked for its IPv6. Clients that did not must not be told of a difference: docker-compose 1 would make the
+    /// network anew.
+    #[serde(default)]
+    pub ipv6_by_default: bool,
     /// The bridge on the host, for networks that have one.
     #[serde(default)]
     pub bridge: Option<BridgeSpec>,
@@ -198,6 +202,7 @@ impl Networks {
                 reserved: BTreeMap::new(),
                 ip_range6: None,
                 reserved6: BTreeMap::new(),
+                ipv6_by_default: false,
                 bridge,
             };
             batch = batch
@@ -390,6 +395,8 @@ impl Networks {
         let id = new_id();
         let options: BTreeMap<String, String> = request.options.unwrap_or_default().into_iter().collect();
         let internal = request.internal.unwrap_or_default();
+        let has_ipv6_subnet =
+            ipam.config.iter().flatten().any(|one| one.subnet.as_deref().is_some_and(|s| s.contains(':')));
         let plan = self.addressing(&ipam, request.enable_ipv6)?;
         let bridge = options::bridge(&id, internal, &options, &plan)?;
         bridge.validate().map_err(plumbing::refused)?;
@@ -408,6 +415,7 @@ impl Networks {
             reserved: plan.reserved,
             ip_range6: plan.range6,
             reserved6: plan.reserved6,
+            ipv6_by_default: request.enable_ipv6.is_none() && !has_ipv6_subnet,
             bridge: Some(bridge.clone()),
         };
         addresses(&bridge, &record)?;
@@ -599,7 +607,8 @@ pub(crate) fn document(record: &Record, containers: Value) -> Value {
         "Scope": "local",
         "Driver": record.driver.as_str(),
         "EnableIPv4": true,
-        "EnableIPv6": record.bridge.as_ref().is_some_and(|bridge| bridge.subnet6.is_some()),
+        "EnableIPv6": !record.ipv6_by_default
+            && record.bridge.as_ref().is_some_and(|bridge| bridge.subnet6.is_some()),
         "IPAM": { "Driver": "default", "Options": ipam_options, "Config": config },
         "Internal": record.internal,
         "Attachable": record.attachable,
