@@ -8,12 +8,13 @@ use std::io::{self, Read, Write};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use brigantine_image::model::Descriptor;
-use brigantine_image::{Digest, Ingest, Lease, Store};
+use brigantine_image::{Digest, Ingest, Lease, Store, media};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::header::{CONTENT_RANGE, RANGE};
 use http::{Method, StatusCode};
 use tokio::sync::mpsc;
+use url::Url;
 
 use crate::session::{Ask, Session};
 use crate::{Error, Progress, Report};
@@ -184,7 +185,7 @@ async fn stream(
 ) -> Result<(), Option<Error>> {
     let digest = &layer.descriptor.digest;
     let size = layer.descriptor.size;
-    let url = session.repository_url(&format!("blobs/{digest}")).map_err(Some)?;
+    let url = place(session, layer).map_err(Some)?;
     let mut ask = Ask::new(Method::GET, url.clone());
     if *offset > 0 {
         ask = ask.header(RANGE, &format!("bytes={offset}-"));
@@ -235,6 +236,26 @@ async fn stream(
         progress(*offset);
     }
     Ok(())
+}
+
+/// Where a layer is fetched from: the repository, or for one that registries do not distribute the first usable of its
+/// own URLs. Nothing of what the registry is told goes there.
+fn place(session: &Session, layer: &Layer) -> Result<Url, Error> {
+    if media::is_foreign(&layer.descriptor.media_type) && !layer.descriptor.urls.is_empty() {
+        let usable = layer
+            .descriptor
+            .urls
+            .iter()
+            .filter_map(|url| Url::parse(url).ok())
+            .find(|url| url.scheme() == "https" || (url.scheme() == "http" && !session.is_secure()));
+        return usable.ok_or_else(|| {
+            Error::protocol(
+                format!("layer {}", layer.descriptor.digest),
+                "is not distributed by registries, and none of its own URLs can be used",
+            )
+        });
+    }
+    session.repository_url(&format!("blobs/{}", layer.descriptor.digest))
 }
 
 /// Takes pieces to the disk; commits only what was said to be complete.

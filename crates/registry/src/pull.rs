@@ -175,15 +175,6 @@ impl Pull<'_> {
                 format!("has a layer {} of unknown type {:?}", layer.digest, layer.media_type),
             ));
         }
-        if let Some(layer) = manifest.layers.iter().find(|layer| media::is_foreign(&layer.media_type)) {
-            return Err(Error::protocol(
-                subject(),
-                format!(
-                    "has a layer {} that is not distributed by registries, which is not supported",
-                    layer.digest
-                ),
-            ));
-        }
         Ok(())
     }
 

@@ -427,7 +427,10 @@ impl Session {
         let detail =
             detail(&body).unwrap_or_else(|| status.canonical_reason().unwrap_or("no reason").to_owned());
         match status {
-            StatusCode::UNAUTHORIZED => Error::Unauthorized { registry: self.registry(), detail },
+            StatusCode::UNAUTHORIZED => {
+                let detail = detail.strip_prefix("unauthorized: ").unwrap_or(&detail).to_owned();
+                Error::Unauthorized { registry: self.registry(), detail }
+            }
             StatusCode::TOO_MANY_REQUESTS => Error::TooManyRequests { url: shown(url), detail },
             status => Error::Status { method, url: shown(url), status, detail },
         }

@@ -3,13 +3,14 @@
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, TcpStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
 };
 
 use crate::{Engine, until};
 
-/// Debian's `docker-registry`, on loopback in the engine's own network.
+/// A registry (Debian's `docker-registry` or ours), on loopback in the engine's own network.
 #[derive(Debug)]
 pub struct Registry {
     child: Child,
@@ -20,6 +21,30 @@ impl Registry {
     /// Starts an empty registry that the engine can reach as `127.0.0.1:PORT`.
     #[track_caller]
     pub fn start(engine: &Engine) -> Self {
+        let (dir, port) = Self::place(engine);
+        let config = dir.join("config.yml");
+        let text = format!(
+            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    \
+             enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
+            dir.join("store").display()
+        );
+        fs::write(&config, text).expect("a file in the sandbox");
+        let mut command = engine.sandbox().command("docker-registry");
+        command.arg("serve").arg(&config);
+        Self::run(engine, command, &dir, port)
+    }
+
+    /// Starts `brig registry serve` instead of Debian's.
+    #[track_caller]
+    pub fn start_ours(engine: &Engine) -> Self {
+        let (dir, port) = Self::place(engine);
+        let mut command = engine.sandbox().command(crate::engine::executable("brig"));
+        command.args(["registry", "serve", "--listen", &format!("127.0.0.1:{port}"), "--root"]);
+        command.arg(dir.join("store"));
+        Self::run(engine, command, &dir, port)
+    }
+
+    fn place(engine: &Engine) -> (PathBuf, u16) {
         let dir = engine.dir().join("registry");
         fs::create_dir_all(&dir).expect("a directory in the sandbox");
         // Free at this moment, and nobody else is in this network.
@@ -28,16 +53,13 @@ impl Registry {
             .within_net(|| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).and_then(|l| l.local_addr()))
             .expect("a free port")
             .port();
-        let config = dir.join("config.yml");
-        let text = format!(
-            "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    \
-             enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
-            dir.join("store").display()
-        );
-        fs::write(&config, text).expect("a file in the sandbox");
+        (dir, port)
+    }
+
+    #[track_caller]
+    fn run(engine: &Engine, mut command: Command, dir: &Path, port: u16) -> Self {
         let log = fs::File::create(dir.join("log")).expect("a file in the sandbox");
-        let mut command = engine.sandbox().command("docker-registry");
-        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let mut child = command.spawn().expect("nsenter");
         let at = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let up = until(Duration::from_secs(20), || {
@@ -47,7 +69,7 @@ impl Registry {
             engine.sandbox().within_net(|| TcpStream::connect(at).is_ok()).then_some(true)
         });
         let said = fs::read_to_string(dir.join("log")).unwrap_or_default();
-        assert!(up == Some(true), "docker-registry (Debian package of that name) does not start: {said}");
+        assert!(up == Some(true), "{command:?} does not start: {said}");
         Self { child, port }
     }
 

@@ -19,6 +19,7 @@ both![
     an_image_in_use_is_kept,
     images_are_listed_and_filtered,
     a_registrys_image_is_pulled,
+    our_registry_takes_and_gives,
     an_unknown_image_is_named,
     layers_hide_what_they_delete,
     history_and_inspect_tell_where_it_came_from,
@@ -176,6 +177,40 @@ fn a_registrys_image_is_pulled(client: Client) {
     host.cli(["pull", &format!("{}/team/box:v9", registry.address())]).exits(1).expect_stderr("not found");
     drop(registry);
     host.assert_nothing_left();
+}
+
+/// docker's daemon as well, when the suite is run on it.
+fn our_registry_takes_and_gives(client: Client) {
+    let host = Host::new(client);
+    let registry = Registry::start_ours(&host.engine);
+    let id = host.cli(["images", "-q", "--no-trunc", "busybox"]).ok();
+    let name = |tag: &str| format!("{}/team/box:{tag}", registry.address());
+    host.cli(["tag", "busybox", &name("v1")]).ok();
+    host.cli(["tag", "busybox", &name("v2")]).ok();
+    let said = host.cli(["push", &name("v1")]).ok();
+    assert!(said.contains(": Pushed") && said.contains("v1: digest: sha256:"), "{said}");
+    let said = host.cli(["push", &name("v2")]).ok();
+    assert!(said.contains(": Layer already exists"), "{said}");
+    let sister = format!("{}/other/box:v1", registry.address());
+    host.cli(["tag", "busybox", &sister]).ok();
+    let said = host.cli(["push", &sister]).ok();
+    assert!(said.contains(": Mounted from team/box"), "{said}");
+    host.cli(["rmi", &name("v1"), &name("v2"), &sister]).ok();
+    let said = host.cli(["pull", &name("v1")]).ok();
+    assert!(said.contains("Status: Downloaded newer image"), "{said}");
+    assert_eq!(host.cli(["inspect", "-f", "{{.Id}}", &name("v1")]).ok(), id);
+    assert_eq!(host.cli(["run", "--rm", &name("v1"), "echo", "pulled"]).ok(), "pulled");
+    let all = host.cli(["pull", "-a", &format!("{}/team/box", registry.address())]).ok();
+    assert!(all.contains("Digest: "), "{all}");
+    assert_eq!(host.cli(["inspect", "-f", "{{.Id}}", &name("v2")]).ok(), id);
+    if !host.is_peer() {
+        // Docker's daemon asks for docker's own search, which no registry has.
+        let found =
+            host.cli(["search", "--format", "{{.Name}}", &format!("{}/team", registry.address())]).ok();
+        assert_eq!(found, format!("{}/team/box", registry.address()));
+    }
+    host.cli(["push", &format!("{}/team/none:v1", registry.address())]).exits(1);
+    drop(registry);
 }
 
 fn an_unknown_image_is_named(client: Client) {
