@@ -420,7 +420,11 @@ mod tests {
     fn plain_tcp_is_refused_with_a_sentence() {
         let error = options(&["-H", "tcp://0.0.0.0:2375"]).unwrap_err();
         assert!(error.contains("everybody who reaches the port is root"), "{error}");
-        assert!(options(&["-H", "ftp://x"]).unwrap_err().contains("expected unix:///path, tcp://address:port or fd://"));
+        assert!(
+            options(&["-H", "ftp://x"])
+                .unwrap_err()
+                .contains("expected unix:///path, tcp://address:port or fd://")
+        );
     }
 
     #[test]

@@ -1,16 +1,16 @@
 //! Reading a container's log: docker's `json-file` format over rotated files, once or following.
 //!
 //! A follower is woken by the kernel (inotify), never by a clock, and ends when the container has ended and everything is
-//! read. Files are told apart by inode, so that a rotation in between neither loses nor repeats a line.
+//! read. Files are told apart by [`FileId`], so that a rotation in between neither loses nor repeats a line.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use brigantine_shim::frame;
+use brigantine_shim::log::FileId;
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::Deserialize;
@@ -161,13 +161,13 @@ impl Reader {
             files = tail(files, lines)?;
         }
         let mut last = None;
-        for (file, inode) in files {
+        for (file, id) in files {
             let mut reader = BufReader::with_capacity(64 << 10, file);
             let mut partial = Vec::new();
             if let Done::Enough = self.drain(&mut reader, &mut partial)? {
                 return Ok(());
             }
-            last = Some((reader, partial, inode));
+            last = Some((reader, partial, id));
         }
         let Some(watch) = watch else { return Ok(()) };
         loop {
@@ -176,11 +176,11 @@ impl Reader {
             if self.sender.is_closed() {
                 return Ok(());
             }
-            if let Some((reader, partial, inode)) = &mut last {
+            if let Some((reader, partial, id)) = &mut last {
                 if let Done::Enough = self.drain(reader, partial)? {
                     return Ok(());
                 }
-                let Some(next) = after(path, *inode) else {
+                let Some(next) = after(path, *id) else {
                     if ended {
                         return Ok(());
                     }
@@ -192,8 +192,8 @@ impl Reader {
                     return Ok(());
                 }
                 last = Some((BufReader::with_capacity(64 << 10, next.0), Vec::new(), next.1));
-            } else if let Some((file, inode)) = open(path) {
-                last = Some((BufReader::with_capacity(64 << 10, file), Vec::new(), inode));
+            } else if let Some((file, id)) = open(path) {
+                last = Some((BufReader::with_capacity(64 << 10, file), Vec::new(), id));
             } else {
                 if ended {
                     return Ok(());
@@ -296,10 +296,10 @@ fn escaped(text: &str) -> String {
     out
 }
 
-fn open(path: &Path) -> Option<(File, u64)> {
+fn open(path: &Path) -> Option<(File, FileId)> {
     let file = File::open(path).ok()?;
-    let inode = file.metadata().ok()?.ino();
-    Some((file, inode))
+    let id = FileId::of(&file.metadata().ok()?);
+    Some((file, id))
 }
 
 fn rotated(path: &Path, number: u32) -> PathBuf {
@@ -308,8 +308,8 @@ fn rotated(path: &Path, number: u32) -> PathBuf {
     name.into()
 }
 
-/// A rotated file, compressed or not; told apart by the inode it was written under.
-fn open_rotated(path: &Path, number: u32) -> Option<(File, u64)> {
+/// A rotated file, compressed or not; told apart by what it was written as.
+fn open_rotated(path: &Path, number: u32) -> Option<(File, FileId)> {
     let plain = rotated(path, number);
     let mut packed = plain.clone().into_os_string();
     packed.push(".gz");
@@ -325,29 +325,29 @@ fn open_rotated(path: &Path, number: u32) -> Option<(File, u64)> {
 }
 
 /// A compressed file's contents in a file without a name, to move about in.
-fn open_packed(path: &Path) -> std::io::Result<(File, u64)> {
+fn open_packed(path: &Path) -> std::io::Result<(File, FileId)> {
     let file = File::open(path)?;
-    let own = file.metadata()?.ino();
+    let own = FileId::of(&file.metadata()?);
     let mut decoder = flate2::bufread::GzDecoder::new(BufReader::with_capacity(64 << 10, file));
     let dir = path.parent().unwrap_or(Path::new("/"));
     let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::TMPFILE | rustix::fs::OFlags::CLOEXEC;
     let mut plain = File::from(rustix::fs::open(dir, flags, rustix::fs::Mode::RUSR)?);
     std::io::copy(&mut decoder, &mut plain)?;
     plain.seek(SeekFrom::Start(0))?;
-    let inode = brigantine_shim::log::original_inode(&decoder).unwrap_or(own);
-    Ok((plain, inode))
+    let id = FileId::original(&decoder).unwrap_or(own);
+    Ok((plain, id))
 }
 
 /// All files of a log, oldest first.
-fn files(path: &Path) -> Vec<(File, u64)> {
-    let mut all: Vec<(File, u64)> = Vec::new();
+fn files(path: &Path) -> Vec<(File, FileId)> {
+    let mut all: Vec<(File, FileId)> = Vec::new();
     // Newest first, so that a rotation meanwhile shows as the same file twice and not as a gap.
     if let Some(current) = open(path) {
         all.push(current);
     }
     for number in 1.. {
         let Some(found) = open_rotated(path, number) else { break };
-        if all.iter().all(|(_, inode)| *inode != found.1) {
+        if all.iter().all(|(_, id)| *id != found.1) {
             all.push(found);
         }
     }
@@ -355,13 +355,13 @@ fn files(path: &Path) -> Vec<(File, u64)> {
     all
 }
 
-/// The file that followed the one with this inode; `None` while it is the current one.
-fn after(path: &Path, inode: u64) -> Option<(File, u64)> {
-    if std::fs::metadata(path).is_ok_and(|current| current.ino() == inode) {
+/// The file that followed this one; `None` while it is the current one.
+fn after(path: &Path, id: FileId) -> Option<(File, FileId)> {
+    if std::fs::metadata(path).is_ok_and(|current| FileId::of(&current) == id) {
         return None;
     }
     let all = files(path);
-    match all.iter().position(|(_, other)| *other == inode) {
+    match all.iter().position(|(_, other)| *other == id) {
         Some(at) => all.into_iter().nth(at + 1),
         // Our file has been rotated away altogether: go on with the oldest.
         None => all.into_iter().next(),
@@ -369,17 +369,17 @@ fn after(path: &Path, inode: u64) -> Option<(File, u64)> {
 }
 
 /// The files that hold the last `lines` lines, the first of them positioned at its first wanted line.
-fn tail(files: Vec<(File, u64)>, lines: usize) -> std::io::Result<Vec<(File, u64)>> {
+fn tail(files: Vec<(File, FileId)>, lines: usize) -> std::io::Result<Vec<(File, FileId)>> {
     let mut kept = Vec::new();
     let mut wanted = lines;
-    for (mut file, inode) in files.into_iter().rev() {
+    for (mut file, id) in files.into_iter().rev() {
         if wanted == 0 && !kept.is_empty() {
             break;
         }
         let (at, found) = last_lines(&mut file, wanted)?;
         file.seek(SeekFrom::Start(at))?;
         wanted -= found.min(wanted);
-        kept.push((file, inode));
+        kept.push((file, id));
     }
     kept.reverse();
     Ok(kept)
@@ -486,12 +486,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c-json.log");
         std::fs::write(&path, line("one", 1)).unwrap();
-        let inode = std::fs::metadata(&path).unwrap().ino();
+        let id = FileId::of(&std::fs::metadata(&path).unwrap());
         let mut packed = rotated(&path, 1).into_os_string();
         packed.push(".gz");
         let file = File::create(packed).unwrap();
         let mut encoder =
-            flate2::GzBuilder::new().comment(inode.to_string()).write(file, flate2::Compression::fast());
+            flate2::GzBuilder::new().comment(id.to_string()).write(file, flate2::Compression::fast());
         encoder.write_all(line("one", 1).as_bytes()).unwrap();
         encoder.finish().unwrap();
         std::fs::remove_file(&path).unwrap();
@@ -499,8 +499,8 @@ mod tests {
         assert_eq!(read(&path, LogRequest::default()), "one\ntwo\n");
         assert_eq!(read(&path, LogRequest { tail: Some(1), ..Default::default() }), "two\n");
         // A follower that has read the plain file goes on with the next, not from the beginning.
-        let next = after(&path, inode).unwrap();
-        assert_eq!(next.1, std::fs::metadata(&path).unwrap().ino());
+        let next = after(&path, id).unwrap();
+        assert_eq!(next.1, FileId::of(&std::fs::metadata(&path).unwrap()));
     }
 
     #[test]

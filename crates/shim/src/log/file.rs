@@ -144,8 +144,9 @@ fn now() -> [u8; time::LENGTH] {
 impl Writer {
     /// Open the file for appending. A torn line at its end, left by a crash, is cut off.
     fn open(config: &JsonFileLog) -> io::Result<Self> {
-        let file = open(&config.path)?;
-        let size = trim_torn_line(&file)?;
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("{}: {e}", config.path.display()));
+        let file = open(&config.path).map_err(named)?;
+        let size = trim_torn_line(&file).map_err(named)?;
         let attrs = if config.attrs.is_empty() {
             String::new()
         } else {

@@ -12,6 +12,6 @@ mod file;
 mod line;
 mod sink;
 
-pub use compress::original_inode;
+pub use compress::FileId;
 pub(crate) use file::LogFile;
 pub use line::{Line, Source};
