@@ -18,7 +18,7 @@ pub const IMAGES: &[Need] =
 
 /// What the test suite drives, looks with or talks to.
 pub const TEST: &[Need] = &[
-    ("docker.io", &["docker"]),
+    ("docker.io", &["docker", "dockerd"]),
     ("busybox-static", &["busybox"]),
     ("iproute2", &["ip"]),
     ("nftables", &["nft"]),
