@@ -1,11 +1,15 @@
 //! The builder as part of the engine: it gets the engine's image store, runtime and networks.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
 
 use brigantine_build::{Builder, Joined, Setup};
-use brigantine_network::names::{DnsChoice, RESOLVED_UPSTREAM, hosts_file, resolv_conf, resolv_conf_on_host};
+use brigantine_network::helper::{Residence, Resident};
+use brigantine_network::names::{
+    DnsChoice, RESOLVED_UPSTREAM, hosts_file, resolv_conf, resolv_conf_of_names, resolv_conf_on_host,
+};
 use brigantine_network::{InterfaceSpec, SandboxSpec};
 use brigantine_sys::SealedExe;
 use ipnet::IpNet;
@@ -94,11 +98,10 @@ impl StepNetwork {
             let resolv_conf = resolv_conf_on_host(&resolv, &choice);
             return Ok(Joined { netns: None, host: true, hosts, resolv_conf });
         }
-        let upstream = std::fs::read_to_string(RESOLVED_UPSTREAM).ok();
-        let resolv_conf = resolv_conf(&resolv, upstream.as_deref(), &choice, false);
         let mut spec =
             SandboxSpec { id: step.to_owned(), name: format!("build step {step}"), ..SandboxSpec::default() };
         let mut addresses = Vec::new();
+        let mut named = None;
         // A host that lets us have no bridge still builds what needs no network.
         if name != "none" && !(name == "bridge" && self.config.bridge == "none") {
             let network = self.networks.find(name)?;
@@ -108,24 +111,66 @@ impl StepNetwork {
             let nets = self.networks.take_addresses(&network.id, &Wanted::default())?;
             addresses.extend(nets.iter().map(IpNet::addr));
             lock(&self.taken).insert(step.to_owned(), (network.id.clone(), addresses.clone()));
+            if !network.is_predefined() && self.networks.plumbing().helper().is_some() {
+                named = Some(resident(step, hostname, &network, &nets, &choice));
+            }
             let ipv6 = nets.iter().any(|net| matches!(net, IpNet::V6(_)));
             spec.interfaces.push(InterfaceSpec {
                 bridge: bridge.name.clone(),
                 name: "eth0".to_owned(),
                 mac: None,
                 addresses: nets,
+                link_local: Vec::new(),
                 gateway: (!bridge.internal).then_some(bridge.gateway),
                 gateway6: if ipv6 && !bridge.internal { bridge.gateway6 } else { None },
                 sysctls: Vec::new(),
             });
         }
-        let sandbox = self.networks.plumbing().connect(&spec)?;
+        let plumbing = self.networks.plumbing();
+        let sandbox = plumbing.connect(&spec)?;
+        let resolv_conf = if let Some(resident) = named {
+            plumbing.put_resident(resident, Some(sandbox.netns.as_fd()), false)?;
+            resolv_conf_of_names(&resolv, &choice)
+        } else {
+            let upstream = std::fs::read_to_string(RESOLVED_UPSTREAM).ok();
+            resolv_conf(&resolv, upstream.as_deref(), &choice, false)
+        };
         Ok(Joined {
             netns: Some(sandbox.netns),
             host: false,
             hosts: hosts_file(&extra, &addresses, hostname, ""),
             resolv_conf,
         })
+    }
+}
+
+/// A step as the network helper shall know it: it may ask for the names on its network.
+fn resident(
+    step: &str,
+    hostname: &str,
+    network: &crate::networks::Record,
+    nets: &[IpNet],
+    choice: &DnsChoice,
+) -> Resident {
+    let address = |net: &IpNet| net.addr();
+    Resident {
+        id: step.to_owned(),
+        residences: vec![Residence {
+            network: network.id.clone(),
+            network_name: network.name.clone(),
+            names: vec![hostname.to_owned()],
+            ipv4: nets.iter().map(address).find_map(|ip| match ip {
+                IpAddr::V4(ip) => Some(ip),
+                IpAddr::V6(_) => None,
+            }),
+            ipv6: nets.iter().map(address).find_map(|ip| match ip {
+                IpAddr::V6(ip) => Some(ip),
+                IpAddr::V4(_) => None,
+            }),
+        }],
+        links: BTreeMap::new(),
+        servers: choice.servers.iter().filter_map(|server| server.parse().ok()).collect(),
+        forwards: network.bridge.as_ref().is_some_and(|bridge| !bridge.internal),
     }
 }
 
@@ -138,6 +183,7 @@ impl brigantine_build::Network for StepNetwork {
     }
 
     fn leave(&self, step: &str) {
+        self.networks.plumbing().forget(step);
         if let Err(error) = self.networks.plumbing().disconnect(step) {
             tracing::warn!(step, error = error.report(), "disconnect a build step");
         }

@@ -403,6 +403,7 @@ impl Fabric {
                 host_name: host_name()?,
                 mac,
                 addresses: wanted.addresses.clone(),
+                link_local: wanted.link_local.clone(),
                 gateway: wanted.gateway,
                 gateway6: wanted.gateway6,
             };
@@ -739,6 +740,15 @@ fn pairs(one: &[IpNet], other: &[IpNet]) -> Vec<(IpNet, IpNet)> {
 }
 
 fn check_addresses(wanted: &InterfaceSpec, bridge: &BridgeSpec) -> Result<(), String> {
+    for address in &wanted.link_local {
+        let is_link_local = match address {
+            IpAddr::V4(address) => address.is_link_local(),
+            IpAddr::V6(address) => address.is_unicast_link_local(),
+        };
+        if !is_link_local {
+            return Err(format!("{address} is not a link-local address"));
+        }
+    }
     for net in &wanted.addresses {
         let subnet = bridge.subnets().into_iter().find(|subnet| subnet.contains(&net.addr()));
         match subnet {
@@ -785,12 +795,20 @@ fn configure_inside(batch: &mut Messages, interface: &Interface, index: u32) {
     for address in &interface.addresses {
         link::add_address(batch, index, &interface.name, *address);
     }
+    for address in &interface.link_local {
+        link::add_address(batch, index, &interface.name, link_local_net(*address));
+    }
     if let Some(gateway) = interface.gateway {
         link::set_default_route(batch, index, gateway.into());
     }
     if let Some(gateway) = interface.gateway6 {
         link::set_default_route(batch, index, gateway.into());
     }
+}
+
+/// An address of the link with the prefix that all of them share (RFC 3927, RFC 4291 section 2.5.6).
+fn link_local_net(address: IpAddr) -> IpNet {
+    IpNet::new_assert(address, if address.is_ipv4() { 16 } else { 64 })
 }
 
 fn without_gate(error: &Error) {

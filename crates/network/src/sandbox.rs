@@ -37,6 +37,8 @@ pub struct InterfaceSpec {
     pub mac: Option<MacAddr>,
     /// Addresses with the prefix length of their subnet, each within the bridge's subnets.
     pub addresses: Vec<IpNet>,
+    /// Addresses of the link beside those: each within 169.254.0.0/16 or fe80::/64.
+    pub link_local: Vec<IpAddr>,
     /// Default route, if this interface shall carry it.
     pub gateway: Option<Ipv4Addr>,
     pub gateway6: Option<Ipv6Addr>,
@@ -77,6 +79,8 @@ pub struct Interface {
     pub host_name: String,
     pub mac: MacAddr,
     pub addresses: Vec<IpNet>,
+    #[serde(default)]
+    pub link_local: Vec<IpAddr>,
     pub gateway: Option<Ipv4Addr>,
     pub gateway6: Option<Ipv6Addr>,
 }

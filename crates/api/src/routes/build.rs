@@ -19,7 +19,7 @@ use super::State;
 use super::build_text::Text;
 use super::credentials;
 use super::images::{announce, reference};
-use crate::http::{Error, Query, Reply, Request, Router, bridge, json as wire};
+use crate::http::{Class, Error, Query, Reply, Request, Router, bridge, json as wire};
 
 /// Binds the area's routes.
 pub fn bind(router: &mut Router<State>) {
@@ -155,11 +155,26 @@ fn secrets(request: &Request) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     all.into_iter().map(|(id, value)| Ok((id, URL_SAFE.decode(value).map_err(|_bad| wrong())?))).collect()
 }
 
+/// Whether one of the images that `cachefrom` names is here. As with Docker's builder, naming some means that nothing
+/// else is reused; what is reused of those is the cache's affair.
+async fn has_cache_source(state: &State, query: &Query) -> Result<bool, Error> {
+    let named: Vec<String> = document(query, "cachefrom")?;
+    for name in &named {
+        match state.engine.images().resolve(name).await {
+            Ok(_) => return Ok(true),
+            Err(error) if error.class() == Class::Internal => return Err(error.into()),
+            Err(_) => {}
+        }
+    }
+    Ok(named.is_empty())
+}
+
 async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
     let query = request.query().clone();
     refuse_unbuilt(&query)?;
     let tags = tags(&query)?;
-    let options = options(&query)?;
+    let mut options = options(&query)?;
+    options.no_cache |= !has_cache_source(&state, &query).await?;
     let context = match query.text("remote") {
         Some(url) => ContextSource::Remote(url.to_owned()),
         None if request.has_body() => ContextSource::Archive(Box::new(bridge::reader(request.reader()))),

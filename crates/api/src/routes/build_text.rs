@@ -18,6 +18,7 @@ use crate::http::{Error, ProgressSink};
 struct Vertex {
     started: bool,
     finished: bool,
+    failed: bool,
     cached: bool,
     key: String,
     log: Vec<(bool, Vec<u8>)>,
@@ -37,6 +38,8 @@ pub struct Text {
     /// Its `Running in` was written.
     running: bool,
     last_id: String,
+    /// The last step with work of its own was taken from the cache.
+    last_cached: bool,
 }
 
 impl Text {
@@ -51,6 +54,7 @@ impl Text {
             opened: false,
             running: false,
             last_id: String::new(),
+            last_cached: false,
         }
     }
 
@@ -91,6 +95,7 @@ impl Text {
             Event::Finished { vertex, cached, key, error } => {
                 let known = self.vertices.entry(vertex).or_default();
                 known.finished = error.is_none();
+                known.failed = error.is_some();
                 known.cached = cached;
                 known.key = key;
                 self.advance().await;
@@ -129,12 +134,24 @@ impl Text {
                 let id = Digest::sha256(format!("{}{}", self.last_id, step.text).as_bytes());
                 self.stream(format!(" ---> Running in {}\n", id.short())).await;
             }
-            for (_, data) in log {
-                self.stream(String::from_utf8_lossy(&data).into_owned()).await;
+            for (stderr, data) in log {
+                let text = String::from_utf8_lossy(&data);
+                // Docker's builder writes what comes from standard error in red.
+                self.stream(if stderr { format!("\x1b[91m{text}\x1b[0m") } else { text.into_owned() }).await;
             }
             if !finished {
                 return;
             }
+            let cached = match step.vertex {
+                Some(_) => {
+                    self.last_cached = cached;
+                    cached
+                }
+                None => match self.is_kept(&plan) {
+                    Some(kept) => kept,
+                    None => return,
+                },
+            };
             if cached {
                 self.stream(" ---> Using cache\n").await;
             }
@@ -144,6 +161,19 @@ impl Text {
             self.at += 1;
             self.opened = false;
             self.running = false;
+        }
+    }
+
+    /// Whether the present step, which has no work of its own, was there before: as the next step with work was, or,
+    /// behind the last of them, as that was. `None` as long as nobody knows.
+    fn is_kept(&self, plan: &Plan) -> Option<bool> {
+        let next = plan.steps.iter().skip(self.at + 1).find_map(|step| step.vertex);
+        match next {
+            None => Some(self.last_cached),
+            Some(vertex) => {
+                let state = self.vertices.get(&vertex)?;
+                (state.finished || state.failed || !state.log.is_empty()).then_some(state.cached)
+            }
         }
     }
 

@@ -23,15 +23,7 @@ pub(super) fn check(network: &str, settings: &EndpointSettings) -> Result<()> {
             "user specified IP address is supported on user defined networks only".to_owned(),
         ));
     }
-    if settings
-        .ipam_config
-        .as_ref()
-        .is_some_and(|ipam| ipam.link_local_ips.as_ref().is_some_and(|ips| !ips.is_empty()))
-    {
-        return Err(Error::not_implemented(format!(
-            "link-local addresses of a container on network {network} are not supported yet"
-        )));
-    }
+    link_local(settings).map_err(|error| invalid(error.to_string()))?;
     mac(settings).map_err(|error| invalid(error.to_string()))?;
     sysctls(settings, "eth0").map_err(|error| invalid(error.to_string()))?;
     if let Some(name) = option(settings, INTERFACE)
@@ -60,6 +52,22 @@ pub(super) fn wanted(settings: &EndpointSettings) -> Result<Wanted> {
         .map(|text| text.parse().map_err(|_bad| Error::invalid(format!("invalid IPv6 address: {text}"))))
         .transpose()?;
     Ok(Wanted { ipv4, ipv6 })
+}
+
+/// The addresses of the link asked for beside those of the network.
+fn link_local(settings: &EndpointSettings) -> Result<Vec<IpAddr>> {
+    let Some(ipam) = &settings.ipam_config else { return Ok(Vec::new()) };
+    let given = ipam.link_local_ips.iter().flatten();
+    given
+        .map(|text| {
+            let is_link_local = |address: &IpAddr| match address {
+                IpAddr::V4(address) => address.is_link_local(),
+                IpAddr::V6(address) => address.is_unicast_link_local(),
+            };
+            let address = text.parse::<IpAddr>().ok().filter(is_link_local);
+            address.ok_or_else(|| Error::invalid(format!("invalid link-local IP address: {text}")))
+        })
+        .collect()
 }
 
 fn mac(settings: &EndpointSettings) -> Result<Option<MacAddr>> {
@@ -110,12 +118,14 @@ pub(super) fn interface(
 ) -> Result<Option<InterfaceSpec>> {
     let Some(bridge) = &network.bridge else { return Ok(None) };
     let (mac, sysctls) = (mac(settings)?, sysctls(settings, &name)?);
+    let link_local = link_local(settings)?;
     let addresses = networks.take_addresses(&network.id, &wanted(settings)?)?;
     Ok(Some(InterfaceSpec {
         bridge: bridge.name.clone(),
         name,
         mac,
         addresses,
+        link_local,
         gateway: None,
         gateway6: None,
         sysctls,
@@ -196,6 +206,22 @@ mod tests {
         for bad in ["net.ipv4.ip_forward=1", "net.ipv4.conf.all.log_martians=1", "kernel.x.y.IFNAME.z=1", "x"]
         {
             assert!(check("mine", &with(SYSCTLS, bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_the_link_are_told_from_others() {
+        let with = |text: &str| EndpointSettings {
+            ipam_config: Some(bollard_stubs::models::EndpointIpamConfig {
+                link_local_ips: Some(vec![text.to_owned()]),
+                ..Default::default()
+            }),
+            ..EndpointSettings::default()
+        };
+        assert!(check("bridge", &with("169.254.8.8")).is_ok());
+        assert!(check("mine", &with("fe80::7")).is_ok());
+        for bad in ["10.0.0.1", "2001:db8::1", "x", ""] {
+            assert!(check("mine", &with(bad)).is_err(), "{bad}");
         }
     }
 

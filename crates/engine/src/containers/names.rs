@@ -108,6 +108,26 @@ impl Containers {
             .collect()
     }
 
+    /// Running containers whose links give `target` another name on a network learn that it is there.
+    pub(super) async fn tell_aliases(&self, target: &Container) {
+        for container in self.all() {
+            let links = container.with(|inner| {
+                let settings = inner.live.iter().flat_map(|_| inner.record.endpoints.values());
+                settings.flat_map(|settings| settings.links.iter().flatten().cloned()).collect::<Vec<_>>()
+            });
+            let leads_there = |link: &String| {
+                let name = link.split_once(':').map_or(link.as_str(), |(name, _)| name);
+                self.find(name).is_ok_and(|other| other.id == target.id)
+            };
+            if container.id != target.id
+                && links.iter().any(leads_there)
+                && let Err(error) = self.rename_resident(&container).await
+            {
+                tracing::warn!(container = container.id, error = error.report(), "tell of a link's target");
+            }
+        }
+    }
+
     /// Tells the helper what has changed of a running container.
     pub(super) async fn rename_resident(&self, container: &Container) -> Result<()> {
         let Some(live) = container.live() else { return Ok(()) };

@@ -118,6 +118,7 @@ pub fn container(id: &str, bridge: &BridgeSpec, last: u8) -> SandboxSpec {
             name: "eth0".to_owned(),
             mac: None,
             addresses,
+            link_local: Vec::new(),
             gateway: (!bridge.internal).then_some(bridge.gateway),
             gateway6: bridge.gateway6.filter(|_| !bridge.internal),
             sysctls: Vec::new(),
