@@ -50,6 +50,8 @@ pub struct Event {
     /// `image`, `name` and every label for containers; what Docker gives for the other kinds.
     pub attributes: BTreeMap<String, String>,
     pub time: Timestamp,
+    /// The project whose object it was.
+    pub project: Option<String>,
 }
 
 impl Event {
@@ -165,8 +167,21 @@ impl Events {
         id: impl Into<String>,
         attributes: BTreeMap<String, String>,
     ) {
+        self.publish_of(None, kind, action, id, attributes);
+    }
+
+    /// The same of a project's object.
+    pub fn publish_of(
+        &self,
+        project: Option<String>,
+        kind: Kind,
+        action: impl Into<String>,
+        id: impl Into<String>,
+        attributes: BTreeMap<String, String>,
+    ) {
         let mut ring = lock(&self.ring);
-        let event = Event { kind, action: action.into(), id: id.into(), attributes, time: Timestamp::now() };
+        let event =
+            Event { kind, action: action.into(), id: id.into(), attributes, time: Timestamp::now(), project };
         if ring.len() == RING {
             ring.pop_front();
         }
@@ -199,7 +214,7 @@ impl Events {
             // Only `until`: Docker replays nothing, but a past `until` ends at once.
             None => VecDeque::new(),
         };
-        Ok(Subscription { replay, live, until, filters })
+        Ok(Subscription { replay, live, until, filters, project: None })
     }
 }
 
@@ -210,13 +225,25 @@ pub struct Subscription {
     live: broadcast::Receiver<Event>,
     until: Option<Timestamp>,
     filters: Filters,
+    project: Option<String>,
 }
 
 impl Subscription {
+    /// Only events of one project's objects.
+    #[must_use]
+    pub fn within(mut self, project: String) -> Self {
+        self.project = Some(project);
+        self
+    }
+
+    fn wants(&self, event: &Event) -> bool {
+        (self.project.is_none() || event.project == self.project) && event.wanted(&self.filters)
+    }
+
     /// The next wanted event; `None` when `until` has passed or the engine is gone.
     pub async fn next(&mut self) -> Option<Event> {
         while let Some(event) = self.replay.pop_front() {
-            if event.wanted(&self.filters) {
+            if self.wants(&event) {
                 return Some(event);
             }
         }
@@ -233,7 +260,7 @@ impl Subscription {
                 }
             };
             match received {
-                Ok(event) if event.wanted(&self.filters) => return Some(event),
+                Ok(event) if self.wants(&event) => return Some(event),
                 Ok(_unwanted) => {}
                 Err(broadcast::error::RecvError::Lagged(missed)) => {
                     tracing::warn!(missed, "an event listener was too slow and missed events");
@@ -294,6 +321,7 @@ mod tests {
             id: "abcdef0123".into(),
             attributes: attributes(&[("image", "debian:bookworm"), ("name", "web"), ("tier", "front")]),
             time: Timestamp::now(),
+            project: None,
         };
         for wanted in [
             ("event", "health_status"),

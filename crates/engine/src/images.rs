@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use brigantine_image::{Digest, ErrorClass, Image, LayerFiles, Lower, Storage, Store};
+use brigantine_image::{Digest, ErrorClass, Image, LayerFiles, Lower, Reference, Storage, Store};
 
 use crate::error::Context;
+use crate::project::ImageGrant;
 use crate::sync::lock;
 use crate::{Class, Error, Result};
 
@@ -49,6 +50,19 @@ impl Images {
     pub async fn resolve(&self, name: &str) -> Result<Image> {
         let name = name.to_owned();
         self.with(move |store| store.resolve(&name)).await
+    }
+
+    /// The same among images that a project may use; of the others nothing is told.
+    pub async fn resolve_within(&self, name: &str, grant: &ImageGrant) -> Result<Image> {
+        let unknown = || {
+            let shown = name.parse::<Reference>().map(|name| name.or_latest().familiar());
+            Error::not_found(format!("No such image: {}", shown.as_deref().unwrap_or(name)))
+        };
+        match self.resolve(name).await {
+            Ok(image) if grant.admit(&image) => Ok(image),
+            Err(error) if error.class() == Class::Internal => Err(error),
+            Ok(_) | Err(_) => Err(unknown()),
+        }
     }
 
     /// An image's layers, top first, unpacked if they were not; of an image removed by force those with these diff

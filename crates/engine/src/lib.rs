@@ -25,6 +25,8 @@ pub mod events;
 pub mod files;
 pub mod images;
 pub mod networks;
+pub mod project;
+pub mod sockets;
 pub mod userns;
 pub mod volumes;
 
@@ -43,6 +45,7 @@ pub use events::Events;
 pub use filters::Filters;
 pub use images::Images;
 pub use networks::Networks;
+pub use sockets::Sockets;
 pub use volumes::Volumes;
 
 use crate::db::{Db, Table};
@@ -61,6 +64,7 @@ pub struct Engine {
     volumes: Arc<Volumes>,
     networks: Arc<Networks>,
     containers: Arc<Containers>,
+    sockets: Arc<Sockets>,
     builder: Builder,
 }
 
@@ -75,21 +79,15 @@ impl Engine {
         };
         let Opened { id, exe, db, mut snapshot, images, networks } = opened;
         let events = Arc::new(Events::default());
-        let mut records = Vec::new();
-        for record in snapshot.take(Table::Volumes) {
-            match record {
-                Ok(record) => records.push(record),
-                Err(error) => {
-                    tracing::error!(error = Error::internal("a volume is lost").because(error).report());
-                }
-            }
-        }
+        let volumes = readable(snapshot.take(Table::Volumes), "volume");
         let volumes = Arc::new(Volumes::open(
             config.data_root.join("volumes"),
             db.clone(),
             Arc::clone(&events),
-            records,
+            volumes,
         ));
+        let sockets = readable(snapshot.take(Table::Sockets), "socket");
+        let sockets = Arc::new(Sockets::open(db.clone(), sockets));
         let networks = Arc::new(
             Networks::open(Arc::clone(&config), db.clone(), Arc::clone(&events), networks, &mut snapshot)
                 .await?,
@@ -111,7 +109,7 @@ impl Engine {
             exe,
         );
         containers.restore(&mut snapshot).await?;
-        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers, builder })
+        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers, sockets, builder })
     }
 
     pub fn config(&self) -> &Config {
@@ -143,9 +141,27 @@ impl Engine {
         &self.builder
     }
 
+    pub fn sockets(&self) -> &Arc<Sockets> {
+        &self.sockets
+    }
+
     pub fn containers(&self) -> &Arc<Containers> {
         &self.containers
     }
+}
+
+/// The records that could be read; the others are said to be lost.
+fn readable<T>(records: Vec<Result<T, db::DbError>>, what: &str) -> Vec<T> {
+    let mut good = Vec::with_capacity(records.len());
+    for record in records {
+        match record {
+            Ok(record) => good.push(record),
+            Err(error) => {
+                tracing::error!(error = Error::internal(format!("a {what} is lost")).because(error).report());
+            }
+        }
+    }
+    good
 }
 
 /// What opening does with the disk and the kernel.

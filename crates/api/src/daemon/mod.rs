@@ -7,6 +7,7 @@ pub mod logging;
 pub mod metrics;
 pub mod notify;
 pub mod options;
+pub mod projects;
 pub mod settings;
 pub mod socket;
 pub mod table;
@@ -163,6 +164,7 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     let daemon = Arc::new(Daemon::new(options));
     let state = State::new(engine.clone(), Arc::clone(&daemon));
     let server = Arc::new(Server::new(routes::bind(), state.clone()));
+    state.sockets.open_all(&state);
 
     let (stop, stopped) = watch::channel(false);
     let mut serving = tokio::task::JoinSet::new();
@@ -204,6 +206,7 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     tracing::info!("stopping; containers keep running");
     // Nobody waits on our receiver being gone.
     stop.send_replace(true);
+    state.sockets.close_all().await;
     while serving.join_next().await.is_some() {}
     drop(made);
     // Layers that a reboot would otherwise have to extract again.

@@ -82,7 +82,7 @@ pub fn listen(
                     std::os::unix::fs::chown(private, None, Some(gid)).map_err(io("change the group of"))?;
                     set_mode(private, 0o710).map_err(io("change the mode of"))?;
                 }
-                sockets.push(bind(path, gid)?);
+                sockets.push(bind(path, Some(0), gid)?);
             }
             Host::Tcp(address) => {
                 let files = tls.ok_or(ListenError::NoTls(*address))?;
@@ -112,7 +112,62 @@ pub fn listen(
     Ok(sockets)
 }
 
-fn bind(path: &Path, gid: Option<u32>) -> Result<Socket, ListenError> {
+/// Who owns a project's socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+impl Owner {
+    /// `USER[:GROUP]`, names or numbers; without a group the user's own.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        if text.is_empty() {
+            return Ok(Self { uid: 0, gid: 0 });
+        }
+        let (user, group) = text.split_once(':').map_or((text, None), |(user, group)| (user, Some(group)));
+        let unknown = |what: &str, name: &str| format!("{what} {name} does not exist");
+        let (uid, own) = match user.parse::<u32>() {
+            Ok(uid) => (uid, entry("/etc/passwd", |fields| fields.get(2) == Some(&user), 3)),
+            Err(_name) => {
+                let uid = entry("/etc/passwd", |fields| fields.first() == Some(&user), 2);
+                let gid = entry("/etc/passwd", |fields| fields.first() == Some(&user), 3);
+                (uid.ok_or_else(|| unknown("user", user))?, gid)
+            }
+        };
+        let gid = match group {
+            Some(group) => match group.parse::<u32>() {
+                Ok(gid) => gid,
+                Err(_name) => group_id(group).ok_or_else(|| unknown("group", group))?,
+            },
+            None => own.ok_or_else(|| format!("user {user} has no group of its own: say USER:GROUP"))?,
+        };
+        Ok(Self { uid, gid })
+    }
+}
+
+/// The number in a field of the line of a table like `/etc/passwd` that is `wanted`.
+fn entry(path: &str, wanted: impl Fn(&[&str]) -> bool, field: usize) -> Option<u32> {
+    let table = std::fs::read_to_string(path).ok()?;
+    table.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        wanted(&fields).then(|| fields.get(field)?.parse().ok()).flatten()
+    })
+}
+
+/// Binds a project's socket: open to its owner and group alone.
+pub fn bind_for(path: &Path, owner: Owner) -> Result<Socket, ListenError> {
+    bind(path, Some(owner.uid), Some(owner.gid))
+}
+
+/// Lets everybody pass through a directory, which shows them nothing of what is in it.
+pub fn let_pass(dir: &Path) -> Result<(), ListenError> {
+    let io = |source| ListenError::Io { operation: "change the mode of", path: dir.to_owned(), source };
+    let mode = std::fs::metadata(dir).map_err(io)?.permissions().mode();
+    if mode & 0o001 == 0 { set_mode(dir, (mode & 0o777) | 0o001).map_err(io) } else { Ok(()) }
+}
+
+fn bind(path: &Path, uid: Option<u32>, gid: Option<u32>) -> Result<Socket, ListenError> {
     let io = |operation| move |source| ListenError::Io { operation, path: path.to_owned(), source };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -137,7 +192,7 @@ fn bind(path: &Path, gid: Option<u32>) -> Result<Socket, ListenError> {
     let listener = bound.map_err(io("listen on"))?;
     let prepared = (|| {
         if let Some(gid) = gid {
-            std::os::unix::fs::chown(path, Some(0), Some(gid))
+            std::os::unix::fs::chown(path, uid, Some(gid))
                 .or_else(|error| if rustix::process::geteuid().is_root() { Err(error) } else { Ok(()) })
                 .map_err(io("change the group of"))?;
         }
@@ -195,11 +250,7 @@ fn socket_group(name: Option<&str>) -> Result<Option<u32>, ListenError> {
 }
 
 fn group_id(name: &str) -> Option<u32> {
-    let groups = std::fs::read_to_string("/etc/group").ok()?;
-    groups.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        (fields.next() == Some(name)).then(|| fields.nth(1)?.parse().ok()).flatten()
-    })
+    entry("/etc/group", |fields| fields.first() == Some(&name), 2)
 }
 
 #[cfg(test)]
@@ -211,13 +262,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let socket = bind(&path, None).unwrap();
+        let socket = bind(&path, None, None).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o660);
-        assert!(matches!(bind(&path, None), Err(ListenError::InUse { .. })));
+        assert!(matches!(bind(&path, None, None), Err(ListenError::InUse { .. })));
         drop(socket);
         assert!(!path.exists());
         std::fs::write(&path, "x").unwrap();
-        assert!(matches!(bind(&path, None), Err(ListenError::NotASocket { .. })));
+        assert!(matches!(bind(&path, None, None), Err(ListenError::NotASocket { .. })));
+    }
+
+    #[test]
+    fn owners_are_names_or_numbers() {
+        assert_eq!(Owner::parse(""), Ok(Owner { uid: 0, gid: 0 }));
+        assert_eq!(Owner::parse("root"), Ok(Owner { uid: 0, gid: 0 }));
+        assert_eq!(Owner::parse("4711:4712"), Ok(Owner { uid: 4711, gid: 4712 }));
+        assert!(Owner::parse("4711").is_err_and(|text| text.contains("USER:GROUP")));
+        assert!(Owner::parse("no-such-user-here").is_err());
+        assert!(Owner::parse("root:no-such-group-here").is_err());
     }
 
     #[test]

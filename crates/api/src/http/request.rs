@@ -56,6 +56,13 @@ impl Request {
         self.params.iter().find(|(key, _)| *key == name).map_or("", |(_, value)| value.as_str())
     }
 
+    /// Puts another value in a path parameter's place.
+    pub(crate) fn set_param(&mut self, name: &str, value: String) {
+        if let Some((_, held)) = self.params.iter_mut().find(|(key, _)| *key == name) {
+            *held = value;
+        }
+    }
+
     pub fn query(&self) -> &Query {
         &self.query
     }

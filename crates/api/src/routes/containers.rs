@@ -54,6 +54,11 @@ pub(super) fn size(request: &Request) -> Result<(u16, u16), Error> {
 }
 
 async fn list(state: State, request: Request) -> Result<Reply, Error> {
+    list_of(state, request, None).await
+}
+
+/// The list of a project's containers, or of all.
+pub(super) async fn list_of(state: State, request: Request, project: Option<String>) -> Result<Reply, Error> {
     const KNOWN: &[&str] = &[
         "ancestor",
         "before",
@@ -76,6 +81,7 @@ async fn list(state: State, request: Request) -> Result<Reply, Error> {
         limit: request.query().int("limit")?.unwrap_or_default(),
         size: request.query().flag("size"),
         filters: filters(&request, KNOWN)?,
+        project,
     };
     Reply::json(&state.engine.containers().list(&options).await?)
 }
@@ -91,41 +97,49 @@ struct OlderFields {
 }
 
 async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
+    let wanted = creation(&mut request).await?;
+    created(&state, wanted).await
+}
+
+/// Makes the container and tells of it.
+pub(super) async fn created(state: &State, wanted: CreateRequest) -> Result<Reply, Error> {
+    let created = Box::pin(state.engine.containers().create(wanted)).await?;
+    Reply::created(&json!({ "Id": created.id, "Warnings": created.warnings }))
+}
+
+/// The request for a new container, decoded.
+pub(super) async fn creation(request: &mut Request) -> Result<CreateRequest, Error> {
     let document: Value = request.json_body().await?;
     let older: OlderFields = crate::http::json::from_value(document.clone())?;
     let mut body: ContainerCreateBody = crate::http::json::from_value(document)?;
     if let Some(runtime) = older.runtime.filter(|runtime| !runtime.is_empty()) {
         body.host_config.get_or_insert_default().runtime.get_or_insert(runtime);
     }
-    let created = state
-        .engine
-        .containers()
-        .create(CreateRequest {
-            name: request.query().text("name").map(str::to_owned),
-            platform: request.query().text("platform").map(str::to_owned),
-            mac_address: older.mac_address,
-            body,
-        })
-        .await?;
-    Reply::created(&json!({ "Id": created.id, "Warnings": created.warnings }))
+    Ok(CreateRequest {
+        name: request.query().text("name").map(str::to_owned),
+        platform: request.query().text("platform").map(str::to_owned),
+        mac_address: older.mac_address,
+        body,
+        within: None,
+    })
 }
 
 async fn prune(state: State, request: Request) -> Result<Reply, Error> {
     let filters = filters(&request, &["label", "label!", "until"])?;
-    Reply::json(&state.engine.containers().prune(&filters).await?)
+    Reply::json(&state.engine.containers().prune(&filters, None).await?)
 }
 
-async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
     let size = request.query().flag("size");
     Reply::json(&state.engine.containers().inspect(request.param("id"), size).await?)
 }
 
-async fn top(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn top(state: State, request: Request) -> Result<Reply, Error> {
     let arguments = request.query().text("ps_args").unwrap_or_default();
     Reply::json(&state.engine.containers().top(request.param("id"), arguments).await?)
 }
 
-async fn logs(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn logs(state: State, request: Request) -> Result<Reply, Error> {
     let query = request.query();
     let moment = |name: &str| -> Result<_, Error> {
         parse_moment(query.text(name).unwrap_or_default())
@@ -155,7 +169,7 @@ async fn logs(state: State, request: Request) -> Result<Reply, Error> {
     Ok(Reply::stream(stream_type.content_type(), chunks))
 }
 
-async fn stats(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn stats(state: State, request: Request) -> Result<Reply, Error> {
     let containers = state.engine.containers();
     let id = request.param("id");
     if !request.query().flag_or("stream", true) {
@@ -183,7 +197,7 @@ pub(super) fn line(document: &Value) -> io::Result<Bytes> {
     Ok(text.into())
 }
 
-async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
+pub(super) async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
     // Very old clients sent a host configuration here.
     if request.has_body() {
         let body = request.bytes(1 << 20).await?;
@@ -197,34 +211,34 @@ async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
     Ok(Reply::no_content())
 }
 
-async fn stop(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn stop(state: State, request: Request) -> Result<Reply, Error> {
     let timeout = request.query().int("t")?;
     state.engine.containers().stop(request.param("id"), timeout, request.query().text("signal")).await?;
     Ok(Reply::no_content())
 }
 
-async fn restart(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn restart(state: State, request: Request) -> Result<Reply, Error> {
     let timeout = request.query().int("t")?;
     state.engine.containers().restart(request.param("id"), timeout, request.query().text("signal")).await?;
     Ok(Reply::no_content())
 }
 
-async fn kill(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn kill(state: State, request: Request) -> Result<Reply, Error> {
     state.engine.containers().kill(request.param("id"), request.query().text("signal")).await?;
     Ok(Reply::no_content())
 }
 
-async fn pause(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn pause(state: State, request: Request) -> Result<Reply, Error> {
     state.engine.containers().pause(request.param("id")).await?;
     Ok(Reply::no_content())
 }
 
-async fn unpause(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn unpause(state: State, request: Request) -> Result<Reply, Error> {
     state.engine.containers().unpause(request.param("id")).await?;
     Ok(Reply::no_content())
 }
 
-async fn wait(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn wait(state: State, request: Request) -> Result<Reply, Error> {
     let condition = Condition::parse(request.query().text("condition").unwrap_or_default())?;
     let waiting = state.engine.containers().wait(request.param("id"), condition)?;
     Ok(Reply::json_later(async move {
@@ -238,7 +252,7 @@ async fn wait(state: State, request: Request) -> Result<Reply, Error> {
     }))
 }
 
-async fn attach(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn attach(state: State, request: Request) -> Result<Reply, Error> {
     let query = request.query();
     let wanted = AttachRequest {
         stdin: query.flag("stdin"),
@@ -258,13 +272,13 @@ async fn attach(state: State, request: Request) -> Result<Reply, Error> {
     }))
 }
 
-async fn resize(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn resize(state: State, request: Request) -> Result<Reply, Error> {
     let (height, width) = size(&request)?;
     state.engine.containers().resize(request.param("id"), height, width).await?;
     Ok(Reply::empty(http::StatusCode::OK))
 }
 
-async fn rename(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn rename(state: State, request: Request) -> Result<Reply, Error> {
     let name = request.query().text("name").unwrap_or_default();
     state.engine.containers().rename(request.param("id"), name).await?;
     Ok(Reply::no_content())
@@ -276,7 +290,7 @@ async fn update(state: State, mut request: Request) -> Result<Reply, Error> {
     Reply::json(&json!({ "Warnings": warnings }))
 }
 
-async fn remove(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn remove(state: State, request: Request) -> Result<Reply, Error> {
     let query = request.query();
     if query.flag("link") {
         return Err(Error::invalid(format!(

@@ -32,12 +32,24 @@ pub fn bind(router: &mut Router<State>) {
 }
 
 async fn events(state: State, request: Request) -> Result<Reply, Error> {
+    events_of(&state, &request, None)
+}
+
+/// The events of a project's objects, or of all.
+pub(super) fn events_of(
+    state: &State,
+    request: &Request,
+    project: Option<String>,
+) -> Result<Reply, Error> {
     let moment = |name: &str| {
         parse_moment(request.query().text(name).unwrap_or_default())
             .map_err(|text| Error::invalid(format!("{name}: {text}")))
     };
-    let wanted: Filters = filters(&request, KNOWN)?;
-    let subscription = state.engine.events().subscribe(moment("since")?, moment("until")?, wanted)?;
+    let wanted: Filters = filters(request, KNOWN)?;
+    let mut subscription = state.engine.events().subscribe(moment("since")?, moment("until")?, wanted)?;
+    if let Some(project) = project {
+        subscription = subscription.within(project);
+    }
     let accept = request.header("accept").unwrap_or_default();
     let content_type = if !knows_json_lines(request.version()) {
         "application/json"

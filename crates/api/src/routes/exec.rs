@@ -24,7 +24,7 @@ async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
     Reply::created(&json!({ "Id": id }))
 }
 
-async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
+pub(super) async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
     let config: ExecStartConfig = request.json_body_opt().await?.unwrap_or_default();
     let console_size = match config.console_size.as_deref() {
         None | Some([]) => None,
@@ -51,12 +51,12 @@ async fn start(state: State, mut request: Request) -> Result<Reply, Error> {
     }))
 }
 
-async fn resize(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn resize(state: State, request: Request) -> Result<Reply, Error> {
     let (height, width) = size(&request)?;
     state.engine.containers().exec_resize(request.param("id"), height, width).await?;
     Ok(Reply::empty(http::StatusCode::OK))
 }
 
-async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
     Reply::json(&state.engine.containers().exec_inspect(request.param("id"))?)
 }

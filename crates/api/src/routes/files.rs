@@ -38,13 +38,13 @@ fn described(reply: Reply, stat: &PathStat) -> Result<Reply, Error> {
     Ok(reply.header(STAT_HEADER, value))
 }
 
-async fn stat(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn stat(state: State, request: Request) -> Result<Reply, Error> {
     let path = request.query().get("path").unwrap_or_default();
     let found = state.engine.containers().find_path(request.param("id"), path).await?;
     described(Reply::empty(http::StatusCode::OK), &found.stat)
 }
 
-async fn read(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn read(state: State, request: Request) -> Result<Reply, Error> {
     let path = request.query().get("path").unwrap_or_default();
     let found = state.engine.containers().archive_path(request.param("id"), path).await?;
     let stat = found.stat.clone();
@@ -94,7 +94,7 @@ impl Write for Shared {
     }
 }
 
-async fn extract(state: State, mut request: Request) -> Result<Reply, Error> {
+pub(super) async fn extract(state: State, mut request: Request) -> Result<Reply, Error> {
     let path = request.query().get("path").unwrap_or_default().to_owned();
     let options = ExtractOptions {
         no_overwrite_dir_non_dir: request.query().flag("noOverwriteDirNonDir"),
@@ -106,11 +106,11 @@ async fn extract(state: State, mut request: Request) -> Result<Reply, Error> {
     Ok(Reply::empty(http::StatusCode::OK))
 }
 
-async fn changes(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn changes(state: State, request: Request) -> Result<Reply, Error> {
     Reply::json(&state.engine.containers().changes(request.param("id")).await?)
 }
 
-async fn export(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn export(state: State, request: Request) -> Result<Reply, Error> {
     let export = state.engine.containers().export(request.param("id")).await?;
     Ok(archive(export))
 }

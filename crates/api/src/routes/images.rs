@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use brigantine_engine::containers::ImageUse;
 use brigantine_engine::events::Kind;
+use brigantine_engine::project::ImageGrant;
 use brigantine_image::{
     ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store, explore,
 };
@@ -16,6 +17,10 @@ use serde_json::{Value, json};
 use super::State;
 use super::credentials;
 use crate::http::{ApiVersion, Class, Error, Filters, Reply, Request, Router};
+
+/// Filters of the list.
+pub(super) const KNOWN: &[&str] =
+    &["reference", "dangling", "label", "label!", "before", "since", "until", "containerd.io/gc.ref"];
 
 /// Binds the area's routes.
 pub fn bind(router: &mut Router<State>) {
@@ -136,16 +141,16 @@ fn timestamp(created: Option<&str>) -> Option<jiff::Timestamp> {
 }
 
 async fn list(state: State, request: Request) -> Result<Reply, Error> {
-    let filters = request.filters(&[
-        "reference",
-        "dangling",
-        "label",
-        "label!",
-        "before",
-        "since",
-        "until",
-        "containerd.io/gc.ref",
-    ])?;
+    list_of(state, request, None).await
+}
+
+/// The list of the images that a project may use, or of all.
+pub(super) async fn list_of(
+    state: State,
+    request: Request,
+    grant: Option<ImageGrant>,
+) -> Result<Reply, Error> {
+    let filters = request.filters(KNOWN)?;
     let version = request.version();
     let all = request.query().flag("all");
     let shared_size = request.query().flag("shared-size");
@@ -163,6 +168,9 @@ async fn list(state: State, request: Request) -> Result<Reply, Error> {
             let usage = if shared_size { Some(store.usage()?) } else { None };
             let mut summaries = Vec::new();
             for mut image in images {
+                if grant.as_ref().is_some_and(|grant| !grant.admit(&image)) {
+                    continue;
+                }
                 let intermediate = image.tags.is_empty() && parents.contains(&image.id);
                 if (intermediate && !all) || !chosen.takes(&mut image) {
                     continue;
@@ -240,9 +248,10 @@ impl Selection {
 
 /// Whether a `reference` filter (a glob over the familiar name, with or without tag) matches.
 fn reference_matches(pattern: &str, name: &Reference) -> bool {
-    [name.familiar(), name.familiar_name(), name.to_string(), name.repository()]
-        .iter()
-        .any(|text| glob(pattern.as_bytes(), text.as_bytes()))
+    let names = [name.familiar(), name.familiar_name(), name.to_string(), name.repository()];
+    // A name with dots is shown with its `library/`, and may be asked for without it.
+    let short = names.iter().filter_map(|text| text.strip_prefix("library/"));
+    names.iter().map(String::as_str).chain(short).any(|text| glob(pattern.as_bytes(), text.as_bytes()))
 }
 
 /// Shell patterns as Go's path.Match: `*` and `?` stop at a slash, `[a-z]` is a class, `\` quotes.
@@ -329,7 +338,7 @@ fn duration(text: &str) -> Option<std::time::Duration> {
     std::time::Duration::try_from_secs_f64(total).ok()
 }
 
-async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
     let name = request.param("name").to_owned();
     let document = state
         .engine
@@ -432,7 +441,7 @@ fn container_config(config: Option<&ImageConfig>) -> Value {
     document
 }
 
-async fn history(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn history(state: State, request: Request) -> Result<Reply, Error> {
     let name = request.param("name").to_owned();
     let lines = state.engine.images().with(move |store| store.history(&store.resolve(&name)?)).await?;
     let lines: Vec<Value> = lines

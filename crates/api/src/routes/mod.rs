@@ -47,7 +47,9 @@ mod files;
 mod host;
 mod images;
 mod networks;
+pub mod scoped;
 mod search;
+mod sockets;
 mod system;
 mod transfer;
 mod unbuilt;
@@ -62,6 +64,7 @@ use brigantine_registry::Client;
 
 use crate::daemon::Daemon;
 use crate::daemon::options::Live;
+use crate::daemon::projects::ProjectSockets;
 use crate::http::Router;
 
 /// What every handler shares. Cheap to clone.
@@ -70,12 +73,14 @@ pub struct State {
     pub engine: Engine,
     pub registry: Client,
     pub daemon: Arc<Daemon>,
+    /// Where projects' sockets are served.
+    pub sockets: Arc<ProjectSockets>,
 }
 
 impl State {
     pub fn new(engine: Engine, daemon: Arc<Daemon>) -> Self {
         let registry = Client::new(registry_config(&daemon.live()));
-        Self { engine, registry, daemon }
+        Self { engine, registry, daemon, sockets: Arc::default() }
     }
 
     /// Takes over settings that changed while running.
@@ -112,6 +117,7 @@ pub fn bind() -> Router<State> {
     search::bind(&mut router);
     build::bind(&mut router);
     websocket::bind(&mut router);
+    sockets::bind(&mut router);
     unbuilt::bind(&mut router);
     router.route(http::Method::OPTIONS, "/{any:.*}", crate::http::server::options);
     router

@@ -6,6 +6,9 @@ use super::State;
 use super::containers::filters;
 use crate::http::{Error, Reply, Request, Router};
 
+/// Filters of the list.
+pub(super) const KNOWN: &[&str] = &["dangling", "driver", "id", "label", "name", "scope", "type"];
+
 /// Binds the area's routes.
 pub fn bind(router: &mut Router<State>) {
     router
@@ -19,7 +22,7 @@ pub fn bind(router: &mut Router<State>) {
 }
 
 async fn list(state: State, request: Request) -> Result<Reply, Error> {
-    let filters = filters(&request, &["dangling", "driver", "id", "label", "name", "scope", "type"])?;
+    let filters = filters(&request, KNOWN)?;
     Reply::json(&state.engine.containers().list_networks(&filters)?)
 }
 
@@ -33,7 +36,7 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
     Reply::json(&state.engine.containers().prune_networks(&filters).await?)
 }
 
-async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
     Reply::json(&state.engine.containers().inspect_network(request.param("id"))?)
 }
 
@@ -51,7 +54,7 @@ async fn disconnect(state: State, mut request: Request) -> Result<Reply, Error> 
     Ok(Reply::empty(http::StatusCode::OK))
 }
 
-async fn remove(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn remove(state: State, request: Request) -> Result<Reply, Error> {
     state.engine.containers().remove_network(request.param("id")).await?;
     Ok(Reply::no_content())
 }

@@ -26,7 +26,7 @@ pub fn bind(router: &mut Router<State>) {
 /// The engine's own version.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-async fn ping(_state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn ping(_state: State, request: Request) -> Result<Reply, Error> {
     let body = if request.method() == http::Method::HEAD { "" } else { "OK" };
     Ok(Reply::bytes(StatusCode::OK, "text/plain; charset=utf-8", body)
         .header(HeaderName::from_static("builder-version"), HeaderValue::from_static("1"))
@@ -35,7 +35,7 @@ async fn ping(_state: State, request: Request) -> Result<Reply, Error> {
         .header(header::PRAGMA, HeaderValue::from_static("no-cache")))
 }
 
-async fn version(_state: State, _request: Request) -> Result<Reply, Error> {
+pub(super) async fn version(_state: State, _request: Request) -> Result<Reply, Error> {
     let kernel = host::kernel_version();
     let commit = option_env!("BRIGANTINE_COMMIT").unwrap_or_default();
     let built = option_env!("BRIGANTINE_BUILD_TIME").unwrap_or_default();
@@ -71,7 +71,15 @@ async fn version(_state: State, _request: Request) -> Result<Reply, Error> {
 
 async fn info(state: State, _request: Request) -> Result<Reply, Error> {
     let images = state.engine.images().with(|store| Ok(store.list()?.len())).await?;
-    let (running, paused, stopped) = state.engine.containers().counts();
+    Reply::json(&about(&state, state.engine.containers().counts(), images))
+}
+
+/// The document of `info`, with so many running, paused and stopped containers and so many images.
+pub(super) fn about(
+    state: &State,
+    (running, paused, stopped): (usize, usize, usize),
+    images: usize,
+) -> Value {
     let config = state.engine.config();
     let live = state.daemon.live();
     let cgroups = host::Cgroups::detect();
@@ -205,7 +213,7 @@ async fn info(state: State, _request: Request) -> Result<Reply, Error> {
     if let (Value::Object(document), Value::Object(rest)) = (&mut document, rest) {
         document.extend(rest);
     }
-    Reply::json(&document)
+    document
 }
 
 async fn disk_usage(state: State, request: Request) -> Result<Reply, Error> {

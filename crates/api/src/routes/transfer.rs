@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::State;
 use super::credentials;
 use super::images::{announce, reference};
-use crate::http::{Error, ProgressSink, Reply, Request, Router, bridge};
+use crate::http::{Class, Error, ProgressSink, Reply, Request, Router, bridge};
 
 /// Binds the area's routes.
 pub fn bind(router: &mut Router<State>) {
@@ -92,6 +92,11 @@ async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
     if let Some(source) = request.query().text("fromSrc").map(str::to_owned) {
         return import(state, &mut request, &source).await;
     }
+    pull(state, request, None).await
+}
+
+/// Pulls; what was pulled may be used through the project's socket of that name.
+pub(super) async fn pull(state: State, request: Request, socket: Option<String>) -> Result<Reply, Error> {
     let Some(name) = request.query().text("fromImage") else {
         return Err(Error::invalid("fromImage or fromSrc is needed: nothing to create an image from"));
     };
@@ -109,7 +114,7 @@ async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
     Reply::progress(move |sink| async move {
         for reference in wanted {
             if reference.to_string() == EMBEDDED {
-                return embedded(&state, &reference, &sink).await;
+                return embedded(&state, &reference, &sink, socket.as_deref()).await;
             }
             let (report, pump) = reporter(&sink);
             let pull = async {
@@ -117,6 +122,9 @@ async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
                 let pulled =
                     state.registry.pull(state.engine.images().store(), &reference, options, report).await?;
                 state.engine.images().forget();
+                if let Some(socket) = &socket {
+                    state.engine.sockets().grant(socket, pulled.image.id.as_str()).await?;
+                }
                 announce(&state, "pull", &reference.familiar(), &reference.familiar_name());
                 tracing::info!(image = %reference, id = %pulled.image.id, newer = pulled.newer, "pulled");
                 Ok::<(), Error>(())
@@ -130,7 +138,12 @@ async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
 }
 
 /// The image inside the program: no registry is asked.
-async fn embedded(state: &State, reference: &Reference, sink: &ProgressSink) -> Result<(), Error> {
+async fn embedded(
+    state: &State,
+    reference: &Reference,
+    sink: &ProgressSink,
+    socket: Option<&str>,
+) -> Result<(), Error> {
     let (image, newer) = state
         .engine
         .images()
@@ -141,6 +154,9 @@ async fn embedded(state: &State, reference: &Reference, sink: &ProgressSink) -> 
             Ok((image, newer))
         })
         .await?;
+    if let Some(socket) = socket {
+        state.engine.sockets().grant(socket, image.id.as_str()).await?;
+    }
     let tag = reference.tag().unwrap_or("latest");
     sink.send(&json!({ "status": format!("Pulling from {}", reference.path()), "id": tag })).await;
     sink.send(&json!({ "status": format!("Digest: {}", image.manifest.digest) })).await;
@@ -197,8 +213,17 @@ async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
     }
     let body = bridge::reader(request.reader());
     Reply::progress(move |sink| async move {
-        let loaded =
-            state.engine.images().with(move |store| archive::load(store, body, &mut |_progress| {})).await?;
+        let loaded = state.engine.images().with(move |store| archive::load(store, body, &mut |_progress| {}));
+        let loaded = match loaded.await {
+            Ok(loaded) => loaded,
+            // Clients look for it in the stream and nowhere else.
+            Err(error) if error.class() == Class::InvalidParameter => {
+                let message = error.report();
+                sink.send(&json!({ "errorDetail": { "message": message }, "error": message })).await;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
         state.engine.images().forget();
         for one in &loaded {
             let shown = one.reference.as_ref().map_or_else(|| one.image.to_string(), Reference::familiar);

@@ -35,7 +35,7 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
     Reply::json(&state.engine.volumes().prune(&filters, named_too).await?)
 }
 
-async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
     Reply::json(&state.engine.volumes().inspect(request.param("name"))?)
 }
 
@@ -43,7 +43,7 @@ async fn update(_state: State, _request: Request) -> Result<Reply, Error> {
     Err(Error::not_implemented("cluster volumes are not supported"))
 }
 
-async fn remove(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn remove(state: State, request: Request) -> Result<Reply, Error> {
     state.engine.volumes().remove(request.param("name"), request.query().flag("force")).await?;
     Ok(Reply::no_content())
 }

@@ -24,7 +24,7 @@ pub fn bind(router: &mut Router<State>) {
     router.get("/containers/{id}/attach/ws", attach);
 }
 
-async fn attach(state: State, request: Request) -> Result<Reply, Error> {
+pub(super) async fn attach(state: State, request: Request) -> Result<Reply, Error> {
     let asked = request.upgrade().is_some_and(|protocol| protocol.eq_ignore_ascii_case("websocket"));
     let key = request.header("sec-websocket-key").filter(|_| asked);
     let Some(key) = key else {

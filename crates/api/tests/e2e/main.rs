@@ -37,6 +37,7 @@ mod names;
 mod network;
 mod run;
 mod shim;
+mod sockets;
 mod storage;
 mod streams;
 mod unkillable;

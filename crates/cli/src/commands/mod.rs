@@ -41,6 +41,7 @@ mod rmi;
 mod run;
 mod save;
 mod search;
+mod socket;
 mod start;
 mod stats;
 mod stop;

@@ -4,7 +4,7 @@ use super::{
     attach, bootstrap, build, check, commit, completion, copy, cp, create, daemon, diff, doctor, events,
     exec, explore, export, history, images, import, info, inspect, kill, load, login, logs, manifest,
     network, pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save, search,
-    start, stats, stop, system, tag, top, update, version, volume, wait,
+    socket, start, stats, stop, system, tag, top, update, version, volume, wait,
 };
 use crate::args::{Entry, Group, named, verb};
 use Entry::Absent;
@@ -57,6 +57,7 @@ pub static ROOT: Group = Group {
         Entry::Group(&MANIFEST),
         Entry::Group(&NETWORK),
         Entry::Group(&REGISTRY),
+        Entry::Group(&SOCKET),
         Entry::Group(&SYSTEM),
         Entry::Group(&VOLUME),
         Entry::Group(&BUILDER),
@@ -182,6 +183,16 @@ static VOLUME: Group = Group {
         verb(&prune::VOLUME),
         named("rm", &["remove"], &volume::REMOVE),
         Absent("update", "updating cluster volumes"),
+    ],
+};
+
+static SOCKET: Group = Group {
+    name: "socket",
+    about: "Manage sockets that let their users at one project only",
+    entries: &[
+        verb(&socket::CREATE),
+        named("ls", &["list"], &socket::LIST),
+        named("rm", &["remove"], &socket::REMOVE),
     ],
 };
 

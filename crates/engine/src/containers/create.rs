@@ -17,6 +17,7 @@ use super::{Container, Containers, validate};
 use crate::db::Durability;
 use crate::error::Context;
 use crate::ids::{new_id, short};
+use crate::project::{self, Confinement};
 use crate::volumes::{MountKind, MountRecord, Requested, copy_up, remove_tree, requested};
 use crate::{Error, Result, names, spec};
 
@@ -28,6 +29,16 @@ pub struct CreateRequest {
     /// Of the interface on the network of the network mode.
     pub mac_address: Option<String>,
     pub body: ContainerCreateBody,
+    /// Through whose socket it came, if not through one that may do everything.
+    pub within: Option<Confinement>,
+}
+
+/// What a container is called, and whose it is.
+struct Named<'a> {
+    id: &'a str,
+    name: &'a str,
+    project: Option<String>,
+    within: Option<&'a Confinement>,
 }
 
 /// The answer to it.
@@ -49,7 +60,17 @@ impl Containers {
         if self.config.userns.is_some() && host.userns_mode.as_deref() != Some("host") {
             validate::remapped(&host)?;
         }
-        let image = self.images.resolve(&image_name).await?;
+        let within = request.within.as_ref();
+        let image = self.image_within(&image_name, within).await?;
+        let project = match within {
+            Some(within) => {
+                let labels = config.labels.get_or_insert_default();
+                labels.insert(project::LABEL.to_owned(), within.project.clone());
+                Some(within.project.clone())
+            }
+            // Before the image's labels are among them.
+            None => config.labels.as_ref().and_then(|labels| labels.get(project::LABEL).cloned()),
+        };
         if let Some(platform) = request.platform.as_deref().filter(|platform| !platform.is_empty()) {
             check_platform(&image_name, platform, &image.config)?;
         }
@@ -70,7 +91,15 @@ impl Containers {
         let id = new_id();
         let name = self.choose_name(request.name.as_deref(), &id)?;
         let built = self
-            .build(&id, &name, &image, (path, args), config, host, networking.as_ref(), &mut warnings)
+            .build(
+                Named { id: &id, name: &name, project, within },
+                &image,
+                (path, args),
+                config,
+                host,
+                networking.as_ref(),
+                &mut warnings,
+            )
             .await;
         match built {
             Ok(container) => {
@@ -90,8 +119,7 @@ impl Containers {
     )]
     async fn build(
         self: &Arc<Self>,
-        id: &str,
-        name: &str,
+        Named { id, name, project, within }: Named<'_>,
         image: &brigantine_image::Image,
         (path, args): (String, Vec<String>),
         mut config: ContainerConfig,
@@ -125,7 +153,10 @@ impl Containers {
             state: State::default(),
             restart_count: 0,
             stopped_by_request: false,
+            project,
+            confined: within.is_some(),
         };
+        self.check_confined(&record)?;
         self.check_options(&record)?;
         if record.config.healthcheck.as_ref().is_some_and(super::health::is_bad) {
             warnings.push("the image's health check is not usable and will not run".to_owned());
@@ -135,7 +166,7 @@ impl Containers {
             // Found again at the start: files may have changed by then.
             crate::blocking(move || crate::cdi::find(&requests, &dirs).map(drop)).await?;
         }
-        let built = self.make(&mut record, wanted).await;
+        let built = self.make(&mut record, wanted, within).await;
         if let Err(error) = built {
             self.volumes.release(id, &record.mounts, true).await;
             let dir = self.dir(id);
@@ -160,7 +191,12 @@ impl Containers {
     }
 
     /// Makes the container's directory and volumes; fills `record.mounts` as it goes.
-    async fn make(&self, record: &mut Record, wanted: Vec<Requested>) -> Result<()> {
+    async fn make(
+        &self,
+        record: &mut Record,
+        wanted: Vec<Requested>,
+        within: Option<&Confinement>,
+    ) -> Result<()> {
         let dir = self.dir(&record.id);
         crate::blocking(move || {
             let what = || format!("create directory {}", dir.display());
@@ -172,7 +208,7 @@ impl Containers {
         .await?;
         for mut request in wanted {
             if request.mount.kind == MountKind::Image {
-                let image = self.images.resolve(&request.mount.name).await?;
+                let image = self.image_within(&request.mount.name, within).await?;
                 request.mount.image = image.id.to_string();
                 request.mount.layers = image.config.rootfs.diff_ids.iter().map(ToString::to_string).collect();
                 record.mounts.push(request.mount);
@@ -183,10 +219,14 @@ impl Containers {
                         "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
                     )));
                 }
-                let volume = self
-                    .volumes
-                    .ensure(&request.mount.name, request.volume_labels, request.volume_options)
-                    .await?;
+                let mut labels = request.volume_labels;
+                if let Some(within) = within {
+                    labels.insert(project::LABEL.to_owned(), within.project.clone());
+                }
+                let volume = self.volumes.ensure(&request.mount.name, labels, request.volume_options).await?;
+                if let Some(within) = within {
+                    self.volumes.within(&volume.name, &within.project)?;
+                }
                 request.mount.name.clone_from(&volume.name);
                 record.mounts.push(request.mount);
                 self.volumes.acquire(&record.id, &record.mounts[record.mounts.len() - 1..]);

@@ -76,6 +76,10 @@ impl Exec {
     }
 }
 
+fn no_such_exec(id: &str) -> Error {
+    Error::not_found(format!("No such exec instance: {id}"))
+}
+
 impl Containers {
     /// Prepares an exec in a running container; returns its id.
     pub async fn exec_create(&self, reference: &str, request: ExecRequest) -> Result<String> {
@@ -191,11 +195,17 @@ impl Containers {
         }
     }
 
+    /// Refuses an exec in a container that is not of the project as if it were not there.
+    pub fn exec_within(&self, id: &str, project: &str) -> Result<()> {
+        match self.exec(id) {
+            Ok(exec) if exec.container.project.as_deref() == Some(project) => Ok(()),
+            Ok(_) => Err(no_such_exec(id)),
+            Err(error) => Err(error),
+        }
+    }
+
     fn exec(&self, id: &str) -> Result<Arc<Exec>> {
-        lock(&self.execs)
-            .get(id)
-            .cloned()
-            .ok_or_else(|| Error::not_found(format!("No such exec instance: {id}")))
+        lock(&self.execs).get(id).cloned().ok_or_else(|| no_such_exec(id))
     }
 
     /// Claims an exec for its one start. Detached ones run when this returns; the others when they are joined.

@@ -18,6 +18,8 @@ pub struct ListOptions {
     pub limit: i64,
     pub size: bool,
     pub filters: Filters,
+    /// Only this project's.
+    pub project: Option<String>,
 }
 
 const KNOWN: &[&str] = &[
@@ -64,10 +66,8 @@ impl Containers {
             .collect::<Result<Vec<_>>>()?;
         let is_task = filters.boolean("is-task")?;
         let mark = |key: &str| -> Result<Option<Timestamp>> {
-            filters
-                .single(key)?
-                .map(|name| Ok(self.find(name)?.with(|inner| inner.record.created)))
-                .transpose()
+            let of = |name| self.find_within(name, options.project.as_deref());
+            filters.single(key)?.map(|name| Ok(of(name)?.with(|inner| inner.record.created))).transpose()
         };
         let (before, since) = (mark("before")?, mark("since")?);
         let mut ancestors = Vec::new();
@@ -86,6 +86,7 @@ impl Containers {
             options.all || options.limit > 0 || filters.contains("status") || filters.contains("exited");
 
         let mut containers = self.all();
+        containers.retain(|container| options.project.is_none() || container.project == options.project);
         containers.sort_by_cached_key(|container| {
             std::cmp::Reverse(container.with(|inner| (inner.record.created, container.id.clone())))
         });

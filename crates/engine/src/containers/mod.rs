@@ -18,6 +18,7 @@ mod logs;
 mod names;
 mod network;
 mod plug;
+mod project;
 mod prune;
 mod record;
 mod remove;
@@ -88,6 +89,7 @@ struct Index {
 #[derive(Debug)]
 pub(crate) struct Container {
     pub id: String,
+    pub project: Option<String>,
     pub lifecycle: tokio::sync::Mutex<()>,
     inner: Mutex<Inner>,
 }
@@ -154,6 +156,7 @@ impl Container {
     fn new(record: Record) -> Arc<Self> {
         Arc::new(Self {
             id: record.id.clone(),
+            project: record.project.clone(),
             lifecycle: tokio::sync::Mutex::new(()),
             inner: Mutex::new(Inner {
                 record,
@@ -297,12 +300,18 @@ impl Containers {
 
     /// Finds a container: full id, then exact name, then unambiguous id prefix.
     pub(crate) fn find(&self, reference: &str) -> Result<Arc<Container>> {
+        self.find_among(reference, |_all| true)
+    }
+
+    /// The same among those that are `wanted`; the others might as well not be there.
+    fn find_among(&self, reference: &str, wanted: impl Fn(&Container) -> bool) -> Result<Arc<Container>> {
         let index = lock(&self.index);
-        if let Some(container) = index.by_id.get(reference) {
+        if let Some(container) = index.by_id.get(reference).filter(|container| wanted(container)) {
             return Ok(Arc::clone(container));
         }
         let name = reference.strip_prefix('/').unwrap_or(reference);
-        if let Some(container) = index.names.get(name).and_then(|id| index.by_id.get(id)) {
+        let named = index.names.get(name).and_then(|id| index.by_id.get(id));
+        if let Some(container) = named.filter(|container| wanted(container)) {
             return Ok(Arc::clone(container));
         }
         let unknown = || Error::not_found(format!("No such container: {reference}"));
@@ -313,7 +322,8 @@ impl Containers {
             .by_id
             .range(reference.to_owned()..)
             .take_while(|(id, _)| id.starts_with(reference))
-            .map(|(_, c)| c);
+            .map(|(_, c)| c)
+            .filter(|container| wanted(container));
         match (matching.next(), matching.next()) {
             (Some(only), None) => Ok(Arc::clone(only)),
             (Some(_), Some(_)) => {
@@ -334,7 +344,13 @@ impl Containers {
 
     /// How many containers are running, paused and stopped.
     pub fn counts(&self) -> (usize, usize, usize) {
-        self.all().iter().fold((0, 0, 0), |(running, paused, stopped), container| match container.status() {
+        self.count(|_all| true)
+    }
+
+    fn count(&self, wanted: impl Fn(&Container) -> bool) -> (usize, usize, usize) {
+        let all = self.all();
+        let wanted = all.iter().filter(|container| wanted(container));
+        wanted.fold((0, 0, 0), |(running, paused, stopped), container| match container.status() {
             Status::Running | Status::Restarting => (running + 1, paused, stopped),
             Status::Paused => (running, paused + 1, stopped),
             _ => (running, paused, stopped + 1),
@@ -392,7 +408,8 @@ impl Containers {
         for (name, value) in more {
             attributes.insert((*name).to_owned(), value.clone());
         }
-        self.events.publish(Kind::Container, action, container.id.clone(), attributes);
+        let project = container.project.clone();
+        self.events.publish_of(project, Kind::Container, action, container.id.clone(), attributes);
     }
 
     /// Stores the container's record as it is now.

@@ -14,13 +14,7 @@ impl Containers {
     /// Publishes `connect` or `disconnect` of a network.
     pub(super) fn network_event(&self, container: &Container, action: &str, network: &str, _endpoint: &str) {
         if let Ok(network) = self.networks.find(network) {
-            self.networks.publish(
-                action,
-                &network.id,
-                &network.name,
-                network.driver.as_str(),
-                &[("container", &container.id)],
-            );
+            self.networks.publish(action, &network, &[("container", &container.id)]);
         }
     }
 

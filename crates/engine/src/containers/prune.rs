@@ -43,13 +43,16 @@ fn duration(text: &str) -> Option<jiff::SignedDuration> {
 }
 
 impl Containers {
-    /// Removes all stopped containers that pass `filters`.
-    pub async fn prune(self: &Arc<Self>, filters: &Filters) -> Result<Value> {
+    /// Removes all stopped containers, or a project's, that pass `filters`.
+    pub async fn prune(self: &Arc<Self>, filters: &Filters, project: Option<&str>) -> Result<Value> {
         filters.only(&["label", "label!", "until"])?;
         let until = until(filters)?;
         let mut deleted = Vec::new();
         let mut reclaimed = 0;
         for container in self.all() {
+            if project.is_some() && container.project.as_deref() != project {
+                continue;
+            }
             let wanted = container.with(|inner| {
                 let record = &inner.record;
                 inner.live.is_none()

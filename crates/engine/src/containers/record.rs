@@ -44,6 +44,12 @@ pub(crate) struct Record {
     /// Stopped by somebody's request: `unless-stopped` leaves it so.
     #[serde(default)]
     pub stopped_by_request: bool,
+    /// The project that the request's own labels named; a label of the image does not count.
+    #[serde(default)]
+    pub project: Option<String>,
+    /// Made through the project's socket: what it names must be the project's whenever it starts, too.
+    #[serde(default)]
+    pub confined: bool,
 }
 
 /// Where a container is in its life.

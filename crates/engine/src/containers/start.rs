@@ -135,6 +135,7 @@ impl Containers {
         }
         self.publish(container, "start", &[]);
         self.tell_links(container, &live);
+        self.tell_aliases(container).await;
         self.watch(Arc::clone(container), Arc::clone(&live), events);
         self.begin_health_checks(container);
         Ok(())
@@ -142,6 +143,7 @@ impl Containers {
 
     fn plan(&self, container: &Container) -> Result<Plan> {
         let record = container.record();
+        self.check_confined(&record)?;
         let of = |mode: Option<&str>, what: &str| -> Result<Option<(Arc<Container>, i32)>> {
             let Some(reference) = mode.and_then(|mode| mode.strip_prefix("container:")) else {
                 return Ok(None);

@@ -13,6 +13,8 @@ const STEPS: &[&str] = &[
      CREATE TABLE volumes (key TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL);
      CREATE TABLE networks (key TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL, record TEXT NOT NULL);
      CREATE INDEX networks_by_name ON networks (name);",
+    // 2: projects' sockets.
+    "CREATE TABLE sockets (key TEXT PRIMARY KEY NOT NULL, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL);",
 ];
 
 /// The schema version this engine reads and writes.
@@ -40,16 +42,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_empty_database_gets_version_1s_tables() {
+    fn an_empty_database_gets_all_tables() {
         let mut connection = Connection::open_in_memory().unwrap();
         run(&mut connection, Path::new("memory")).unwrap();
         assert_eq!(user_version(&connection).unwrap(), CURRENT);
-        for table in ["containers", "volumes", "networks"] {
+        for table in ["containers", "volumes", "networks", "sockets"] {
             let rows: i64 =
                 connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap();
             assert_eq!(rows, 0);
         }
         run(&mut connection, Path::new("memory")).unwrap();
+    }
+
+    #[test]
+    fn version_1_keeps_its_records() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(STEPS[0]).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        connection.execute("INSERT INTO volumes VALUES ('a', 'a', '{}')", []).unwrap();
+        run(&mut connection, Path::new("memory")).unwrap();
+        let count = |table: &str| -> i64 {
+            connection.query_row(&format!("SELECT count(*) FROM {table}"), [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!((count("volumes"), count("sockets")), (1, 0));
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub(crate) enum Table {
     Containers,
     Volumes,
     Networks,
+    Sockets,
 }
 
 impl Table {
@@ -28,6 +29,7 @@ impl Table {
             Self::Containers => "containers",
             Self::Volumes => "volumes",
             Self::Networks => "networks",
+            Self::Sockets => "sockets",
         }
     }
 }
@@ -153,7 +155,7 @@ impl Snapshot {
     fn read(connection: &Connection) -> Result<Self, DbError> {
         let access = |source| DbError::Access { what: "read the records", source };
         let mut rows = Vec::new();
-        for table in [Table::Networks, Table::Volumes, Table::Containers] {
+        for table in [Table::Networks, Table::Volumes, Table::Containers, Table::Sockets] {
             let mut statement = connection
                 .prepare(&format!("SELECT key, record FROM {} ORDER BY rowid", table.name()))
                 .map_err(access)?;
@@ -237,6 +239,10 @@ fn write<'a>(connection: &mut Connection, jobs: impl Iterator<Item = &'a Job>) -
                         "INSERT INTO networks (key, name, record) VALUES (?1, ?2, ?3)
                          ON CONFLICT (key) DO UPDATE SET name = excluded.name, record = excluded.record"
                     }
+                    Table::Sockets => {
+                        "INSERT INTO sockets (key, name, record) VALUES (?1, ?2, ?3)
+                         ON CONFLICT (key) DO UPDATE SET name = excluded.name, record = excluded.record"
+                    }
                 };
                 let mut statement = transaction.prepare_cached(sql).map_err(access)?;
                 statement.execute(params![key, name, record]).map_err(access)?;
@@ -246,6 +252,7 @@ fn write<'a>(connection: &mut Connection, jobs: impl Iterator<Item = &'a Job>) -
                     Table::Containers => "DELETE FROM containers WHERE key = ?1",
                     Table::Volumes => "DELETE FROM volumes WHERE key = ?1",
                     Table::Networks => "DELETE FROM networks WHERE key = ?1",
+                    Table::Sockets => "DELETE FROM sockets WHERE key = ?1",
                 };
                 transaction.prepare_cached(sql).map_err(access)?.execute([key]).map_err(access)?;
             }

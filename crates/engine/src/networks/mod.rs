@@ -91,6 +91,11 @@ impl Record {
         matches!(self.name.as_str(), "bridge" | "host" | "none")
     }
 
+    /// The project it belongs to: only requests give networks labels.
+    pub(crate) fn project(&self) -> Option<String> {
+        self.labels.get(crate::project::LABEL).cloned()
+    }
+
     /// Where published ports are bound when nobody says so; `None` for all addresses.
     pub(crate) fn host_binding(&self) -> Option<IpAddr> {
         let address: IpAddr = self.options.get(options::HOST_BINDING)?.parse().ok()?;
@@ -330,17 +335,28 @@ impl Networks {
 
     /// Finds a network: full id, name, then unambiguous id prefix.
     pub(crate) fn find(&self, reference: &str) -> Result<Record> {
+        self.find_among(reference, |_all| true)
+    }
+
+    /// The id behind a name, id or prefix, among the networks of a project.
+    pub fn resolve_within(&self, reference: &str, project: &str) -> Result<String> {
+        Ok(self.find_among(reference, |record| record.project().as_deref() == Some(project))?.id)
+    }
+
+    /// The same among those that are `wanted`; the others might as well not be there.
+    fn find_among(&self, reference: &str, wanted: impl Fn(&Record) -> bool) -> Result<Record> {
         let index = lock(&self.index);
-        if let Some(record) = index.records.get(reference) {
+        if let Some(record) = index.records.get(reference).filter(|record| wanted(record)) {
             return Ok(record.clone());
         }
         let unknown = || Error::not_found(format!("network {reference} not found"));
         if reference.is_empty() {
             return Err(unknown());
         }
-        let named: Vec<&Record> = index.records.values().filter(|record| record.name == reference).collect();
+        let records = || index.records.values().filter(|record| wanted(record));
+        let named: Vec<&Record> = records().filter(|record| record.name == reference).collect();
         let (matching, by) = if named.is_empty() {
-            (index.records.values().filter(|record| record.id.starts_with(reference)).collect(), "ID prefix")
+            (records().filter(|record| record.id.starts_with(reference)).collect(), "ID prefix")
         } else {
             (named, "name")
         };
@@ -424,8 +440,8 @@ impl Networks {
         let what = || format!("store network {name}");
         let batch = Batch::new().put(Table::Networks, &id, &name, &record).doing(what)?;
         self.db.apply(batch, Durability::Synced).await.doing(what)?;
-        self.enter(record)?;
-        self.publish("create", &id, &name, "bridge", &[]);
+        self.enter(record.clone())?;
+        self.publish("create", &record, &[]);
         Ok(json!({ "Id": id, "Warning": "" }))
     }
 
@@ -440,8 +456,10 @@ impl Networks {
                 "invalid network config: an IPv6 subnet is given, but IPv6 is not enabled for the network",
             ));
         }
-        // IPv6 comes with every network, unless it is not wanted or the host has none.
-        let ipv6 = given.ipv6.is_some() || enable_ipv6.unwrap_or_else(|| self.plumbing.has_ipv6());
+        // IPv6 comes with every network, unless it is not wanted or the host has none. Who says which addresses a
+        // network has, gets those alone: clients compare what they find with what they asked for.
+        let by_default = || given.ipv4.is_none() && self.plumbing.has_ipv6();
+        let ipv6 = given.ipv6.is_some() || enable_ipv6.unwrap_or_else(by_default);
         for subnet in given.subnets() {
             let overlapping = lock(&self.index).records.values().any(|record| {
                 record.bridge.as_ref().is_some_and(|bridge| {
@@ -498,7 +516,7 @@ impl Networks {
             let (plumbing, name) = (self.plumbing(), bridge.name.clone());
             crate::blocking(move || plumbing.remove_bridge(&name)).await?;
         }
-        self.publish("destroy", &record.id, &record.name, record.driver.as_str(), &[]);
+        self.publish("destroy", record, &[]);
         Ok(())
     }
 
@@ -563,13 +581,15 @@ impl Networks {
         }
     }
 
-    pub(crate) fn publish(&self, action: &str, id: &str, name: &str, driver: &str, more: &[(&str, &str)]) {
-        let mut attributes =
-            BTreeMap::from([("name".to_owned(), name.to_owned()), ("type".to_owned(), driver.to_owned())]);
+    pub(crate) fn publish(&self, action: &str, network: &Record, more: &[(&str, &str)]) {
+        let mut attributes = BTreeMap::from([
+            ("name".to_owned(), network.name.clone()),
+            ("type".to_owned(), network.driver.as_str().to_owned()),
+        ]);
         for (key, value) in more {
             attributes.insert((*key).to_owned(), (*value).to_owned());
         }
-        self.events.publish(Kind::Network, action, id, attributes);
+        self.events.publish_of(network.project(), Kind::Network, action, network.id.clone(), attributes);
     }
 }
 
@@ -595,11 +615,7 @@ pub(crate) fn document(record: &Record, containers: Value) -> Value {
             config.push(entry);
         }
     }
-    let ipam_options = if record.ipam_options.is_empty() && record.is_predefined() {
-        Value::Null
-    } else {
-        json!(record.ipam_options)
-    };
+    let ipam_options = if record.ipam_options.is_empty() { Value::Null } else { json!(record.ipam_options) };
     json!({
         "Name": record.name,
         "Id": record.id,

@@ -220,6 +220,8 @@ mod tests {
             state: serde_json::from_str("{\"status\":\"created\"}").unwrap(),
             restart_count: 0,
             stopped_by_request: false,
+            project: None,
+            confined: false,
         }
     }
 

@@ -42,6 +42,13 @@ pub(crate) struct Record {
     pub anonymous: bool,
 }
 
+impl Record {
+    /// The project it belongs to: only requests give volumes labels.
+    pub(crate) fn project(&self) -> Option<String> {
+        self.labels.get(crate::project::LABEL).cloned()
+    }
+}
+
 /// The label that marks a volume nobody named, as Docker does.
 const ANONYMOUS_LABEL: &str = "com.docker.volume.anonymous";
 
@@ -50,6 +57,10 @@ struct Index {
     records: BTreeMap<String, Record>,
     /// Containers that have a mount of the volume.
     users: HashMap<String, BTreeSet<String>>,
+}
+
+fn no_such_volume(name: &str) -> Error {
+    Error::not_found(format!("get {name}: no such volume"))
 }
 
 /// The volumes service.
@@ -153,7 +164,7 @@ impl Volumes {
             .doing(|| format!("create volume {name}"))?;
         self.db.apply(batch, Durability::Synced).await.doing(|| format!("create volume {name}"))?;
         lock(&self.index).records.insert(name.clone(), record.clone());
-        self.events.publish(Kind::Volume, "create", name, driver_attribute());
+        self.events.publish_of(record.project(), Kind::Volume, "create", name, driver_attribute());
         Ok(record)
     }
 
@@ -163,11 +174,16 @@ impl Volumes {
     }
 
     fn get(&self, name: &str) -> Result<Record> {
-        lock(&self.index)
-            .records
-            .get(name)
-            .cloned()
-            .ok_or_else(|| Error::not_found(format!("get {name}: no such volume")))
+        lock(&self.index).records.get(name).cloned().ok_or_else(|| no_such_volume(name))
+    }
+
+    /// Refuses a volume that is not of the project as if it were not there.
+    pub fn within(&self, name: &str, project: &str) -> Result<()> {
+        match self.get(name) {
+            Ok(record) if record.project().as_deref() == Some(project) => Ok(()),
+            Ok(_) => Err(no_such_volume(name)),
+            Err(error) => Err(error),
+        }
     }
 
     pub fn list(&self, filters: &Filters) -> Result<Value> {
@@ -218,8 +234,8 @@ impl Volumes {
             .apply(Batch::new().delete(Table::Volumes, name), Durability::Synced)
             .await
             .doing(|| format!("remove volume {name}"))?;
-        lock(&self.index).records.remove(name);
-        self.events.publish(Kind::Volume, "destroy", name, driver_attribute());
+        let project = lock(&self.index).records.remove(name).and_then(|record| record.project());
+        self.events.publish_of(project, Kind::Volume, "destroy", name, driver_attribute());
         Ok(())
     }
 
