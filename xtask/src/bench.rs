@@ -4,6 +4,7 @@
 //! same image, so that ratios hold although the machine's speed varies.
 
 mod contender;
+pub mod engine;
 pub mod images;
 pub mod runtime;
 
@@ -63,7 +64,7 @@ pub fn run(rounds: usize) -> Result<()> {
         memory.push(json!({ "who": contender.name(), "monitor_kib": monitor, "program_kib": program }));
     }
     results.insert("idle memory".to_owned(), Value::Array(memory));
-    record(rounds, &results)
+    write("run", &json!({ "rounds": rounds, "results": results }))
 }
 
 /// Prints one scenario and returns it.
@@ -89,19 +90,21 @@ fn table(contenders: &[Contender], times: &[Vec<Duration>]) -> Value {
     Value::Array(rows)
 }
 
-/// Writes the figures and the machine they are of.
-fn record(rounds: usize, results: &BTreeMap<String, Value>) -> Result<()> {
+/// Writes the figures, with the machine they are of.
+fn write(name: &str, figures: &Value) -> Result<()> {
     let date = say::read(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned();
     let commit = say::read(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let all = json!({
+    let mut all = json!({
         "date": date, "commit": commit.unwrap_or_default().trim(), "kernel": kernel.trim(), "cores": cores,
-        "rounds": rounds, "results": results,
     });
+    if let (Value::Object(all), Value::Object(figures)) = (&mut all, figures) {
+        all.extend(figures.clone());
+    }
     let dir = root().join("bench/results");
     fs::create_dir_all(&dir)?;
-    let path = dir.join(format!("run-{date}.json"));
+    let path = dir.join(format!("{name}-{date}.json"));
     fs::write(&path, serde_json::to_string_pretty(&all)? + "\n")
         .with_context(|| path.display().to_string())?;
     say::step(&format!("Written to {}", path.display()));

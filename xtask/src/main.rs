@@ -31,6 +31,7 @@ cargo xtask COMMAND
   lint                    format, clippy, layering, dependency rules
   bench run [--rounds N]  starts of containers, side by side with the peers that are installed
   bench images [--rounds N]  pull, push, save, load and rmi, likewise
+  bench engine [--rounds N]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
   vm                      the tests that need cgroup v2, in a virtual machine
 
@@ -78,8 +79,9 @@ fn run() -> Result<()> {
         "lint" => lint::lint(),
         "bench" if words == ["run"] => bench::run(rounds.unwrap_or(15)),
         "bench" if words == ["images"] => bench::images::run(rounds.unwrap_or(3)),
+        "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15)),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
-        "bench" => bail!("bench: say `cargo xtask bench run`, `images` or `runtime`"),
+        "bench" => bail!("bench: say `cargo xtask bench run`, `images`, `engine` or `runtime`"),
         "vm" => vm::vm(),
         other => bail!("unknown command {other}\n\n{USAGE}"),
     }

@@ -1,10 +1,11 @@
 //! Engines that are measured: how each is started, given the image, and made to run something.
 
 use std::{
+    cell::RefCell,
     fs::{self, File},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,15 @@ pub struct Contender {
     name: String,
     sandbox: std::rc::Rc<Sandbox>,
     client: Client,
+    daemon: Option<Daemon>,
+}
+
+/// A daemon that can be started again.
+struct Daemon {
+    program: PathBuf,
+    first: &'static [&'static str],
+    /// `nsenter`, which ends with it.
+    child: RefCell<Child>,
 }
 
 enum Client {
@@ -37,6 +47,7 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
         name: "brig".to_owned(),
         sandbox: ours.clone(),
         client: Client::Remote(dist.join("brig")),
+        daemon: None,
     };
     brig.load(image)?;
     all.push(brig);
@@ -47,6 +58,7 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
                 name: "brig daemon, docker CLI".to_owned(),
                 sandbox: ours,
                 client: Client::Remote(docker.clone()),
+                daemon: None,
             });
         }
         None => say::note("the docker command is not installed: left out"),
@@ -55,7 +67,7 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
         (Some(docker), Some(dockerd)) => {
             let sandbox = engine(&dockerd, &["--storage-driver", "overlay2"])?;
             let name = format!("docker {}", version(&dockerd));
-            let contender = Contender { name, sandbox, client: Client::Remote(docker.clone()) };
+            let contender = Contender { name, sandbox, client: Client::Remote(docker.clone()), daemon: None };
             contender.load(image)?;
             all.push(contender);
         }
@@ -64,7 +76,8 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
     match find("podman") {
         Some(podman) if find("runc").is_some() => {
             let name = format!("podman {}, runc", version(&podman));
-            let contender = Contender { name, sandbox: Sandbox::new()?.into(), client: Client::Podman };
+            let contender =
+                Contender { name, sandbox: Sandbox::new()?.into(), client: Client::Podman, daemon: None };
             contender.load(image)?;
             all.push(contender);
         }
@@ -79,13 +92,14 @@ pub fn for_images(dist: &Path) -> Result<Vec<Contender>> {
     for storage in ["erofs", "overlay"] {
         let sandbox = engine(&dist.join("brig"), &["daemon", "--storage", storage])?;
         let client = Client::Remote(dist.join("brig"));
-        all.push(Contender { name: format!("brig, {storage}"), sandbox, client });
+        all.push(Contender { name: format!("brig, {storage}"), sandbox, client, daemon: None });
     }
     match (find("docker"), find("dockerd")) {
         (Some(docker), Some(dockerd)) => all.push(Contender {
             name: format!("docker {}", version(&dockerd)),
             sandbox: engine(&dockerd, &["--storage-driver", "overlay2"])?,
             client: Client::Remote(docker),
+            daemon: None,
         }),
         _ => say::note("docker or dockerd is not installed: left out"),
     }
@@ -94,8 +108,37 @@ pub fn for_images(dist: &Path) -> Result<Vec<Contender>> {
             name: format!("podman {}", version(&podman)),
             sandbox: Sandbox::new()?.into(),
             client: Client::Podman,
+            daemon: None,
         }),
         None => say::note("podman is not installed: left out"),
+    }
+    Ok(all)
+}
+
+/// Everything that is installed and answers on a socket, without an image.
+pub fn for_api(dist: &Path) -> Result<Vec<Contender>> {
+    let remote = |name: String, program: PathBuf, first: &'static [&'static str]| -> Result<Contender> {
+        let sandbox = std::rc::Rc::new(Sandbox::new()?);
+        let child = RefCell::new(start(&sandbox, &program, first)?);
+        let client = Client::Remote(program.clone());
+        Ok(Contender { name, sandbox, client, daemon: Some(Daemon { program, first, child }) })
+    };
+    let mut all = vec![remote("brig".to_owned(), dist.join("brig"), &["daemon"])?];
+    match find("dockerd") {
+        Some(dockerd) => {
+            let name = format!("docker {}", version(&dockerd));
+            all.push(remote(name, dockerd, &["--storage-driver", "overlay2"])?);
+        }
+        None => say::note("dockerd is not installed: left out"),
+    }
+    match find("podman") {
+        Some(podman) if find("runc").is_some() => all.push(Contender {
+            name: format!("podman {}, runc", version(&podman)),
+            sandbox: Sandbox::new()?.into(),
+            client: Client::Podman,
+            daemon: None,
+        }),
+        _ => say::note("podman with runc is not installed: left out"),
     }
     Ok(all)
 }
@@ -124,6 +167,13 @@ fn version(program: &Path) -> String {
 /// Starts a daemon that takes dockerd's flags, in a sandbox of its own.
 fn engine(program: &Path, first: &[&str]) -> Result<std::rc::Rc<Sandbox>> {
     let sandbox = Sandbox::new()?;
+    // Ends with the sandbox.
+    drop(start(&sandbox, program, first)?);
+    Ok(sandbox.into())
+}
+
+/// Starts one there, and waits until it answers.
+fn start(sandbox: &Sandbox, program: &Path, first: &[&str]) -> Result<Child> {
     let dir = sandbox.dir().display();
     let log = File::create(sandbox.dir().join("log"))?;
     let mut command = sandbox.command(program);
@@ -138,7 +188,6 @@ fn engine(program: &Path, first: &[&str]) -> Result<std::rc::Rc<Sandbox>> {
         .stdin(Stdio::null())
         .stdout(log.try_clone()?)
         .stderr(log);
-    // Ends with the sandbox.
     let mut daemon = command.spawn().context("nsenter")?;
     let socket = sandbox.dir().join("sock");
     let up = until(Duration::from_secs(30), || {
@@ -151,7 +200,7 @@ fn engine(program: &Path, first: &[&str]) -> Result<std::rc::Rc<Sandbox>> {
         let said = fs::read_to_string(sandbox.dir().join("log")).unwrap_or_default();
         bail!("{} did not start:\n{said}", program.display());
     }
-    Ok(sandbox.into())
+    Ok(daemon)
 }
 
 /// Whether an engine listens there and answers.
@@ -270,6 +319,24 @@ impl Contender {
         results.into_iter().collect::<Result<_>>().with_context(|| self.name.clone())
     }
 
+    /// Ends the daemon as a service manager does; how long its next start takes until it answers.
+    pub fn restart(&self) -> Result<Duration> {
+        let daemon = self.daemon.as_ref().context("there is no daemon")?;
+        let pid = fs::read_to_string(self.sandbox.dir().join("pid"))?;
+        say::read(self.sandbox.command("kill").args(["-TERM", pid.trim()]))?;
+        daemon.child.borrow_mut().wait()?;
+        let began = Instant::now();
+        *daemon.child.borrow_mut() = start(&self.sandbox, &daemon.program, daemon.first)?;
+        Ok(began.elapsed())
+    }
+
+    /// KiB of private memory of the monitor of a container, of which `pid` is the program.
+    pub fn monitor_memory(&self, pid: &str) -> Result<u64> {
+        let status = fs::read_to_string(self.sandbox.proc(pid).join("status"))?;
+        let parent = status.lines().find_map(|l| l.strip_prefix("PPid:\t")).context("no parent")?.to_owned();
+        private(&self.sandbox.proc(parent))
+    }
+
     /// KiB of private memory of an idle container's monitor and of its program.
     pub fn idle_memory(&self) -> Result<(u64, u64)> {
         let mut command = self.command("run");
@@ -279,9 +346,7 @@ impl Contender {
         let program = self.sandbox.proc(&pid);
         // A moment to settle; nothing reports that.
         std::thread::sleep(Duration::from_secs(1));
-        let status = fs::read_to_string(program.join("status"))?;
-        let parent = status.lines().find_map(|l| l.strip_prefix("PPid:\t")).context("no parent")?.to_owned();
-        let both = (private(&self.sandbox.proc(parent))?, private(&program)?);
+        let both = (self.monitor_memory(&pid)?, private(&program)?);
         say::read(self.command("rm").args(["-f", "idle"]))?;
         Ok(both)
     }

@@ -114,7 +114,7 @@ fn figure(work: impl FnOnce() -> Result<()>) -> Result<Figure> {
 }
 
 /// Processor time spent on anything, from `/proc/stat`.
-fn busy() -> Result<Duration> {
+pub fn busy() -> Result<Duration> {
     let text = fs::read_to_string("/proc/stat")?;
     let words = text.lines().next().context("/proc/stat is empty")?.split_ascii_whitespace().skip(1);
     let ticks: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
