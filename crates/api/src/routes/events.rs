@@ -36,11 +36,7 @@ async fn events(state: State, request: Request) -> Result<Reply, Error> {
 }
 
 /// The events of a project's objects, or of all.
-pub(super) fn events_of(
-    state: &State,
-    request: &Request,
-    project: Option<String>,
-) -> Result<Reply, Error> {
+pub(super) fn events_of(state: &State, request: &Request, project: Option<String>) -> Result<Reply, Error> {
     let moment = |name: &str| {
         parse_moment(request.query().text(name).unwrap_or_default())
             .map_err(|text| Error::invalid(format!("{name}: {text}")))
