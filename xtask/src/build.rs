@@ -19,6 +19,16 @@ pub enum Profile {
     Debug,
 }
 
+impl Profile {
+    /// Cargo's name for its directory.
+    fn dir(self) -> &'static str {
+        match self {
+            Self::Release => "release",
+            Self::Debug => "debug",
+        }
+    }
+}
+
 /// Where the executables go.
 pub fn dist(profile: Profile) -> PathBuf {
     brigantine_testkit::fixtures::target_dir().join(match profile {
@@ -35,35 +45,42 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
     packages::install(&[packages::BUILD])?;
     say::step("Building brig and brig-runtime");
     let target = brigantine_testkit::fixtures::target_dir();
-    let (flag, dir) = match profile {
-        Profile::Release => (Some("--release"), "release"),
-        Profile::Debug => (None, "debug"),
-    };
-    let cargo = || {
-        let mut command = Command::new(env!("CARGO"));
-        command.current_dir(root()).arg("build").args(["--locked", "--quiet"]).args(flag);
-        command
-    };
-    say::run(cargo().args(["--package", "brigantine-cli", "--bin", "brig"]))?;
-    // With an explicit target the flags do not apply to build scripts and macros, which cannot be static.
-    let triple = host_triple()?;
-    say::run(
-        cargo()
-            .args(["--package", "brigantine-shim", "--bin", "brig-runtime", "--target", &triple])
-            .env("RUSTFLAGS", STATIC_FLAGS),
-    )?;
+    say::run(cargo(profile).args(["--package", "brigantine-cli", "--bin", "brig"]))?;
     let dist = dist(profile);
     fs::create_dir_all(&dist)?;
-    place(&target.join(dir).join("brig"), &dist)?;
-    let runtime = place(&target.join(triple).join(dir).join("brig-runtime"), &dist)?;
-    if let Some(interpreter) = interpreter(&runtime)? {
-        bail!("{} is not static: it asks for {interpreter}", runtime.display());
-    }
+    place(&target.join(profile.dir()).join("brig"), &dist)?;
+    runtime(profile)?;
     for name in ["brig", "brig-runtime"] {
         let size = fs::metadata(dist.join(name))?.len();
         say::note(&format!("{} ({:.1} MB)", dist.join(name).display(), size as f64 / 1e6));
     }
     Ok(dist)
+}
+
+/// Builds `brig-runtime` alone and returns its place.
+pub fn runtime(profile: Profile) -> Result<PathBuf> {
+    // With an explicit target the flags do not apply to build scripts and macros, which cannot be static.
+    let triple = host_triple()?;
+    say::run(
+        cargo(profile)
+            .args(["--package", "brigantine-shim", "--bin", "brig-runtime", "--target", &triple])
+            .env("RUSTFLAGS", STATIC_FLAGS),
+    )?;
+    let dist = dist(profile);
+    fs::create_dir_all(&dist)?;
+    let target = brigantine_testkit::fixtures::target_dir();
+    let runtime = place(&target.join(triple).join(profile.dir()).join("brig-runtime"), &dist)?;
+    if let Some(interpreter) = interpreter(&runtime)? {
+        bail!("{} is not static: it asks for {interpreter}", runtime.display());
+    }
+    Ok(runtime)
+}
+
+fn cargo(profile: Profile) -> Command {
+    let mut command = Command::new(env!("CARGO"));
+    command.current_dir(root()).arg("build").args(["--locked", "--quiet"]);
+    command.args((profile == Profile::Release).then_some("--release"));
+    command
 }
 
 /// Copies an executable beside its place, then renames: a running one is not written to.

@@ -33,7 +33,8 @@ cargo xtask COMMAND
   bench images [--rounds N]  pull, push, save, load and rmi, likewise
   bench engine [--rounds N]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
-  vm                      the tests that need cgroup v2, in a virtual machine
+  vm [--script FILE] [FILTER...]  the runtime's tests and the engine in a virtual machine with cgroup v2, AppArmor
+                          and systemd
 
 Commands that need Debian packages install them (as root) and say so first.";
 
@@ -58,13 +59,15 @@ fn run() -> Result<()> {
     let mut debug = false;
     let mut prefix = PathBuf::from("/usr/local");
     let mut rounds = None;
+    let mut script = None;
     let mut words = Vec::new();
     while let Some(arg) = parser.next()? {
         match arg {
             Long("debug") if command == "build" => debug = true,
             Long("prefix") if command == "install" => prefix = parser.value()?.into(),
             Long("rounds") if command == "bench" => rounds = Some(parser.value()?.parse()?),
-            Value(word) if matches!(command.as_str(), "test" | "bench") => words.push(word.string()?),
+            Long("script") if command == "vm" => script = Some(PathBuf::from(parser.value()?)),
+            Value(word) if matches!(command.as_str(), "test" | "bench" | "vm") => words.push(word.string()?),
             Short('h') | Long("help") => return say::line(USAGE),
             other => bail!("{command}: {}", other.unexpected()),
         }
@@ -82,7 +85,7 @@ fn run() -> Result<()> {
         "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15)),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
         "bench" => bail!("bench: say `cargo xtask bench run`, `images`, `engine` or `runtime`"),
-        "vm" => vm::vm(),
+        "vm" => vm::vm(&words, script),
         other => bail!("unknown command {other}\n\n{USAGE}"),
     }
 }

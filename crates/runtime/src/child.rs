@@ -283,9 +283,8 @@ impl Stage<'_> {
         if bytes.len() >= prefix.len() {
             return Err((Part::Open, Errno::NAMETOOLONG));
         }
-        let root = self.root()?;
-        let mut above = rustix::io::fcntl_dupfd_cloexec(root, 0).map_err(at(Part::Open))?;
-        let mut start = 0;
+        let (mut above, mut start) = self.deepest(bytes, &mut prefix, strict)?;
+        // Nothing of what follows can be reached: each part is missing, or a link to what is missing.
         while start < bytes.len() {
             let rest = &bytes[start..];
             let length = rest.iter().position(|&b| b == b'/').unwrap_or(rest.len());
@@ -295,39 +294,54 @@ impl Stage<'_> {
                 start = end + 1;
                 continue;
             }
-            prefix[..end].copy_from_slice(&bytes[..end]);
-            prefix[end] = 0;
-            let Ok(path) = CStr::from_bytes_with_nul(&prefix[..=end]) else {
-                return Err((Part::Open, Errno::INVAL));
+            let path = c_prefix(bytes, end, &mut prefix)?;
+            let name = CStr::from_bytes_with_nul(&path.to_bytes_with_nul()[start..])
+                .map_err(|_unused| (Part::Open, Errno::INVAL))?;
+            let made = if last && !directory {
+                let mode = Mode::from_raw_mode(0o644);
+                rustix::fs::mknodat(&above, name, FileType::RegularFile, mode, 0)
+            } else {
+                rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))
             };
-            let Ok(name) = CStr::from_bytes_with_nul(&prefix[start..=end]) else {
-                return Err((Part::Open, Errno::INVAL));
-            };
+            let there = made == Err(Errno::EXIST);
+            if !there {
+                made.map_err(at(Part::Create))?;
+            }
             above = match self.open_at(path, OFlags::PATH, strict) {
-                Ok(fd) => fd,
-                Err(Errno::NOENT) => {
-                    let made = if last && !directory {
-                        let mode = Mode::from_raw_mode(0o644);
-                        rustix::fs::mknodat(&above, name, FileType::RegularFile, mode, 0)
-                    } else {
-                        rustix::fs::mkdirat(&above, name, Mode::from_raw_mode(0o755))
-                    };
-                    match made {
-                        // A link to nothing: what it leads to is made.
-                        Err(Errno::EXIST) if !strict && links < 40 => {
-                            let mut led = [0_u8; 4096];
-                            let led = follow(above.as_fd(), name, &bytes[..start], &bytes[end..], &mut led)?;
-                            return self.ensure_path(led, strict, directory, links + 1);
-                        }
-                        other => other.map_err(at(Part::Create))?,
-                    }
-                    self.open_at(path, OFlags::PATH, strict).map_err(at(Part::Open))?
+                // A link to nothing: what it leads to is made.
+                Err(Errno::NOENT) if there && !strict && links < 40 => {
+                    let mut led = [0_u8; 4096];
+                    let led = follow(above.as_fd(), name, &bytes[..start], &bytes[end..], &mut led)?;
+                    return self.ensure_path(led, strict, directory, links + 1);
                 }
-                Err(e) => return Err((Part::Open, e)),
+                // Its own, or that of another container with the same root, which was quicker.
+                other => other.map_err(at(Part::Open))?,
             };
             start = end + 1;
         }
         Ok(above)
+    }
+
+    /// The deepest directory on the way to `path` that is there (mostly the last but one), and where in the path
+    /// the rest begins.
+    fn deepest(
+        &self,
+        path: &[u8],
+        prefix: &mut [u8; 4096],
+        strict: bool,
+    ) -> Result<(OwnedFd, usize), (Part, Errno)> {
+        let mut end = path.len();
+        while let Some(cut) = path[..end].iter().rposition(|&b| b == b'/') {
+            if cut > 0 {
+                match self.open_at(c_prefix(path, cut, prefix)?, OFlags::PATH, strict) {
+                    Err(Errno::NOENT) => {}
+                    other => return other.map(|fd| (fd, cut + 1)).map_err(at(Part::Open)),
+                }
+            }
+            end = cut;
+        }
+        let root = rustix::io::fcntl_dupfd_cloexec(self.root()?, 0).map_err(at(Part::Open))?;
+        Ok((root, 0))
     }
 
     fn attach_root(&mut self, tree: &Tree, place: &CStr) -> Outcome {
@@ -550,6 +564,13 @@ impl Stage<'_> {
         }
         Ok(())
     }
+}
+
+/// The first `end` bytes of a path as a path of its own.
+fn c_prefix<'a>(path: &[u8], end: usize, buffer: &'a mut [u8; 4096]) -> Result<&'a CStr, (Part, Errno)> {
+    buffer[..end].copy_from_slice(&path[..end]);
+    buffer[end] = 0;
+    CStr::from_bytes_with_nul(&buffer[..=end]).map_err(|_unused| (Part::Open, Errno::INVAL))
 }
 
 /// The path without its first part, if that is `first`.

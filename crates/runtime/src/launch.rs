@@ -291,14 +291,23 @@ pub struct Execed {
 }
 
 /// Everything up to right before the exec. The process is a child of the caller.
-pub fn create(mut launch: Launch) -> Result<Created, Error> {
+pub fn create(launch: Launch) -> Result<Created, Error> {
+    create_beside(launch, |_, _| Ok(()))
+}
+
+/// The same, and `beside` is done while the process sets itself up: it gets the process's number and group. Its
+/// failure ends the process.
+pub(crate) fn create_beside(
+    mut launch: Launch,
+    beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error>,
+) -> Result<Created, Error> {
     check_id(&launch.id)?;
     if let Some(list) = launch.spec.hooks() {
         hooks::check_all(list)?;
     }
     let (cgroup, placeholder) =
         make_cgroup(&launch.id, &launch.spec, launch.systemd_cgroup, launch.rootless)?;
-    let made = create_in(&mut launch, &cgroup);
+    let made = create_in(&mut launch, &cgroup, beside);
     // The container's own process is in the group now, or it is not needed any more.
     drop(placeholder);
     if made.is_err() {
@@ -338,7 +347,11 @@ pub(crate) fn make_cgroup(
     }
 }
 
-fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
+fn create_in(
+    launch: &mut Launch,
+    cgroup: &Cgroup,
+    beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error>,
+) -> Result<Created, Error> {
     let id = launch.id.clone();
     let spec_hooks = launch.spec.hooks().clone();
     let bundle = launch.bundle.clone();
@@ -376,6 +389,7 @@ fn create_in(launch: &mut Launch, cgroup: &Cgroup) -> Result<Created, Error> {
         if !spec_hooks.as_ref().is_some_and(hooks::any_before_pivot) {
             setup.say(Message::InCgroup)?;
         }
+        beside(child.pid, cgroup)?;
         setup.until_ready(|| {
             let Some(spec_hooks) = &spec_hooks else { return Ok(()) };
             let mut state = state.clone();

@@ -468,7 +468,11 @@ fn changes(options: &Options) -> Vec<(Change, bool)> {
     let mut all = vec![(plain, false), (below, true)];
     all.retain(|(change, _)| !change.is_nothing());
     if options.propagation.is_empty() {
-        all.push((Change { propagation: propagation::PRIVATE, ..Change::default() }, true));
+        match &mut all[..] {
+            // All there is to a single mount goes in one call.
+            [(only, false)] if !options.recursive => only.propagation = propagation::PRIVATE,
+            _ => all.push((Change { propagation: propagation::PRIVATE, ..Change::default() }, true)),
+        }
     }
     let propagation = options.propagation.iter();
     all.extend(

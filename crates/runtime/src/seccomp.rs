@@ -117,10 +117,8 @@ pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
             arches.push(abi);
         }
     }
-    let mut tables = Vec::new();
-    for abi in &arches {
-        tables.push((*abi, table(filter, *abi, default)?));
-    }
+    let rules = rules(filter)?;
+    let tables: Vec<_> = arches.iter().map(|abi| (*abi, table(&rules, *abi, default))).collect();
     Ok(Some(Program { code: assemble(&tables, default)?, flags }))
 }
 
@@ -246,11 +244,9 @@ const X32_OWN: &[&str] = &[
 ];
 
 fn x32_number(name: &str) -> Option<u32> {
-    let number = match X32_OWN.iter().position(|own| *own == name) {
-        Some(place) => 512 + place as u32,
-        None => name.parse::<syscalls::x86_64::Sysno>().ok()?.id() as u32,
-    };
-    Some(number | X32_BIT)
+    let number = name.parse::<syscalls::x86_64::Sysno>().ok()?.id() as u32;
+    let own = X32_OWN.iter().position(|own| *own == name);
+    Some(own.map_or(number, |place| 512 + place as u32) | X32_BIT)
 }
 
 fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> {
@@ -275,41 +271,67 @@ fn action(action: LinuxSeccompAction, errno: Option<u32>) -> Result<u32, Error> 
     })
 }
 
-/// Verdicts by number, ascending. Names the ABI does not have are skipped: a profile is written
-/// for many kernels.
-fn table(filter: &LinuxSeccomp, abi: Abi, default: u32) -> Result<Vec<(u32, Verdict)>, Error> {
-    let mut by_number: std::collections::BTreeMap<u32, Verdict> = std::collections::BTreeMap::new();
-    for rule in filter.syscalls().iter().flatten() {
-        let action = action(rule.action(), rule.errno_ret())?;
+/// A rule of the filter, understood once for all architectures.
+struct Rule<'a> {
+    names: &'a [String],
+    tests: Vec<Test>,
+    action: u32,
+    /// Two tests are on one argument: they are alternatives, as libseccomp's users expect.
+    alternatives: bool,
+}
+
+fn rules(filter: &LinuxSeccomp) -> Result<Vec<Rule<'_>>, Error> {
+    let understood = |rule| {
+        let rule: &crate::spec::LinuxSyscall = rule;
         let args = rule.args().as_deref().unwrap_or_default();
         let tests = args.iter().map(test).collect::<Result<Vec<_>, _>>()?;
-        // Two tests on one argument are alternatives, as libseccomp's users expect.
         let mut seen = [false; 6];
         let alternatives = tests.iter().any(|t| std::mem::replace(&mut seen[usize::from(t.index)], true));
-        for name in rule.names() {
-            let Some(number) = abi.number(name) else { continue };
-            let verdict =
-                by_number.entry(number).or_insert(Verdict { clauses: Vec::new(), otherwise: default });
-            if tests.is_empty() {
-                // The first rule without conditions settles it.
-                if verdict.otherwise == default {
-                    verdict.otherwise = action;
-                }
-            } else if alternatives {
-                verdict.clauses.extend(tests.iter().map(|t| (vec![*t], action)));
-            } else {
-                verdict.clauses.push((tests.clone(), action));
+        Ok(Rule {
+            names: rule.names(),
+            tests,
+            action: action(rule.action(), rule.errno_ret())?,
+            alternatives,
+        })
+    };
+    filter.syscalls().iter().flatten().map(understood).collect()
+}
+
+/// Verdicts by number, ascending. Names the ABI does not have are skipped: a profile is written
+/// for many kernels.
+fn table(rules: &[Rule<'_>], abi: Abi, default: u32) -> Vec<(u32, Verdict)> {
+    let mut numbered: Vec<(u32, &Rule<'_>)> = Vec::with_capacity(512);
+    for rule in rules {
+        numbered.extend(rule.names.iter().filter_map(|name| Some((abi.number(name)?, rule))));
+    }
+    // Rules for one number stay in the filter's order.
+    numbered.sort_by_key(|(number, _)| *number);
+    let same = numbered.chunk_by(|(a, _), (b, _)| a == b);
+    let verdicts = same.filter_map(|same| Some((same.first()?.0, verdict(same, default))));
+    verdicts.filter(|(_, v)| v.otherwise != default || !v.clauses.is_empty()).collect()
+}
+
+/// What the rules for one number come to.
+fn verdict(rules: &[(u32, &Rule<'_>)], default: u32) -> Verdict {
+    let mut verdict = Verdict { clauses: Vec::new(), otherwise: default };
+    for (_, rule) in rules {
+        if rule.tests.is_empty() {
+            // The first rule without conditions settles it.
+            if verdict.otherwise == default {
+                verdict.otherwise = rule.action;
             }
+        } else if rule.alternatives {
+            verdict.clauses.extend(rule.tests.iter().map(|t| (vec![*t], rule.action)));
+        } else {
+            verdict.clauses.push((rule.tests.clone(), rule.action));
         }
     }
-    for verdict in by_number.values_mut() {
-        // What is settled without conditions is not made stricter or laxer by the same verdict.
-        let otherwise = verdict.otherwise;
-        while verdict.clauses.last().is_some_and(|(_, action)| *action == otherwise) {
-            verdict.clauses.pop();
-        }
+    // What is settled without conditions is not made stricter or laxer by the same verdict.
+    let otherwise = verdict.otherwise;
+    while verdict.clauses.last().is_some_and(|(_, action)| *action == otherwise) {
+        verdict.clauses.pop();
     }
-    Ok(by_number.into_iter().filter(|(_, v)| v.otherwise != default || !v.clauses.is_empty()).collect())
+    verdict
 }
 
 fn test(arg: &LinuxSeccompArg) -> Result<Test, Error> {
@@ -324,6 +346,8 @@ fn test(arg: &LinuxSeccompArg) -> Result<Test, Error> {
 struct Assembler {
     /// Last instruction first.
     reversed: Vec<Instruction>,
+    /// Where each action is returned last.
+    returns: Vec<(u32, Label)>,
 }
 
 /// A place in the code, counted from its end.
@@ -336,16 +360,19 @@ impl Assembler {
     }
 
     fn ret(&mut self, action: u32) -> Label {
-        self.push(RETURN, action)
+        let label = self.push(RETURN, action);
+        match self.returns.iter_mut().find(|(known, _)| *known == action) {
+            Some((_, last)) => *last = label,
+            None => self.returns.push((action, label)),
+        }
+        label
     }
 
     /// A return near enough to be jumped to from an instruction pushed soon.
     fn ret_near(&mut self, action: u32) -> Label {
-        let from = self.reversed.len().saturating_sub(120);
-        let near = self.reversed[from..].iter().rposition(|i| i.code == RETURN && i.k == action);
-        match near {
-            Some(place) => from + place + 1,
-            None => self.ret(action),
+        match self.returns.iter().find(|(known, _)| *known == action) {
+            Some((_, label)) if self.reversed.len() - label < 120 => *label,
+            _ => self.ret(action),
         }
     }
 
@@ -426,22 +453,22 @@ fn trampoline_load(out: &mut Assembler, next: Label) -> Label {
 
 /// Leaves: maximal runs of numbers with one verdict, including the default's gaps.
 fn search(out: &mut Assembler, table: &[(u32, Verdict)], default: u32) -> Label {
-    let mut leaves: Vec<(u32, Verdict)> = Vec::new();
-    let plain = |action| Verdict { clauses: Vec::new(), otherwise: action };
-    let mut add = |from: u32, verdict: Verdict| match leaves.last_mut() {
-        Some((start, last)) if *start == from => *last = verdict,
-        Some((_, last)) if *last == verdict => {}
-        _ => leaves.push((from, verdict)),
-    };
-    add(0, plain(default));
-    for (number, verdict) in table {
-        add(*number, verdict.clone());
-        add(number + 1, plain(default));
+    let default = Verdict { clauses: Vec::new(), otherwise: default };
+    let mut leaves: Vec<(u32, &Verdict)> = Vec::with_capacity(table.len());
+    for (from, verdict) in
+        std::iter::once((0, &default)).chain(table.iter().flat_map(|(n, v)| [(*n, v), (n + 1, &default)]))
+    {
+        if leaves.last().is_some_and(|(start, _)| *start == from) {
+            leaves.pop();
+        }
+        if leaves.last().is_none_or(|(_, last)| *last != verdict) {
+            leaves.push((from, verdict));
+        }
     }
     tree(out, &leaves)
 }
 
-fn tree(out: &mut Assembler, leaves: &[(u32, Verdict)]) -> Label {
+fn tree(out: &mut Assembler, leaves: &[(u32, &Verdict)]) -> Label {
     match leaves {
         [] => out.ret(RET_KILL_PROCESS),
         [(_, verdict)] => leaf(out, verdict),

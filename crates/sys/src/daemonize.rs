@@ -2,12 +2,13 @@
 
 use std::io;
 
+use crate::process;
+
 /// Continues in a forked child; the calling process ends at once with status 0. So the caller's parent can reap it
 /// immediately, and what continues is nobody's child. Refused in a process with several threads, of which the child
 /// would have only one, and locks held by the others for ever.
 pub fn continue_as_orphan() -> io::Result<()> {
-    // A directory of threads has two links and one for each thread.
-    if rustix::fs::stat("/proc/self/task")?.st_nlink != 3 {
+    if !process::is_single_threaded()? {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
             "cannot fork: the process has several threads",

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod daemonize;
 pub mod exec;
+mod executable;
 pub mod fd;
 pub mod inherit;
 pub mod mount;

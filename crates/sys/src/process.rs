@@ -4,6 +4,12 @@ use rustix::io::Errno;
 
 use crate::check;
 
+/// Whether the calling thread is the process's only one.
+pub(crate) fn is_single_threaded() -> Result<bool, Errno> {
+    // A directory of threads has two links and one for each thread.
+    Ok(rustix::fs::stat("/proc/self/task")?.st_nlink == 3)
+}
+
 /// Sets every signal to its default action and unblocks all: what a parent ignored or blocked must
 /// not be inherited by a program.
 pub fn reset_signals() {

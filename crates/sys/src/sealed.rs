@@ -10,10 +10,12 @@ use std::path::Path;
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use crate::executable;
+
 /// The running executable seen through a read-only overlay of its own, which has no upper layer: nobody can
 /// write to the file through it, and the mount is in no mount namespace, so that nobody can change it. Made
 /// without copying a byte, unlike [`SealedExe`], whose guarantee about files that change on disk it does not
-/// give. Needs `CAP_SYS_ADMIN`, and Linux 6.5.
+/// give. Needs `CAP_SYS_ADMIN`.
 #[derive(Debug)]
 pub struct VeiledExe {
     fd: OwnedFd,
@@ -29,14 +31,14 @@ impl VeiledExe {
         // A read-only overlay has two layers at least; neither may be part of the other.
         let apart = |d: &&str| !dir.starts_with(d) && !Path::new(d).starts_with(dir);
         let second = ["/dev", "/run"].into_iter().find(apart).ok_or_else(refused)?;
+        // One list and not `lowerdir+` for each: kernels before 6.5 know only this.
+        let dir = dir.to_str().filter(|d| !d.contains([':', ',', '\\'])).ok_or_else(refused)?;
         let context = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        for layer in [dir, Path::new(second)] {
-            rustix::mount::fsconfig_set_string(&context, "lowerdir+", layer)?;
-        }
+        rustix::mount::fsconfig_set_string(&context, "lowerdir", format!("{dir}:{second}"))?;
         rustix::mount::fsconfig_create(&context)?;
         let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV;
         let mount = rustix::mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let fd = rustix::fs::openat(&mount, name, flags, Mode::empty())?;
         // It must be the file that runs, not one put in its place.
         let (veiled, own) = (rustix::fs::fstat(&fd)?, rustix::fs::stat("/proc/self/exe")?);
@@ -54,6 +56,17 @@ impl VeiledExe {
         at_root
             && rustix::fs::statfs("/proc/self/exe").is_ok_and(|s| s.f_type as u64 == OVERLAY_MAGIC)
             && rustix::fs::statvfs("/proc/self/exe").is_ok_and(read_only)
+    }
+
+    /// Goes on as a process that was executed from it: a tenth of the time that an exec takes. On an error,
+    /// execute [`Self::path`].
+    pub fn become_current(&self) -> io::Result<()> {
+        executable::replace(self.fd.as_fd())?;
+        if Self::is_current() {
+            Ok(())
+        } else {
+            Err(io::Error::other("the kernel did not take another executable for this process"))
+        }
     }
 
     /// A path by which this process can execute it.

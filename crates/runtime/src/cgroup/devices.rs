@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use brigantine_sys::bpf::{self, Instruction};
 
-use super::{Cgroup, write};
+use super::{Cgroup, write_lines};
 use crate::error::Error;
 use crate::spec::{LinuxDeviceCgroup, LinuxDeviceType, LinuxResources};
 
@@ -54,9 +54,11 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Er
         rules.retain(|r| r.kind.is_none() || r.allow != all.allow);
     }
     if let Some(dir) = group.v1_dir("devices") {
-        for rule in &rules {
-            let file = dir.join(if rule.allow { "devices.allow" } else { "devices.deny" });
-            write(&file, &v1_line(rule))?;
+        // One rule a write, but one file for all rules in a row of a kind.
+        for same in rules.chunk_by(|a, b| a.allow == b.allow) {
+            let allow = same.first().is_some_and(|r| r.allow);
+            let file = dir.join(if allow { "devices.allow" } else { "devices.deny" });
+            write_lines(&file, same.iter().map(v1_line))?;
         }
         return Ok(());
     }

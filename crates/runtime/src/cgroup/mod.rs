@@ -544,6 +544,15 @@ impl Cgroup {
         Ok(())
     }
 
+    /// Removes the group if nobody is in it and nothing below it; whether that was so. systemd's groups are not.
+    pub(crate) fn delete_unused(&self) -> bool {
+        let gone = |dir: &&Path| match fs::remove_dir(dir) {
+            Ok(()) => true,
+            Err(e) => e.kind() == io::ErrorKind::NotFound,
+        };
+        self.unit.is_none() && self.directories().iter().all(gone)
+    }
+
     /// True while any directory of the group exists.
     pub fn exists(&self) -> bool {
         self.directories().iter().any(|dir| dir.exists())
@@ -607,15 +616,42 @@ fn clean(path: &str) -> Result<String, Error> {
 }
 
 fn write(file: &Path, text: &str) -> Result<(), Error> {
+    write_lines(file, std::iter::once(text))
+}
+
+/// Each line in a write of its own, as the kernel takes them.
+fn write_lines(file: &Path, lines: impl Iterator<Item = impl AsRef<str>>) -> Result<(), Error> {
     use rustix::fs::{Mode, OFlags, open};
-    let cause = |e| Error::os(format!("writing {text:?} to {}", file.display()), e);
-    let fd = open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).map_err(cause)?;
-    rustix::io::write(&fd, text.as_bytes()).map_err(cause)?;
+    let cause = |text: &str, e| Error::os(format!("writing {text:?} to {}", file.display()), e);
+    let mut fd = None;
+    for line in lines {
+        let line = line.as_ref();
+        let open = || open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        let fd = match &fd {
+            Some(fd) => fd,
+            None => fd.insert(open().map_err(|e| cause(line, e))?),
+        };
+        rustix::io::write(fd, line.as_bytes()).map_err(|e| cause(line, e))?;
+    }
     Ok(())
 }
 
+/// A file whose size is not known before it is read, as those of the kernel: in large pieces, for each may be made anew.
 fn read(file: &Path) -> Result<String, Error> {
-    fs::read_to_string(file).map_err(|e| Error::os(format!("reading {}", file.display()), e))
+    use rustix::fs::{Mode, OFlags, open};
+    let cause = |e: io::Error| Error::os(format!("reading {}", file.display()), e);
+    let fd = open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| cause(e.into()))?;
+    let mut all = Vec::new();
+    let mut piece = [0_u8; 4096];
+    loop {
+        match rustix::io::read(&fd, &mut piece) {
+            Ok(0) => break,
+            Ok(length) => all.extend_from_slice(&piece[..length]),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(e) => return Err(cause(e.into())),
+        }
+    }
+    String::from_utf8(all).map_err(|e| cause(io::Error::new(io::ErrorKind::InvalidData, e)))
 }
 
 /// False if it was there.

@@ -17,7 +17,7 @@ use super::record::{Dir, Record, Status, started, timestamp};
 use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
 use crate::hooks;
-use crate::launch::{Created, Launch, Rootfs, Stdio, create, start_waiting};
+use crate::launch::{Created, Launch, Rootfs, Stdio, create_beside, start_waiting};
 use crate::listener::Listener;
 use crate::spec::{Process, Spec};
 
@@ -230,7 +230,15 @@ fn hand_on_listen_fds(spec: &mut Spec) {
     }
 }
 
-fn make(global: &Global, options: &Options, waiting: bool) -> Result<(Dir, Created, Option<OwnedFd>), Error> {
+/// A container with its record and, if nobody else got it, its terminal.
+struct Made {
+    dir: Dir,
+    record: Record,
+    created: Created,
+    master: Option<OwnedFd>,
+}
+
+fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error> {
     let id = options.id()?;
     let bundle = options.path("bundle").unwrap_or_else(|| PathBuf::from("."));
     let bundle = fs::canonicalize(&bundle)
@@ -257,19 +265,25 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<(Dir, Creat
         if waiting {
             launch.start_listener = Some(dir.listen()?);
         }
-        let mut created = create(launch)?;
-        let record = Record {
-            version: 1,
-            id: id.to_owned(),
-            pid: created.pid(),
-            pid_started: started(created.pid()).map(|(time, _)| time).unwrap_or_default(),
-            bundle,
-            rootfs,
-            created: timestamp(SystemTime::now()),
-            cgroup: created.cgroup().clone(),
-            spec,
-        };
-        dir.save(&record)?;
+        let mut record = None;
+        let mut created = create_beside(launch, |pid, cgroup| {
+            let of_container = Record {
+                version: 1,
+                id: id.to_owned(),
+                pid,
+                pid_started: started(pid).map(|(time, _)| time).unwrap_or_default(),
+                bundle,
+                rootfs,
+                created: timestamp(SystemTime::now()),
+                cgroup: cgroup.clone(),
+                spec,
+            };
+            dir.prepare(&of_container)?;
+            record = Some(of_container);
+            Ok(())
+        })?;
+        let record = record.ok_or_else(|| Error::invalid("the container has no record"))?;
+        dir.publish()?;
         let mut master = created.take_terminal();
         if let Some(master) = master.as_ref().filter(|_| options.path("console-socket").is_none()) {
             terminal::plain_lines(master)?;
@@ -285,10 +299,10 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<(Dir, Creat
         if let Some(file) = options.path("pid-file") {
             write_pid(&file, created.pid())?;
         }
-        Ok((created, master))
+        Ok((record, created, master))
     })();
     match made {
-        Ok((created, master)) => Ok((dir, created, master)),
+        Ok((record, created, master)) => Ok(Made { dir, record, created, master }),
         Err(error) => {
             // The first failure is the one to tell.
             drop(dir.remove());
@@ -306,8 +320,7 @@ pub(super) fn write_pid(file: &Path, pid: i32) -> Result<(), Error> {
 }
 
 fn create_command(global: &Global, options: &Options) -> Result<(), Error> {
-    let (_, created, _) = make(global, options, true)?;
-    created.detach();
+    make(global, options, true)?.created.detach();
     Ok(())
 }
 
@@ -338,8 +351,7 @@ fn run_command(global: &Global, options: &Options) -> Result<u8, Error> {
     let detach = options.has("detach");
     // Blocked before the container exists, so that none is lost; the child resets its own mask.
     let signals = (!detach).then(forwarded).transpose()?;
-    let (dir, mut created, master) = make(global, options, false)?;
-    let record = dir.load(options.id()?)?;
+    let Made { dir, record, mut created, master } = make(global, options, false)?;
     let begun = Proxy::bind(&dir.notify()).and_then(|proxy| {
         created.start()?;
         after_start(&dir, &record)?;
@@ -441,10 +453,12 @@ pub(super) fn destroy(dir: &Dir, record: &Record) -> Result<(), Error> {
             return Err(Error::new(Kind::Os, format!("container {} does not die", record.id)));
         }
     }
-    if record.cgroup.exists() {
-        record.cgroup.kill_all()?;
+    if !record.cgroup.delete_unused() {
+        if record.cgroup.exists() {
+            record.cgroup.kill_all()?;
+        }
+        record.cgroup.delete()?;
     }
-    record.cgroup.delete()?;
     let poststop = record.spec.hooks().as_ref().and_then(|h| h.poststop().as_ref());
     let state = record.state(dir).json()?;
     let result = hooks::run("poststop", poststop, &state, Some(&record.bundle));

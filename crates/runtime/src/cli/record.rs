@@ -76,6 +76,11 @@ impl Dir {
     }
 
     pub fn remove(&self) -> Result<(), Error> {
+        // Mostly there is one file only, or it has been taken away already.
+        drop(fs::remove_file(self.path.join("state.json")));
+        if fs::remove_dir(&self.path).is_ok() {
+            return Ok(());
+        }
         match fs::remove_dir_all(&self.path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(Error::os(format!("removing {}", self.path.display()), e))
@@ -100,12 +105,23 @@ impl Dir {
     /// Temporary file, then rename: a reader sees the old record or the new one. The directory is in
     /// memory; there is nothing to sync.
     pub fn save(&self, record: &Record) -> Result<(), Error> {
-        let file = self.path.join("state.json");
+        self.prepare(record)?;
+        self.publish()
+    }
+
+    /// The first half of [`Self::save`]: nobody sees it yet.
+    pub fn prepare(&self, record: &Record) -> Result<(), Error> {
         let temporary = self.path.join("state.json.new");
-        let what = || format!("writing {}", file.display());
+        let what = || format!("writing {}", temporary.display());
         let bytes = serde_json::to_vec(record).map_err(|e| Error::os(what(), io::Error::from(e)))?;
-        fs::write(&temporary, bytes).map_err(|e| Error::os(what(), e))?;
-        fs::rename(&temporary, &file).map_err(|e| Error::os(what(), e))
+        fs::write(&temporary, bytes).map_err(|e| Error::os(what(), e))
+    }
+
+    /// The second half.
+    pub fn publish(&self) -> Result<(), Error> {
+        let file = self.path.join("state.json");
+        fs::rename(self.path.join("state.json.new"), &file)
+            .map_err(|e| Error::os(format!("writing {}", file.display()), e))
     }
 
     /// One command at a time changes a container.
