@@ -5,6 +5,7 @@
 mod bench;
 mod build;
 mod demo;
+mod fuzz;
 mod install;
 mod layering;
 mod lint;
@@ -35,6 +36,7 @@ cargo xtask COMMAND
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
   vm [--script FILE] [FILTER...]  the runtime's tests and the engine in a virtual machine with cgroup v2, AppArmor
                           and systemd
+  fuzz [--seconds N]      config.json as a fuzzer makes it (600 s)
 
 Commands that need Debian packages install them (as root) and say so first.";
 
@@ -60,12 +62,14 @@ fn run() -> Result<()> {
     let mut prefix = PathBuf::from("/usr/local");
     let mut rounds = None;
     let mut script = None;
+    let mut seconds = 600;
     let mut words = Vec::new();
     while let Some(arg) = parser.next()? {
         match arg {
             Long("debug") if command == "build" => debug = true,
             Long("prefix") if command == "install" => prefix = parser.value()?.into(),
             Long("rounds") if command == "bench" => rounds = Some(parser.value()?.parse()?),
+            Long("seconds") if command == "fuzz" => seconds = parser.value()?.parse()?,
             Long("script") if command == "vm" => script = Some(PathBuf::from(parser.value()?)),
             Value(word) if matches!(command.as_str(), "test" | "bench" | "vm") => words.push(word.string()?),
             Short('h') | Long("help") => return say::line(USAGE),
@@ -85,6 +89,7 @@ fn run() -> Result<()> {
         "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15)),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
         "bench" => bail!("bench: say `cargo xtask bench run`, `images`, `engine` or `runtime`"),
+        "fuzz" => fuzz::fuzz(seconds),
         "vm" => vm::vm(&words, script),
         other => bail!("unknown command {other}\n\n{USAGE}"),
     }

@@ -13,5 +13,38 @@ for test in tests/*; do
     echo "== $test"
     "./$test" --test-threads 2 || failed="$failed ${test#tests/}"
 done
+# The tests of the systemd driver once more, below systemd: as PID 1 of namespaces of its own, in a part of the cgroup
+# hierarchy that it takes for the whole.
+under_systemd() {
+    test=/payload/$1
+    echo "== $1 below systemd"
+    mkdir -p /payload/out /etc/systemd/system
+    cat >/etc/systemd/system/brig-tests.service <<EOF
+[Unit]
+Requires=dbus.service
+After=dbus.service
+[Service]
+Type=oneshot
+WorkingDirectory=/payload
+Environment=BRIG_TEST_SYSTEMD=1 BRIG_TEST_STRICT=1 BRIGANTINE_RUNTIME=$BRIGANTINE_RUNTIME PATH=$PATH
+ExecStart=/bin/sh -c "$test --test-threads 1 systemd_itself >/payload/out/systemd.log 2>&1; echo \$\$? >/payload/out/systemd.status"
+ExecStopPost=/bin/systemctl poweroff --force --force
+EOF
+    mkdir -p /sys/fs/cgroup/systemd
+    (
+        sh -c 'echo $PPID' >/sys/fs/cgroup/systemd/cgroup.procs
+        exec timeout 600 unshare --pid --fork --kill-child --mount --cgroup --mount-proc sh -c '
+            mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs tmpfs /run &&
+            exec env -i container=unshare PATH="$PATH" /lib/systemd/systemd --system --unit=brig-tests.service \
+                --log-target=console --log-level=warning'
+    ) </dev/null
+    cat /payload/out/systemd.log
+    grep -q "test systemd_itself_makes.* ok" /payload/out/systemd.log &&
+        [ "$(cat /payload/out/systemd.status)" = 0 ]
+}
+for test in tests/oci_systemd-*; do
+    [ -e "$test" ] || continue
+    under_systemd "$test" || failed="$failed ${test#tests/}(systemd)"
+done
 echo "== failed:${failed:- none}"
 [ -z "$failed" ]

@@ -5,12 +5,13 @@ use std::path::Path;
 
 use crate::error::Error;
 use crate::spec::Spec;
-use crate::{identity, mounts, seccomp};
+use crate::{cgroup, hooks, identity, mounts, netdev, seccomp};
 
 /// The largest `config.json` that is read.
 pub const LIMIT: usize = 16 << 20;
 
-/// Reads a spec, and compiles the parts that depend on nothing but it: process, mount options, seccomp filter.
+/// Reads a spec, and compiles the parts that depend on nothing but it: process, mount options, seccomp filter, device
+/// rules, network devices, hooks.
 pub fn validate(bytes: &[u8]) -> Result<Spec, Error> {
     if bytes.len() > LIMIT {
         return Err(Error::invalid(format!("config.json: {} bytes are too many", bytes.len())));
@@ -31,6 +32,17 @@ pub fn validate(bytes: &[u8]) -> Result<Spec, Error> {
         if let Some(filter) = linux.seccomp() {
             seccomp::compile(filter)?;
         }
+        if let Some(resources) = linux.resources() {
+            cgroup::check(resources)?;
+        }
+        if let Some(personality) = linux.personality() {
+            identity::personality(personality)?;
+        }
+        identity::memory_policy(linux.memory_policy().as_ref())?;
+        netdev::compile(linux.net_devices().as_ref())?;
+    }
+    if let Some(list) = spec.hooks() {
+        hooks::check_all(list)?;
     }
     Ok(spec)
 }
@@ -101,6 +113,22 @@ mod tests {
     fn a_good_one_is_good() {
         let spec = validate(config().to_string().as_bytes()).unwrap();
         assert_eq!(spec.version(), "1.2.0");
+    }
+
+    /// What the fuzz target (`fuzz/config.rs`) asserts, on what it starts from and what it has found.
+    #[test]
+    fn the_fuzzers_inputs_are_taken_or_refused() {
+        let mut taken = 0;
+        for dir in ["seeds", "found"] {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz").join(dir);
+            for file in std::fs::read_dir(&dir).unwrap() {
+                let bytes = std::fs::read(file.unwrap().path()).unwrap();
+                let Ok(spec) = validate(&bytes) else { continue };
+                taken += 1;
+                assert_eq!(validate(&serde_json::to_vec(&spec).unwrap()).unwrap(), spec);
+            }
+        }
+        assert!(taken >= 3, "{taken} seeds are specs");
     }
 
     proptest! {

@@ -206,3 +206,71 @@ fn what_systemd_refuses_is_told_and_leaves_nothing() {
     );
     bundle.assert_nothing_left();
 }
+
+/// systemd itself, on its own bus; `cargo xtask vm` boots one and says so. The test runs below it.
+#[test]
+fn systemd_itself_makes_changes_and_ends_the_scope() {
+    if std::env::var_os("BRIG_TEST_SYSTEMD").is_none() {
+        eprintln!("not tested: BRIG_TEST_SYSTEMD does not say that systemd runs here");
+        return;
+    }
+    let bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    let id = bundle.id.as_str();
+    bundle.configure(|c| {
+        c["linux"]["cgroupsPath"] = json!(format!("brigtest-a.slice:brig:{id}"));
+        c["linux"]["resources"] = json!({"memory": {"limit": 64 << 20}, "pids": {"limit": 19},
+            "cpu": {"shares": 1024, "quota": 30000, "period": 100_000},
+            "devices": [{"allow": false, "access": "rwm"}]});
+        c["annotations"]["org.systemd.property.TimeoutStopUSec"] = json!("uint64 7000000");
+    });
+    let run = |words: &[&str]| bundle.good(&[&["--systemd-cgroup"], words].concat());
+    let name = format!("brig-{id}.scope");
+    let show = |property: &str| {
+        let out =
+            Command::new("systemctl").args(["show", "--value", "-p", property, &name]).output().unwrap();
+        String::from_utf8(out.stdout).unwrap().trim().to_owned()
+    };
+    // A container that stays holds its outputs.
+    let mut command = bundle.command();
+    command.args(["--systemd-cgroup", "run", "-d", "--bundle", bundle.dir(), id]);
+    assert!(command.stdout(Stdio::null()).status().unwrap().success());
+    let group = format!("/brigtest.slice/brigtest-a.slice/{name}");
+    for (property, value) in [
+        ("ActiveState", "active"),
+        ("Slice", "brigtest-a.slice"),
+        ("ControlGroup", &group),
+        ("Delegate", "yes"),
+        ("MemoryMax", "67108864"),
+        ("TasksMax", "19"),
+        ("CPUWeight", "39"),
+        ("CPUQuotaPerSecUSec", "300ms"),
+        ("TimeoutStopUSec", "7s"),
+    ] {
+        assert_eq!(show(property), value, "{property}");
+    }
+    let pid = bundle.state()["pid"].to_string();
+    let procs = || fs::read_to_string(format!("/sys/fs/cgroup{group}/cgroup.procs")).unwrap_or_default();
+    assert_eq!(procs().trim(), pid, "the container's process alone is in it");
+    let file = |name: &str| fs::read_to_string(format!("/sys/fs/cgroup{group}/{name}")).unwrap();
+    assert_eq!((file("memory.max").trim(), file("cpu.max").trim()), ("67108864", "30000 100000"));
+
+    run(&["update", "--pids-limit", "23", "--memory", "50331648", id]);
+    // A reload writes what systemd believes: the new limits must be its own.
+    assert!(Command::new("systemctl").arg("daemon-reload").status().unwrap().success());
+    assert_eq!((show("TasksMax"), show("MemoryMax")), ("23".to_owned(), "50331648".to_owned()));
+    assert_eq!((file("pids.max").trim(), file("memory.max").trim()), ("23", "50331648"));
+    run(&["exec", id, "true"]);
+    run(&["pause", id]);
+    assert_eq!(bundle.status(), "paused");
+    run(&["resume", id]);
+    run(&["delete", "--force", id]);
+    eventually("the unit is gone", || show("ActiveState") == "inactive");
+    assert!(!Path::new("/sys/fs/cgroup").join(&group[1..]).exists());
+    bundle.assert_nothing_left();
+
+    // What systemd refuses is told in its words.
+    bundle.configure(|c| c["annotations"]["org.systemd.property.NoSuchProperty"] = json!("7"));
+    let error = bundle.bad(&["--systemd-cgroup", "run", "--bundle", bundle.dir(), id]);
+    assert!(error.contains(&name) && error.contains("NoSuchProperty"), "{error}");
+    bundle.assert_nothing_left();
+}

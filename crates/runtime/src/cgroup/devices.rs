@@ -43,8 +43,15 @@ const fn always(major: u32, minor: u32) -> Rule {
     Rule { allow: true, kind: Some(2), major: Some(major), minor: Some(minor), access: READ | WRITE | MKNOD }
 }
 
-pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
-    let Some(devices) = resources.devices().as_ref().filter(|d| !d.is_empty()) else { return Ok(()) };
+/// Whether the rules can be understood.
+pub(super) fn check(resources: &LinuxResources) -> Result<(), Error> {
+    compile(&rules(resources)?);
+    Ok(())
+}
+
+/// The rules with those of every container, without what has no effect; none if the description has none.
+fn rules(resources: &LinuxResources) -> Result<Vec<Rule>, Error> {
+    let Some(devices) = resources.devices().as_ref().filter(|d| !d.is_empty()) else { return Ok(Vec::new()) };
     let mut rules = devices.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
     rules.extend(ALWAYS);
     // What comes before a rule for everything has no effect.
@@ -52,6 +59,14 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Er
         rules.drain(..last);
         let all = rules[0];
         rules.retain(|r| r.kind.is_none() || r.allow != all.allow);
+    }
+    Ok(rules)
+}
+
+pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
+    let rules = rules(resources)?;
+    if rules.is_empty() {
+        return Ok(());
     }
     if let Some(dir) = group.v1_dir("devices") {
         // One rule a write, but one file for all rules in a row of a kind.

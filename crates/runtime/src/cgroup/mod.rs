@@ -592,6 +592,11 @@ impl AsFd for OomWatch {
     }
 }
 
+/// Whether device rules can be made of a description; what else is in it only the kernel can say.
+pub(crate) fn check(resources: &LinuxResources) -> Result<(), Error> {
+    devices::check(resources)
+}
+
 fn below(mount: &Path, path: &str) -> PathBuf {
     mount.join(path.trim_start_matches('/'))
 }

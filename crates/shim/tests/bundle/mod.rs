@@ -219,6 +219,13 @@ impl Drop for Bundle {
     }
 }
 
+/// For a test that has nothing to test, for the machine lacks something: true, but a failure where everything is there
+/// by arrangement (`BRIG_TEST_STRICT`).
+pub fn lacking(what: &str) -> bool {
+    assert!(std::env::var_os("BRIG_TEST_STRICT").is_none(), "this machine should have {what}");
+    true
+}
+
 /// Wait for a condition, for at most ten seconds.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let since = Instant::now();
