@@ -24,6 +24,21 @@ struct Rule {
     access: u32,
 }
 
+impl Rule {
+    fn is_of_same_devices(&self, other: &Self) -> bool {
+        (self.kind, self.major, self.minor) == (other.kind, other.major, other.minor)
+    }
+
+    /// Whether some access to some device is in both.
+    fn overlaps(&self, other: &Self) -> bool {
+        let meet = |a: Option<u32>, b: Option<u32>| a.is_none() || b.is_none() || a == b;
+        meet(self.kind, other.kind)
+            && meet(self.major, other.major)
+            && meet(self.minor, other.minor)
+            && self.access & other.access != 0
+    }
+}
+
 /// What every container may use besides what its spec says (as runc): making any node, and the
 /// devices that are in every `/dev`.
 const ALWAYS: &[Rule] = &[
@@ -52,15 +67,40 @@ pub(super) fn check(resources: &LinuxResources) -> Result<(), Error> {
 /// The rules with those of every container, without what has no effect; none if the description has none.
 fn rules(resources: &LinuxResources) -> Result<Vec<Rule>, Error> {
     let Some(devices) = resources.devices().as_ref().filter(|d| !d.is_empty()) else { return Ok(Vec::new()) };
-    let mut rules = devices.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
-    rules.extend(ALWAYS);
-    // What comes before a rule for everything has no effect.
-    if let Some(last) = rules.iter().rposition(|r| r.kind.is_none()) {
-        rules.drain(..last);
-        let all = rules[0];
-        rules.retain(|r| r.kind.is_none() || r.allow != all.allow);
+    let rules = devices.iter().map(rule).collect::<Result<Vec<_>, _>>()?;
+    Ok(effective(rules.into_iter().chain(ALWAYS.iter().copied()).collect()))
+}
+
+/// Without what has no effect: what comes before a rule for everything, and what says the same as that one and takes
+/// nothing back.
+fn effective(mut rules: Vec<Rule>) -> Vec<Rule> {
+    let Some(last) = rules.iter().rposition(|r| r.kind.is_none()) else { return rules };
+    rules.drain(..last);
+    let mut kept: Vec<Rule> = Vec::with_capacity(rules.len());
+    for rule in rules {
+        let same = kept.first().is_some_and(|all| all.allow == rule.allow);
+        if !same || kept.iter().any(|k| k.allow != rule.allow && k.overlaps(&rule)) {
+            kept.push(rule);
+        }
     }
-    Ok(rules)
+    kept
+}
+
+/// Version 1 keeps a list of exceptions from one rule for everything, and takes back only what was put there in the same
+/// words: a part of an earlier permission would silently stay.
+fn check_v1(rules: &[Rule]) -> Result<(), Error> {
+    for (at, rule) in rules.iter().enumerate().filter(|(_, r)| !r.allow && r.kind.is_some()) {
+        let partly =
+            |k: &&Rule| k.allow && k.kind.is_some() && k.overlaps(rule) && !k.is_of_same_devices(rule);
+        if let Some(wider) = rules[..at].iter().find(partly) {
+            return Err(Error::unsupported(format!(
+                "device rule \"deny {}\" takes back a part of \"allow {}\", which cgroup v1 cannot do",
+                v1_line(rule),
+                v1_line(wider)
+            )));
+        }
+    }
+    Ok(())
 }
 
 pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Error> {
@@ -69,6 +109,7 @@ pub(super) fn apply(group: &Cgroup, resources: &LinuxResources) -> Result<(), Er
         return Ok(());
     }
     if let Some(dir) = group.v1_dir("devices") {
+        check_v1(&rules)?;
         // One rule a write, but one file for all rules in a row of a kind.
         for same in rules.chunk_by(|a, b| a.allow == b.allow) {
             let allow = same.first().is_some_and(|r| r.allow);
@@ -217,6 +258,7 @@ fn compile(rules: &[Rule]) -> Vec<Instruction> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     /// Just enough of the machine to run what `compile` makes.
     #[expect(clippy::many_single_char_names, reason = "registers have short names")]
@@ -263,6 +305,73 @@ mod tests {
         assert!(!run(&code, 2, READ | MKNOD, 10, 200));
         assert!(run(&code, 2, READ, 136, 7));
         assert!(!run(&code, 2, READ | WRITE, 136, 7));
+    }
+
+    /// What the rules mean, said plainly: the last one that speaks of the access decides.
+    fn decides(rules: &[Rule], kind: u32, access: u32, major: u32, minor: u32) -> bool {
+        let fits = |r: &&Rule| {
+            r.kind.is_none_or(|k| k == kind)
+                && r.major.is_none_or(|n| n == major)
+                && r.minor.is_none_or(|n| n == minor)
+                && if r.allow { access & !r.access == 0 } else { access & r.access != 0 }
+        };
+        rules.iter().rev().find(fits).is_none_or(|r| r.allow)
+    }
+
+    fn any_rule() -> impl Strategy<Value = Rule> {
+        let number = || prop::option::of(0_u32..3);
+        let of_a_kind = (any::<bool>(), 1_u32..3, number(), number(), 1_u32..8);
+        let of_a_kind = of_a_kind.prop_map(|(allow, kind, major, minor, access)| Rule {
+            allow,
+            kind: Some(kind),
+            major,
+            minor,
+            access,
+        });
+        let whole = any::<bool>().prop_map(|allow| Rule {
+            allow,
+            kind: None,
+            major: None,
+            minor: None,
+            access: READ | WRITE | MKNOD,
+        });
+        prop_oneof![9 => of_a_kind, 1 => whole]
+    }
+
+    proptest! {
+        #[test]
+        fn any_rules_decide_as_they_say(
+            rules in prop::collection::vec(any_rule(), 0..12),
+            kind in 1_u32..3, access in 1_u32..8, major in 0_u32..4, minor in 0_u32..4,
+        ) {
+            let code = compile(&rules);
+            prop_assert_eq!(run(&code, kind, access, major, minor), decides(&rules, kind, access, major, minor));
+        }
+
+        #[test]
+        fn what_is_left_out_had_no_effect(
+            asked in prop::collection::vec(any_rule(), 1..12),
+            kind in 1_u32..3, access in 1_u32..8, major in 0_u32..4, minor in 0_u32..4,
+        ) {
+            let all: Vec<Rule> = asked.iter().chain(ALWAYS).copied().collect();
+            let before = decides(&all, kind, access, major, minor);
+            prop_assert_eq!(run(&compile(&effective(all)), kind, access, major, minor), before);
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_is_not_left_out() {
+        let deny = Rule { allow: false, kind: None, major: None, minor: None, access: READ | WRITE | MKNOD };
+        let disks = Rule { allow: true, kind: Some(1), ..deny };
+        let disk = Rule { allow: false, kind: Some(1), major: Some(8), minor: Some(0), access: READ | WRITE };
+        let rules = effective(vec![deny, disks, disk]);
+        assert_eq!(rules, [deny, disks, disk]);
+        assert!(!run(&compile(&rules), 1, READ, 8, 0) && run(&compile(&rules), 1, READ, 8, 1));
+        let error = check_v1(&rules).unwrap_err().to_string();
+        assert!(error.contains("\"deny b 8:0 rw\" takes back a part of \"allow b *:* rwm\""), "{error}");
+        // The very same can be taken back, and what nothing allows need not be.
+        assert!(check_v1(&[deny, disks, Rule { allow: false, ..disks }]).is_ok());
+        assert_eq!(effective(vec![deny, disk, disks]), [deny, disks]);
     }
 
     #[test]
