@@ -2,6 +2,8 @@
 
 use std::io;
 
+use rustix::event::{PollFd, Timespec};
+
 use crate::process;
 
 /// Continues in a forked child; the calling process ends at once with status 0. So the caller's parent can reap it
@@ -34,45 +36,67 @@ pub fn close_inherited(first: u32) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives back to the kernel what the process does not need while it waits: free heap pages, the stack's dead part, and
-/// its claim on pages of its own executable (they stay cached, and come back by themselves when touched).
-pub fn release_idle_memory() {
+/// Polls `fds`, and first gives back to the kernel what the process does not need meanwhile: free heap
+/// pages, the stack's dead part, and its claim on pages of its own executable (they stay cached, and come back by
+/// themselves when touched). What is left mapped of the executable is what surrounds this function: each page that is
+/// touched brings its neighbours along, so nothing else runs between giving back and waiting.
+pub fn poll_with_little_memory(
+    fds: &mut [PollFd<'_>],
+    timeout: Option<&Timespec>,
+) -> rustix::io::Result<usize> {
     #[cfg(target_env = "gnu")]
     {
         // SAFETY: glibc's allocator may be told so at any time.
         unsafe { libc::malloc_trim(0) };
     }
-    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
-    let Ok(exe) = std::fs::read_link("/proc/self/exe") else { return };
+    let spare = spare_ranges();
+    for (start, length) in spare {
+        if length > 0 {
+            // SAFETY: nothing in the range is needed, or it is the same when it is read from its file again.
+            let given = unsafe {
+                rustix::mm::madvise(
+                    std::ptr::with_exposed_provenance_mut(start),
+                    length,
+                    rustix::mm::Advice::LinuxDontNeed,
+                )
+            };
+            // What is not given back is only kept.
+            given.ok();
+        }
+    }
+    rustix::event::poll(fds, timeout)
+}
+
+/// Mappings that can be given back, (start, length), as far as there is room to name them.
+fn spare_ranges() -> [(usize, usize); 8] {
+    let mut found = [(0, 0); 8];
+    let mut places = found.iter_mut();
+    let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return found };
+    let Ok(exe) = std::fs::read_link("/proc/self/exe") else { return found };
     let here = std::ptr::from_ref(&maps) as usize;
     for map in maps.lines().filter_map(Mapping::parse) {
         if map.name == "[stack]" && (map.start..map.end).contains(&here) {
             // Far enough below this frame for those of the calls to come.
             let end = here.saturating_sub(STACK_MARGIN) & !(PAGE - 1);
-            if end > map.start {
-                // SAFETY: nothing lives below the stack pointer of the one thread whose stack this is.
-                unsafe { forget(map.start, end) };
+            if let Some(place) = places.next().filter(|_| end > map.start) {
+                // Nothing lives below the stack pointer of the one thread whose stack this is.
+                *place = (map.start, end - map.start);
             }
         } else if exe.as_os_str() == map.name
             && (map.mode == "r-xp" || (map.mode == "r--p" && map.offset == 0))
         {
-            // SAFETY: code and the constants before it are never written (relocated data has a mapping of its own, with
+            // Code and the constants before it are never written (relocated data has a mapping of its own, with
             // another offset), so reading the file again gives the same.
-            unsafe { forget(map.start, map.end) };
+            if let Some(place) = places.next() {
+                *place = (map.start, map.end - map.start);
+            }
         }
     }
+    found
 }
 
 const PAGE: usize = 4096;
 const STACK_MARGIN: usize = 8 << 10;
-
-/// # Safety
-/// What is between the two addresses must not be needed, or be the same when it is read from its file again.
-unsafe fn forget(start: usize, end: usize) {
-    let start = std::ptr::with_exposed_provenance_mut::<libc::c_void>(start);
-    // SAFETY: by the caller's word.
-    unsafe { libc::madvise(start, end - start.addr(), libc::MADV_DONTNEED) };
-}
 
 /// A line of `/proc/self/maps`.
 struct Mapping<'a> {

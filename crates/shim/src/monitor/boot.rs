@@ -260,6 +260,7 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
                 ending: None,
                 scratch: Vec::new(),
                 busy_since: Some(Instant::now()),
+                calm: false,
                 finished: false,
             })
         }

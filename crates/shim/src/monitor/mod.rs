@@ -112,6 +112,8 @@ struct Monitor {
     scratch: Vec<u8>,
     /// When something last happened, while there are buffers to give back.
     busy_since: Option<Instant>,
+    /// Nothing has happened for a while: the next wait is one with little memory.
+    calm: bool,
     finished: bool,
 }
 
@@ -129,7 +131,8 @@ pub fn main() -> ExitCode {
 impl Monitor {
     fn run(&mut self) {
         while !self.finished {
-            let ready = match self.wait() {
+            let calm = std::mem::take(&mut self.calm);
+            let ready = match self.wait(calm) {
                 Ok(ready) => ready,
                 Err(rustix::io::Errno::INTR) => continue,
                 // Only a lack of kernel memory is left; try again rather than lose the container.
@@ -152,7 +155,7 @@ impl Monitor {
     }
 
     /// Wait until something can be done, or a deadline has come.
-    fn wait(&self) -> rustix::io::Result<Vec<(Token, PollFlags)>> {
+    fn wait(&self, calm: bool) -> rustix::io::Result<Vec<(Token, PollFlags)>> {
         let mut wants = Wants::default();
         wants.watch(Token::Signals, &self.signals, PollFlags::IN);
         if self.connections.len() < control::MAX_CONNECTIONS {
@@ -188,7 +191,11 @@ impl Monitor {
             let left = deadline.saturating_duration_since(Instant::now());
             Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) }
         });
-        poll(&mut wants.fds, timeout.as_ref())?;
+        if calm {
+            brigantine_sys::daemonize::poll_with_little_memory(&mut wants.fds, timeout.as_ref())?;
+        } else {
+            poll(&mut wants.fds, timeout.as_ref())?;
+        }
         let Wants { fds, tokens, .. } = wants;
         let ready = fds.iter().zip(tokens).map(|(fd, token)| (token, fd.revents()));
         Ok(ready.filter(|(_, flags)| !flags.is_empty()).collect())
@@ -243,7 +250,7 @@ impl Monitor {
             if let Some(log) = &mut self.log {
                 log.shrink();
             }
-            brigantine_sys::daemonize::release_idle_memory();
+            self.calm = true;
         }
     }
 
