@@ -637,6 +637,63 @@ mod tests {
         ]
     }
 
+    const NAMES: [&str; 6] = ["read", "write", "personality", "mkdirat", "execveat", "uname"];
+
+    const ACTIONS: [(&str, u32); 5] = [
+        ("SCMP_ACT_ERRNO", RET_ERRNO | 1),
+        ("SCMP_ACT_ALLOW", RET_ALLOW),
+        ("SCMP_ACT_KILL_PROCESS", RET_KILL_PROCESS),
+        ("SCMP_ACT_LOG", RET_LOG),
+        ("SCMP_ACT_TRAP", RET_TRAP),
+    ];
+
+    /// A rule as a test has it: names and action by their places, tests of arguments.
+    #[derive(Debug, Clone)]
+    struct RuleText {
+        names: Vec<usize>,
+        action: usize,
+        tests: Vec<(usize, &'static str, u64, u64)>,
+    }
+
+    impl RuleText {
+        fn json(&self) -> serde_json::Value {
+            let names: Vec<_> = self.names.iter().map(|n| NAMES[*n]).collect();
+            let test = |(index, op, value, second): &(usize, &str, u64, u64)| serde_json::json!({"index": index, "op": op, "value": value, "valueTwo": second});
+            let tests: Vec<_> = self.tests.iter().map(test).collect();
+            serde_json::json!({"names": names, "action": ACTIONS[self.action].0, "args": tests})
+        }
+    }
+
+    fn any_rule() -> impl Strategy<Value = RuleText> {
+        let op = prop::sample::select(vec![
+            "SCMP_CMP_NE",
+            "SCMP_CMP_LT",
+            "SCMP_CMP_LE",
+            "SCMP_CMP_EQ",
+            "SCMP_CMP_GE",
+            "SCMP_CMP_GT",
+            "SCMP_CMP_MASKED_EQ",
+        ]);
+        let tests = prop::collection::vec((0_usize..3, op, word(), word()), 0..4);
+        let names = prop::collection::vec(0..NAMES.len(), 1..4);
+        (names, 0..ACTIONS.len(), tests).prop_map(|(names, action, tests)| RuleText { names, action, tests })
+    }
+
+    /// What the rules mean, said plainly: conditions come before what holds without any, each in the filter's order.
+    fn meaning(rules: &[RuleText], default: u32, name: &str, args: [u64; 6]) -> u32 {
+        let of_name = || rules.iter().filter(|r| r.names.iter().any(|n| NAMES[*n] == name));
+        let conditional = of_name().filter(|r| !r.tests.is_empty()).find(|rule| {
+            let mut indices: Vec<_> = rule.tests.iter().map(|t| t.0).collect();
+            indices.sort_unstable();
+            let twice = indices.windows(2).any(|w| w[0] == w[1]);
+            let mut each =
+                rule.tests.iter().map(|(index, op, value, second)| holds(op, args[*index], *value, *second));
+            if twice { each.any(|yes| yes) } else { each.all(|yes| yes) }
+        });
+        let plain = || of_name().find(|r| r.tests.is_empty() && ACTIONS[r.action].1 != default);
+        conditional.or_else(plain).map_or(default, |r| ACTIONS[r.action].1)
+    }
+
     proptest! {
         #[test]
         fn arguments_are_compared_as_64_bits(
@@ -652,6 +709,26 @@ mod tests {
             args[index] = arg;
             let allowed = run(&p, native(), number("read"), args) == RET_ALLOW;
             prop_assert_eq!(allowed, holds(op, arg, value, second));
+        }
+
+        #[test]
+        fn a_filter_does_what_its_rules_say(
+            rules in prop::collection::vec(any_rule(), 0..10),
+            default in 0..ACTIONS.len(),
+            probes in prop::collection::vec((0..NAMES.len(), prop::array::uniform6(word())), 1..20),
+            all_abis: bool,
+        ) {
+            let abis: &[&str] = if all_abis { &["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"] } else { &[] };
+            let description = serde_json::json!({
+                "defaultAction": ACTIONS[default].0, "architectures": abis,
+                "syscalls": rules.iter().map(RuleText::json).collect::<Vec<_>>()});
+            let compiled = compile(&serde_json::from_value(description).unwrap()).unwrap();
+            for (name, args) in probes {
+                let wanted = meaning(&rules, ACTIONS[default].1, NAMES[name], args);
+                // No filter at all lets everything through.
+                let found = compiled.as_ref().map_or(RET_ALLOW, |p| run(p, native(), number(NAMES[name]), args));
+                prop_assert_eq!(found, wanted, "{} {:?}", NAMES[name], args);
+            }
         }
 
         #[test]

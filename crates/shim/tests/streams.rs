@@ -186,7 +186,8 @@ fn an_onlooker_that_does_not_read_is_dropped_and_told() {
     let output = running.output();
     assert!(output.text().ends_with("\n2000000\nend\n"));
     let seen = read_output(&mut onlooker);
-    assert!(seen.lagged && seen.stdout.len() > 1 << 20);
+    // How much there was when its patience ended is the machine's.
+    assert!(seen.lagged && !seen.stdout.is_empty() && seen.stdout.len() < output.stdout.len());
     assert!(output.stdout.starts_with(&seen.stdout));
 }
 

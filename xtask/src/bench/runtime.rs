@@ -2,7 +2,8 @@
 //! that makes a container at all (`crates/runtime/examples/floor.rs`).
 //!
 //! Invariant: everybody does the same in turns within one run, on the same bundles, in a mount namespace that shows
-//! version 1 cgroups alone where the machine has both (crun before 1.9 refuses a hybrid). The mount namespace is made by
+//! version 1 cgroups alone where the machine has both (crun before 1.9 refuses a hybrid) and keeps the records of
+//! containers in memory, where `/run` is on every distribution. The mount namespace is made by
 //! running this program again.
 
 use std::{
@@ -96,7 +97,8 @@ fn outside(rounds: usize) -> Result<()> {
     fs::copy(target.join("examples/floor"), work.path().join("floor"))?;
     fs::copy(target.join("brig-runtime"), work.path().join("brig-runtime"))?;
     bundles(work.path())?;
-    let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; exec \"$0\" bench runtime --rounds \"$1\"";
+    fs::create_dir(work.path().join("state"))?;
+    let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs tmpfs \"$BRIG_BENCH_RUNTIME_INSIDE/state\"; exec \"$0\" bench runtime --rounds \"$1\"";
     say::run(
         Command::new("unshare")
             .args(["--mount", "--propagation", "private", "sh", "-c", script])

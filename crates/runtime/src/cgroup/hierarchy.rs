@@ -1,6 +1,8 @@
 //! Where the hierarchies are mounted, and how a new group in them is made usable.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -40,7 +42,7 @@ fn parse(table: &str) -> Hierarchies {
     for line in table.lines() {
         let Some((mount, super_block)) = line.split_once(" - ") else { continue };
         let Some(point) = mount.split(' ').nth(4) else { continue };
-        let point = PathBuf::from(point.replace("\\040", " "));
+        let point = unescaped(point);
         let mut fields = super_block.split(' ');
         match fields.next() {
             Some("cgroup2") if found.v2.is_none() => found.v2 = Some(point),
@@ -58,6 +60,20 @@ fn parse(table: &str) -> Hierarchies {
         }
     }
     found
+}
+
+/// A path as the kernel writes it: white space and backslashes are three octal digits after a backslash
+/// (proc_pid_mountinfo(5)).
+fn unescaped(field: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let Some((&first, after)) = rest.split_first() {
+        let digits = after.get(..3).and_then(|d| std::str::from_utf8(d).ok());
+        let byte = digits.and_then(|d| u8::from_str_radix(d, 8).ok()).filter(|_| first == b'\\');
+        bytes.push(byte.unwrap_or(first));
+        rest = if byte.is_some() { &after[3..] } else { after };
+    }
+    PathBuf::from(OsString::from_vec(bytes))
 }
 
 const V1_CONTROLLERS: &[&str] = &[
@@ -131,6 +147,29 @@ fn hand_down(dir: &Path, controllers: &[String]) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_mount_point_is_what_the_kernel_meant(name in "[a-z \\t\\n\\\\]{1,20}", unified: bool, more in any::<String>()) {
+            let escaped: String = name
+                .chars()
+                .map(|c| if c.is_ascii_lowercase() { c.to_string() } else { format!("\\{:03o}", c as u32) })
+                .collect();
+            let (kind, options) = if unified { ("cgroup2", "rw") } else { ("cgroup", "rw,memory") };
+            let table = format!("30 29 0:26 / /{escaped} rw,nosuid shared:4 - {kind} {kind} {options}\n{more}");
+            let found = parse(&table);
+            let point = PathBuf::from(format!("/{name}"));
+            let seen = if unified { found.v2 } else { found.v1.first().map(|(_, at)| at.clone()) };
+            prop_assert_eq!(seen, Some(point));
+        }
+
+        #[test]
+        fn any_table_is_read(table in any::<String>()) {
+            let found = parse(&table);
+            prop_assert!(found.v1.iter().all(|(name, _)| !name.is_empty()) || table.contains("name="));
+        }
+    }
 
     #[test]
     fn a_hybrid_table_is_understood() {

@@ -356,6 +356,17 @@ fn block_v2(dir: &Path, block: &LinuxBlockIo) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn weights_keep_their_order_and_their_range(a in any::<u64>(), b in any::<u64>(), c: u16, d: u16) {
+            let (low, high) = (weight_of_shares(a.min(b)), weight_of_shares(a.max(b)));
+            prop_assert!((1..=10_000).contains(&low) && low <= high && high <= 10_000);
+            let (low, high) = (weight_of_block(c.min(d)), weight_of_block(c.max(d)));
+            prop_assert!((1..=10_000).contains(&low) && low <= high && high <= 10_000);
+        }
+    }
 
     #[test]
     fn shares_map_onto_weights() {

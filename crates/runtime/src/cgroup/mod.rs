@@ -744,6 +744,18 @@ fn signal(pid: i32, number: i32) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_group_is_below_the_root_or_refused(path in "[a-b/.\\n]{0,16}") {
+            if let Ok(clean) = clean(&path) {
+                prop_assert!(clean.starts_with('/') && clean.len() > 1 && !clean.contains('\n'));
+                prop_assert!(clean[1..].split('/').all(|part| !["", ".", ".."].contains(&part)));
+                prop_assert_eq!(super::clean(&clean).unwrap(), clean);
+            }
+        }
+    }
 
     #[test]
     fn paths_are_absolute_and_stay_below_the_root() {

@@ -273,7 +273,11 @@ impl State<'_> {
 
 /// A process's start time, and whether it is only waiting to be reaped.
 pub(crate) fn started(pid: i32) -> Option<(u64, bool)> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    started_in(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The same, of a table of proc_pid_stat(5).
+fn started_in(text: &str) -> Option<(u64, bool)> {
     // The name is in parentheses and may hold anything.
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
     let dead = matches!(*fields.first()?, "Z" | "X");
@@ -301,6 +305,7 @@ pub(crate) fn timestamp(time: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::time::Duration;
 
     #[test]
@@ -309,6 +314,20 @@ mod tests {
         assert_eq!(at(0), "1970-01-01T00:00:00.000000000Z");
         assert_eq!(at(951_782_400), "2000-02-29T00:00:00.000000000Z");
         assert_eq!(at(1_767_225_599), "2025-12-31T23:59:59.000000000Z");
+    }
+
+    proptest! {
+        #[test]
+        fn a_name_cannot_pass_for_what_follows_it(name in ".{0,15}", time: u64, state in "[RSDZXTt]") {
+            let zeros = vec!["0"; 18].join(" ");
+            let found = started_in(&format!("7 ({name}) {state} {zeros} {time} 4096\n"));
+            prop_assert_eq!(found, Some((time, state == "Z" || state == "X")));
+        }
+
+        #[test]
+        fn any_table_is_read_or_not(text in any::<String>()) {
+            prop_assert!(started_in(&text).is_none_or(|_| text.contains(')')));
+        }
     }
 
     #[test]

@@ -294,11 +294,11 @@ pub fn read_log(path: &Path) -> Vec<(brigantine_shim::log::Source, Vec<u8>)> {
         .collect()
 }
 
-/// Wait for a condition, for at most ten seconds.
+/// Wait for a condition, for at most a minute: a machine may be busy, or emulated.
 pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
     let since = Instant::now();
     while !condition() {
-        assert!(since.elapsed() < Duration::from_secs(10), "does not happen: {what}");
+        assert!(since.elapsed() < Duration::from_mins(1), "does not happen: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
