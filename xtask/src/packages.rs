@@ -39,6 +39,8 @@ pub const TEST: &[Need] = &[
     ("podman", &["podman"]),
     ("docker-compose", &["docker-compose"]),
     ("openssl", &["openssl"]),
+    ("e2fsprogs", &["mkfs.ext4"]),
+    ("xfsprogs", &["mkfs.xfs"]),
 ];
 
 /// What the demo's private network needs.

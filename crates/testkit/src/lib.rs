@@ -8,10 +8,12 @@
 //! errors: their only caller is a test. What `xtask` uses as well returns `anyhow::Result`.
 
 pub mod client;
+pub mod disk;
 pub mod engine;
 pub mod fixtures;
 pub mod http;
 pub mod leftovers;
+pub mod link;
 pub mod outside;
 pub mod peers;
 pub mod pty;
@@ -21,6 +23,7 @@ pub mod wait;
 pub use client::{Client, Invocation, Output, docker_command};
 pub use engine::{Builder, Engine, Flavor, executable};
 pub use http::Response;
+pub use link::Link;
 pub use outside::Outside;
 pub use pty::Terminal;
 pub use sandbox::Sandbox;

@@ -25,6 +25,7 @@ macro_rules! both {
 mod bad_input;
 mod build;
 mod compose;
+mod crash;
 mod files;
 mod images;
 mod isolation;
@@ -35,6 +36,8 @@ mod logging;
 mod mounts;
 mod names;
 mod network;
+mod peers;
+mod power_cut;
 mod run;
 mod shim;
 mod sockets;

@@ -1,0 +1,194 @@
+//! A power cut at any moment: the engine's data is on a disk that loses what was not flushed (or some of it, in any
+//! order), below a real kernel file system. What was acknowledged is there and whole when the engine starts again, what
+//! was not is there whole or not at all, and the next pull goes through.
+//!
+//! `BRIG_TEST_CUTS=50 cargo nextest run -p brigantine-api --test e2e power_cut:: --no-capture` does it more often.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use brigantine_testkit::Engine;
+use brigantine_testkit::disk::{Cut, Disk, Format};
+use brigantine_testkit::peers::Registry;
+
+use crate::crash::{Acknowledged, Chance, ORPHANS, no_leftovers, number, runs_whole, sample};
+
+const OPERATIONS: [&str; 5] = ["pull", "load", "commit", "import", "rmi"];
+const ENTRIES: usize = 4;
+
+/// An engine on such a disk.
+struct Powered {
+    engine: Engine,
+    disk: Option<Disk>,
+    boots: u32,
+}
+
+impl Powered {
+    fn new(format: Format) -> Self {
+        let mut engine = Engine::start();
+        engine.stop_daemon();
+        let durable = Disk::format(engine.dir(), format, 400 << 20);
+        let disk = Disk::mount(engine.sandbox(), &durable, &engine.data_root());
+        engine.restart_daemon();
+        Self { engine, disk: Some(disk), boots: 0 }
+    }
+
+    fn disk(&self) -> &Disk {
+        self.disk.as_ref().unwrap()
+    }
+
+    /// Takes the disk out of the machine that has lost its power, and starts another one with it.
+    fn boot(&mut self) {
+        self.engine.kill_daemon();
+        let durable = self.disk.take().unwrap().take_out(self.engine.sandbox());
+        self.disk = Some(Disk::mount(self.engine.sandbox(), &durable, &self.engine.data_root()));
+        self.boots += 1;
+        // The engine must not take this for the boot in which it wrote what it has.
+        let id = self.engine.dir().join("boot_id");
+        fs::write(&id, format!("00000000-0000-4000-8000-{:012}\n", self.boots)).unwrap();
+        let of_kernel = "/proc/sys/kernel/random/boot_id";
+        run(self.engine.sandbox().command("mount").arg("--bind").arg(&id).arg(of_kernel));
+        self.engine.restart_daemon();
+    }
+}
+
+#[track_caller]
+fn run(command: &mut Command) {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn survives(format: Format) {
+    let mut chance = Chance::new("power cuts");
+    let mut powered = Powered::new(format);
+    let registry = Registry::start_ours(&powered.engine);
+    let archive = |number: u64, chance: &mut Chance, powered: &Powered| -> (PathBuf, String) {
+        let image = sample(&format!("local:{number}"), 2, 300 << 10, chance);
+        (image.write(powered.engine.dir(), &format!("local-{number}.tar")), image.id())
+    };
+    let remote = sample("remote:1", 2, 1 << 20, &mut chance);
+    registry.fill(&powered.engine, &remote.write(powered.engine.dir(), "remote.tar"), "remote:1");
+    let remote = (format!("{}/remote:1", registry.address()), remote.id());
+
+    let mut acknowledged = Acknowledged::default();
+    let mut removed = BTreeSet::new();
+    let mut containers = BTreeSet::new();
+    let (first, id) = archive(0, &mut chance, &powered);
+    powered.engine.load(&first);
+    acknowledged.images.insert("local:0".to_owned(), (id, ENTRIES));
+    let change = "mkdir /new; for n in $(seq 200); do echo $n > /new/$n; done; ls /data | wc -l";
+    powered.engine.brig(["run", "--name", "box", "--network", "none", "local:0", "sh", "-c", change]).ok();
+    containers.insert("box".to_owned());
+    let mut cut_short = 0;
+    let rounds = number("BRIG_TEST_CUTS", 4);
+    for round in 1..=rounds {
+        // What is acknowledged before the cut, then one more operation at the moment of it.
+        let name = format!("local:{round}");
+        let (path, id) = archive(round, &mut chance, &powered);
+        powered.engine.load(&path);
+        acknowledged.images.insert(name.clone(), (id, ENTRIES));
+        let container = format!("made-{round}");
+        powered.engine.brig(["create", "--name", &container, &name]).ok();
+        containers.insert(container);
+        let operation = OPERATIONS[round as usize % OPERATIONS.len()];
+        let target = format!("{operation}ed:{round}");
+        let dir = powered.engine.dir().display().to_string();
+        let another = archive(rounds + round, &mut chance, &powered);
+        let args: Vec<String> = match operation {
+            "pull" => vec!["pull".into(), remote.0.clone()],
+            "load" => vec!["load".into(), "-i".into(), another.0.display().to_string()],
+            "commit" => vec!["commit".into(), "box".into(), target.clone()],
+            "import" => vec!["import".into(), format!("{dir}/remote.tar"), target.clone()],
+            _ => {
+                powered.engine.brig(["tag", "local:0", &target]).ok();
+                vec!["rmi".into(), target.clone()]
+            }
+        };
+        let mut client = powered.engine.brig(args).spawn();
+        std::thread::sleep(chance.of(Duration::from_millis(900)));
+        let done = client.try_wait().unwrap().is_some_and(|status| status.success());
+        let cut = if round % 2 == 0 { Cut::All } else { Cut::Some { seed: chance.below(u64::MAX) } };
+        powered.disk().cut(cut);
+        cut_short += u32::from(!done);
+        let about = format!("{format:?}, round {round}: {operation}, {cut:?}, acknowledged: {done}");
+        powered.boot();
+        client.wait().unwrap();
+
+        let engine = &powered.engine;
+        if operation == "rmi" && done {
+            removed.insert(target.clone());
+        }
+        let there = |name: &str| engine.request("GET", &format!("/images/{name}/json")).status == 200;
+        // A layer that was not synced is made again from its blob when somebody needs it.
+        let tolerable: Vec<&str> = ORPHANS.into_iter().chain(["corrupt-layer"]).collect();
+        acknowledged.check(engine, &tolerable, &about);
+        no_leftovers(&engine.data_root().join("image"), &about);
+        for name in &removed {
+            assert!(!there(name), "{about}: {name} is back");
+        }
+        for container in &containers {
+            assert_eq!(engine.inspect(container)["Name"], format!("/{container}"), "{about}");
+        }
+        let (image, entries) = match operation {
+            "pull" => (remote.0.clone(), Some(ENTRIES)),
+            "load" => (format!("local:{}", rounds + round), Some(ENTRIES)),
+            "rmi" => ("local:0".to_owned(), Some(ENTRIES)),
+            _ => (target, None),
+        };
+        assert!(!done || operation == "rmi" || there(&image), "{about}: {image} was acknowledged");
+        if there(&image) {
+            match entries {
+                Some(entries) => runs_whole(engine, &image, entries, &about),
+                // A whole root file system, or the archive as one file of it.
+                None => drop(engine.brig(["create", "--network", "none", &image, "x"]).ok()),
+            }
+        }
+        // All those of before as well: nothing is lost later on.
+        runs_whole(engine, &name, ENTRIES, &about);
+        if operation == "pull" {
+            engine.brig(["pull", &remote.0]).ok();
+            assert_eq!(engine.get(&format!("/images/{}/json", remote.0))["Id"], *remote.1, "{about}");
+            runs_whole(engine, &remote.0, ENTRIES, &about);
+            engine.brig(["rmi", &remote.0]).ok();
+        }
+    }
+    for (name, (_, entries)) in &acknowledged.images {
+        runs_whole(&powered.engine, name, *entries, "at the end");
+    }
+    acknowledged.check(&powered.engine, &ORPHANS, "at the end");
+    println!("{format:?}: {} cuts, {cut_short} of them before the operation was acknowledged", powered.boots);
+    assert!(powered.disk().flushes() > 0, "nothing was ever flushed");
+}
+
+#[test]
+fn a_power_cut_costs_nothing_acknowledged_on_ext4() {
+    survives(Format::Ext4);
+}
+
+#[test]
+fn a_power_cut_costs_nothing_acknowledged_on_xfs() {
+    survives(Format::Xfs);
+}
+
+/// The disk itself: that it forgets, and does not forget too much.
+#[test]
+fn what_was_not_flushed_is_lost() {
+    for format in [Format::Ext4, Format::Xfs] {
+        let sandbox = brigantine_testkit::Sandbox::new().unwrap();
+        let target = sandbox.dir().join("mnt");
+        fs::create_dir(&target).unwrap();
+        let durable = Disk::format(sandbox.dir(), format, 400 << 20);
+        let disk = Disk::mount(&sandbox, &durable, &target);
+        let script =
+            "cd $1; mkdir d; echo kept > d/kept; sync -f d; echo lost > lost; echo x >> d/kept; cat lost";
+        run(sandbox.command("sh").args(["-ec", script, "sh"]).arg(&target));
+        disk.cut(Cut::All);
+        let durable = disk.take_out(&sandbox);
+        let _disk = Disk::mount(&sandbox, &durable, &target);
+        let script = "cd $1; test ! -e lost; test \"$(cat d/kept)\" = kept";
+        run(sandbox.command("sh").args(["-ec", script, "sh"]).arg(&target));
+    }
+}
