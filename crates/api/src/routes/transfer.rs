@@ -172,11 +172,6 @@ async fn embedded(
 }
 
 async fn import(state: State, request: &mut Request, source: &str) -> Result<Reply, Error> {
-    if source != "-" {
-        return Err(Error::not_implemented(
-            "importing from a URL is not built: download the archive and import it from standard input (fromSrc=-)",
-        ));
-    }
     let query = request.query();
     let target = match query.text("repo") {
         None => None,
@@ -194,8 +189,38 @@ async fn import(state: State, request: &mut Request, source: &str) -> Result<Rep
         message: query.text("message").unwrap_or_default().to_owned(),
         platform: platform(request)?,
     };
+    if source != "-" {
+        return import_from(state, source.to_owned(), target, details).await;
+    }
     let body = bridge::reader(request.reader());
     Reply::progress(move |sink| async move {
+        let image = state.engine.images().with(move |store| archive::import(store, body, &details)).await?;
+        let shown = target.map_or_else(|| image.id.to_string(), |target| target.familiar());
+        announce(&state, "import", image.id.as_str(), &shown);
+        sink.send(&json!({ "status": image.id.to_string() })).await;
+        Ok(())
+    })
+    .await
+}
+
+/// The same of a file on a web server: the engine fetches it.
+async fn import_from(
+    state: State,
+    url: String,
+    target: Option<Reference>,
+    details: Import,
+) -> Result<Reply, Error> {
+    let download = state.registry.download(&url).await?;
+    Reply::progress(move |sink| async move {
+        sink.send(&json!({ "status": format!("Downloading from {url}") })).await;
+        let (total, mut fetched) = (download.length, 0_u64);
+        let counts = sink.clone();
+        let stream = futures_util::TryStreamExt::inspect_ok(download.into_stream(), move |chunk| {
+            fetched += chunk.len() as u64;
+            let detail = json!({ "current": fetched, "total": total });
+            counts.try_send(&json!({ "status": "Importing", "progressDetail": detail }));
+        });
+        let body = bridge::reader(tokio_util::io::StreamReader::new(stream));
         let image = state.engine.images().with(move |store| archive::import(store, body, &details)).await?;
         let shown = target.map_or_else(|| image.id.to_string(), |target| target.familiar());
         announce(&state, "import", image.id.as_str(), &shown);

@@ -3,7 +3,7 @@
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::commands::upload;
 use crate::context::Context;
-use crate::fault::{Fault, Outcome};
+use crate::fault::Outcome;
 use crate::progress::{Progress, Sink};
 
 pub static COMMAND: Command = Command {
@@ -22,15 +22,12 @@ pub static COMMAND: Command = Command {
 
 async fn run(context: &Context, matches: Matches) -> Outcome {
     let (source, name) = (matches.operand(0), matches.operand(1));
-    if source.starts_with("http://") || source.starts_with("https://") {
-        return Err(Fault::said(format!(
-            "{source}: importing from a URL is not built yet; fetch it and pipe it in: … | brig import - NAME"
-        )));
-    }
+    // The engine fetches what is not here.
+    let remote = source.starts_with("http://") || source.starts_with("https://");
     let mut ask = context
         .client
         .post("/images/create")
-        .query("fromSrc", "-")
+        .query("fromSrc", if remote { source } else { "-" })
         .maybe("message", matches.optional("message"))
         .maybe("platform", matches.optional("platform"));
     if !name.is_empty() {
@@ -40,7 +37,10 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     for change in matches.list("change") {
         ask = ask.query("changes", change);
     }
-    let body = upload::body(upload::open(source).await?);
-    let lines = ask.stream(body, "application/x-tar").send().await?.into_lines();
+    let lines = if remote {
+        ask.send().await?.into_lines()
+    } else {
+        ask.stream(upload::body(upload::open(source).await?), "application/x-tar").send().await?.into_lines()
+    };
     Progress::new(Sink::Stdout).follow(lines, |_| {}).await
 }
