@@ -92,7 +92,8 @@ impl Reference {
             return self.repository();
         }
         match self.path.strip_prefix(OFFICIAL_PREFIX) {
-            Some(rest) if !rest.contains('/') && !reads_as_domain(rest) => rest.to_owned(),
+            // A name without a slash is never read as a domain.
+            Some(rest) if !rest.contains('/') => rest.to_owned(),
             _ => self.path.clone(),
         }
     }
@@ -318,6 +319,7 @@ mod tests {
         let hex = "a".repeat(64);
         check("debian", "docker.io/library/debian", "debian");
         check("debian:bookworm", "docker.io/library/debian:bookworm", "debian:bookworm");
+        check("a.name.with_dots:t", "docker.io/library/a.name.with_dots:t", "a.name.with_dots:t");
         check("docker.io/debian", "docker.io/library/debian", "debian");
         check("index.docker.io/library/debian", "docker.io/library/debian", "debian");
         check("user/app:v1", "docker.io/user/app:v1", "user/app:v1");

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigantine_image::{Digest, Reference, media};
-use brigantine_registry::server::{Options, Source, Upstream};
+use brigantine_registry::server::{Collection, Options, Source, Upstream, collect};
 use brigantine_registry::{Config, PullOptions};
 use support::{Answer, LyingServer, OwnRegistry, Sample, client, http, reply, silent, store};
 
@@ -143,4 +143,50 @@ async fn a_lying_upstream_is_not_passed_on() {
     }
     let manifest = http().get(cache.url("a/manifests/t")).send().await.unwrap();
     assert_eq!(manifest.headers()["content-type"], media::OCI_MANIFEST);
+}
+
+/// What nobody asked for in the time of `keep` goes with the next collection, and comes again when somebody does; what
+/// somebody asks for again stays.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_asks_for_is_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let upstream = OwnRegistry::at(&dir.path().join("upstream")).await;
+    let (first, second) = (Sample::new(300_000), Sample::new(200_000));
+    first.push_to(&upstream, "team/app", "t").await;
+    second.push_to(&upstream, "team/other", "t").await;
+    let root = dir.path().join("cache");
+    let url = format!("http://{}", upstream.address);
+    let keep = Some(Duration::from_hours(1));
+    let source = Upstream { url, credentials: None, fresh: Duration::ZERO, keep, config: Config::default() };
+    let cache = Source::Cache { root: root.clone(), upstream: Box::new(source) };
+    let cache = OwnRegistry::start(Options::new("127.0.0.1:0", cache)).await;
+    pull(&cache, "team/app:t").await.unwrap();
+    pull(&cache, "team/other:t").await.unwrap();
+    let collection = Collection {
+        interval: None,
+        grace: Duration::ZERO,
+        untagged: false,
+        uploads: Duration::from_hours(1),
+    };
+    assert_eq!(collect(&root, &collection).await.unwrap().manifests, 0);
+
+    // Two hours go by, and one of the two is asked for again.
+    let past = std::time::SystemTime::now() - Duration::from_hours(2);
+    let mut waiting = vec![root.clone()];
+    while let Some(path) = waiting.pop() {
+        for entry in std::fs::read_dir(path).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                waiting.push(path);
+            } else if let Ok(file) = std::fs::File::options().write(true).open(&path) {
+                file.set_modified(past).unwrap();
+            }
+        }
+    }
+    pull(&cache, "team/other:t").await.unwrap();
+    let collected = collect(&root, &collection).await.unwrap();
+    assert_eq!((collected.manifests, collected.blobs), (1, 3), "{collected:?}");
+    upstream.stop().await;
+    assert_eq!(pull(&cache, "team/other:t").await.unwrap(), Digest::sha256(&second.manifest));
+    assert!(pull(&cache, "team/app:t").await.is_err());
 }

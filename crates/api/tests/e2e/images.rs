@@ -23,6 +23,10 @@ both![
     an_unknown_image_is_named,
     layers_hide_what_they_delete,
     history_and_inspect_tell_where_it_came_from,
+    filters_choose_what_is_listed_and_pruned,
+    ids_and_names_are_removed_by_the_rules,
+    a_commit_takes_what_it_is_told,
+    several_platforms_are_put_under_one_name,
 ];
 
 fn save_and_load_keep_the_identity(client: Client) {
@@ -108,7 +112,33 @@ fn import_makes_an_image_of_a_root_file_system(client: Client) {
     assert_eq!(host.cli(["run", "--rm", "made/here:1", "sh", "-c", "echo $A"]).ok(), "b");
     assert_eq!(host.cli(["history", "--no-trunc", "--format", "{{.Comment}}", "made/here:1"]).ok(), "why");
     let bytes = fixtures::busybox_layer().unwrap();
-    assert!(host.cli(["import", "-"]).stdin(bytes).ok().starts_with("sha256:"));
+    assert!(host.cli(["import", "-"]).stdin(bytes.clone()).ok().starts_with("sha256:"));
+
+    // From a web server, which the engine asks.
+    let listener = host.sandbox().within_net(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let at = listener.local_addr().unwrap();
+    let server = std::thread::spawn(move || {
+        let answers = [
+            format!("HTTP/1.1 302 Found\r\nLocation: http://{at}/there\r\nContent-Length: 0\r\nConnection: close\r\n\r\n").into_bytes(),
+            [format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", bytes.len()).as_bytes(), &bytes].concat(),
+            [&b"HTTP/1.1 200 OK\r\nContent-Length: 99999999\r\nConnection: close\r\n\r\n"[..], &bytes[..70_000]].concat(),
+            b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".to_vec(),
+        ];
+        for answer in answers {
+            let (mut stream, _) = listener.accept().unwrap();
+            // The question is one small segment; what it says is of no interest.
+            std::io::Read::read(&mut stream, &mut [0; 4096]).unwrap();
+            std::io::Write::write_all(&mut stream, &answer).unwrap();
+        }
+    });
+    let url = format!("http://{at}/root.tar");
+    host.cli(["import", "-c", "CMD echo fetched", &url, "made/there:1"]).ok();
+    assert_eq!(host.cli(["run", "--rm", "made/there:1"]).ok(), "fetched");
+    for _ in ["cut short", "missing"] {
+        host.cli(["import", &url, "made/nowhere:1"]).exits(1);
+    }
+    server.join().unwrap();
+    assert_eq!(host.cli(["images", "-q", "made/nowhere"]).ok(), "");
 }
 
 fn tags_come_and_go(client: Client) {
@@ -257,4 +287,187 @@ fn history_and_inspect_tell_where_it_came_from(client: Client) {
     assert!(info["Size"].as_i64().unwrap() > 100_000);
     assert_eq!(info["Created"], "2024-01-02T03:04:05Z");
     assert!(host.cli(["history", "busybox"]).ok().contains("testkit"));
+}
+
+fn filters_choose_what_is_listed_and_pruned(client: Client) {
+    let host = Host::new(client);
+    let root = host.dir().join("root.tar");
+    fs::write(&root, fixtures::busybox_layer().unwrap()).unwrap();
+    let import = |args: &[&str]| {
+        let all = ["import"].iter().chain(args).copied();
+        host.cli(all.collect::<Vec<_>>()).ok()
+    };
+    let root = root.to_str().unwrap();
+    import(&["-c", "LABEL kind=old", root, "first:1"]);
+    import(&["-c", "LABEL kind=new", "-c", "LABEL keep=yes", root, "second:1"]);
+    let nameless = import(&["-c", "LABEL kind=none", root]);
+    let listed = |filters: &[&str]| {
+        let mut args = vec!["images", "--format", "{{.Repository}}"];
+        args.extend(filters.iter().flat_map(|filter| ["--filter", filter]));
+        let mut names: Vec<String> = host.cli(args).ok().lines().map(str::to_owned).collect();
+        names.sort();
+        names.join(" ")
+    };
+    assert_eq!(listed(&["label=kind"]), "<none> first second");
+    assert_eq!(listed(&["label=kind=new"]), "second");
+    assert_eq!(listed(&["label=kind", "label=keep=yes"]), "second");
+    assert_eq!(listed(&["since=busybox"]), "<none> first second");
+    assert_eq!(listed(&["since=first:1", "dangling=false"]), "second");
+    assert_eq!(listed(&["before=second:1", "since=busybox"]), "first");
+    assert_eq!(listed(&["dangling=true"]), "<none>");
+    assert_eq!(listed(&["reference=*:1", "label=kind=old"]), "first");
+    assert_eq!(listed(&["reference=f*", "reference=sec*"]), "first second");
+    let nothing = host.cli(["images", "--filter", "nonsense=1"]).run();
+    assert!(nothing.code == 1 && nothing.stderr.contains("invalid filter"), "{nothing}");
+
+    let prune = |args: &[&str]| host.cli(["image", "prune", "-f"].iter().chain(args)).ok();
+    assert!(!prune(&["--filter", "until=1h"]).contains("eleted:"));
+    let said = prune(&[]);
+    assert!(said.contains(&nameless) && said.contains("Total reclaimed space:"), "{said}");
+    assert_eq!(listed(&["label=kind"]), "first second");
+    prune(&["-a", "--filter", "label!=keep", "--filter", "label=kind"]);
+    assert_eq!(listed(&["label=kind"]), "second");
+    host.cli(["create", "--name", "user", "second:1", "true"]).ok();
+    prune(&["-a"]);
+    assert_eq!(listed(&[]), "second", "a container has it");
+    host.cli(["rm", "user"]).ok();
+}
+
+fn ids_and_names_are_removed_by_the_rules(client: Client) {
+    let host = Host::new(client);
+    let id = host.cli(["images", "-q", "--no-trunc", "busybox"]).ok();
+    let short = &id[7..19];
+    host.cli(["tag", "busybox", "one:1"]).ok();
+    host.cli(["tag", "busybox", "one:2"]).ok();
+    let refused = host.cli(["rmi", short]).exits(1);
+    assert!(
+        refused.stderr.contains(&format!(
+            "unable to delete {short} (must be forced) - image is referenced in multiple repositories"
+        )),
+        "{refused}"
+    );
+    host.cli(["rmi", "busybox", "one:2"]).ok();
+    host.cli(["create", "--name", "user", "one:1", "true"]).ok();
+    let used = host.cli(["rmi", "one:1"]).exits(1);
+    assert!(used.stderr.contains("unable to remove repository reference \"one:1\" (must force)"), "{used}");
+    let used = host.cli(["rmi", short]).exits(1);
+    assert!(used.stderr.contains("image is being used by stopped container"), "{used}");
+    host.cli(["start", "user"]).ok();
+    host.wait_state("user", "exited");
+    host.cli(["rm", "user"]).ok();
+    let running = host.cli(["run", "-d", "--name", "runs", "one:1", "sleep", "1000"]).ok();
+    let used = host.cli(["rmi", "-f", short]).exits(1);
+    assert!(
+        used.stderr.contains("(cannot be forced) - image is being used by running container")
+            && used.stderr.contains(&running[..12]),
+        "{used}"
+    );
+    host.cli(["rm", "-f", "runs"]).ok();
+    host.cli(["tag", "one:1", "two:1"]).ok();
+    let gone = host.cli(["rmi", "-f", &id]).ok();
+    assert!(gone.contains("Untagged: one:1") && gone.contains("Untagged: two:1"), "{gone}");
+    assert!(gone.contains(&format!("Deleted: {id}")), "{gone}");
+    assert_eq!(host.cli(["images", "-aq"]).ok(), "");
+}
+
+fn a_commit_takes_what_it_is_told(client: Client) {
+    let host = Host::new(client);
+    host.cli(["run", "--name", "box", "-e", "OWN=1", "busybox", "sh", "-c", "echo x > /x"]).ok();
+    let made = host
+        .cli([
+            "commit",
+            "-a",
+            "Me <me@example.org>",
+            "-m",
+            "why",
+            "-c",
+            "ENV MORE=2",
+            "-c",
+            "EXPOSE 80/udp",
+            "-c",
+            "CMD [\"cat\", \"/x\"]",
+            "-c",
+            "LABEL a=b",
+            "box",
+            "made:1",
+        ])
+        .ok();
+    let info = host.get("/images/made:1/json");
+    assert_eq!(info["Id"], made);
+    assert_eq!(
+        (info["Author"].as_str(), info["Comment"].as_str()),
+        (Some("Me <me@example.org>"), Some("why"))
+    );
+    let environment = info["Config"]["Env"].to_string();
+    assert!(environment.contains("OWN=1") && environment.contains("MORE=2"), "{environment}");
+    assert!(info["Config"]["ExposedPorts"]["80/udp"].is_object());
+    assert_eq!(info["Config"]["Labels"]["a"], "b");
+    assert_eq!(info["RootFS"]["Layers"].as_array().unwrap().len(), 2);
+    assert_eq!(host.cli(["run", "--rm", "made:1"]).ok(), "x");
+    let history =
+        host.cli(["history", "--no-trunc", "--format", "{{.CreatedBy}}|{{.Comment}}", "made:1"]).ok();
+    assert!(history.starts_with("sh -c echo x > /x|why\n"), "{history}");
+    // A running one is held while it is read, and goes on.
+    host.cli(["run", "-d", "--name", "runs", "busybox", "sh", "-c", "while :; do date > /now; done"]).ok();
+    host.cli(["commit", "runs", "while:1"]).ok();
+    host.cli(["commit", "--pause=false", "runs", "while:2"]).ok();
+    assert_eq!(host.inspect("runs")["State"]["Status"], "running");
+    host.cli(["commit", "nobody", "none:1"]).exits(1).expect_stderr("No such container: nobody");
+    host.cli(["commit", "-c", "RUN x", "box", "none:1"])
+        .exits(1)
+        .expect_stderr("RUN is not a valid change command");
+    assert_eq!(host.cli(["images", "-q", "none"]).ok(), "");
+    host.cli(["rm", "-f", "runs"]).ok();
+}
+
+fn several_platforms_are_put_under_one_name(client: Client) {
+    let host = Host { engine: Engine::start(), client };
+    let registry = Registry::start_ours(&host.engine);
+    let name = |tag: &str| format!("{}/team/app:{tag}", registry.address());
+    let own = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    let mut ids = Vec::new();
+    for architecture in [own, "s390x"] {
+        let mut layer = Layer::default();
+        layer.file("which", 0o644, architecture.as_bytes());
+        let image =
+            Archive::new(&name(architecture)).architecture(architecture).layer(layer.finish()).cmd(&["x"]);
+        host.load(&image.write(host.dir(), "image.tar"));
+        host.cli(["push", &name(architecture)]).ok();
+        ids.push(image.id());
+    }
+    // The client asks the registry by itself: it has to be where the registry is.
+    let manifest = |args: &[&str]| {
+        let invocation = host.cli(["manifest"].iter().chain(args).copied().collect::<Vec<_>>());
+        let command = invocation.into_command();
+        let mut inside = host.sandbox().net_command(command.get_program());
+        inside.args(command.get_args());
+        for (key, value) in command.get_envs() {
+            match value {
+                Some(value) => inside.env(key, value),
+                None => inside.env_remove(key),
+            };
+        }
+        brigantine_testkit::Invocation::new(inside).ok()
+    };
+    manifest(&["create", "--insecure", &name("all"), &name(own), &name("s390x")]);
+    manifest(&["annotate", "--os-version", "9", &name("all"), &name("s390x")]);
+    manifest(&["push", "--insecure", &name("all")]);
+    let shown: serde_json::Value =
+        serde_json::from_str(&manifest(&["inspect", "--insecure", &name("all")])).unwrap();
+    let platforms: Vec<(&str, &str)> = shown["manifests"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| {
+            let platform = &one["platform"];
+            (platform["architecture"].as_str().unwrap(), platform["os.version"].as_str().unwrap_or_default())
+        })
+        .collect();
+    assert!(platforms.contains(&(own, "")) && platforms.contains(&("s390x", "9")), "{shown}");
+    host.cli(["rmi", &name(own), &name("s390x")]).ok();
+    host.cli(["pull", &name("all")]).ok();
+    assert_eq!(host.get(&format!("/images/{}/json", name("all")))["Id"], *ids[0]);
+    host.cli(["rmi", &name("all")]).ok();
+    host.cli(["pull", "--platform", "linux/s390x", &name("all")]).ok();
+    assert_eq!(host.get(&format!("/images/{}/json", name("all")))["Id"], *ids[1]);
 }

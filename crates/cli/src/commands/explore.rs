@@ -169,7 +169,7 @@ struct Node {
     children: BTreeMap<String, Node>,
 }
 
-async fn tree(context: &Context, matches: Matches) -> Outcome {
+pub(super) async fn tree(context: &Context, matches: Matches) -> Outcome {
     let full = matches.is("no-trunc");
     let images = context.client.get("/images/json").send().await?.value().await?;
     let mut root = Node::default();

@@ -3,7 +3,7 @@
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::commands::chosen_format;
 use crate::context::Context;
-use crate::fault::{Fault, Outcome};
+use crate::fault::Outcome;
 use crate::listing::{self, Listing, Row, short_id};
 use crate::units;
 use crate::value::Value;
@@ -19,7 +19,7 @@ pub static COMMAND: Command = Command {
         Flag::text("format", "'table', 'table TEMPLATE', 'json', or a Go template"),
         Flag::switch("no-trunc", "Show everything in full"),
         Flag::switch("quiet", "Show IDs only").short('q'),
-        Flag::switch("tree", "Not built yet").hidden(),
+        Flag::switch("tree", "Show images by the layers they share"),
     ],
     operands: Operands::AtMost(1),
     run: runs!(run),
@@ -42,7 +42,7 @@ const TITLES: &[(&str, &str)] = &[
 
 async fn run(context: &Context, matches: Matches) -> Outcome {
     if matches.is("tree") {
-        return Err(Fault::said("--tree is not built yet"));
+        return super::explore::tree(context, matches).await;
     }
     let mut format = chosen_format(context, matches.text("format"), "imagesFormat")?;
     let quiet = matches.is("quiet");
