@@ -12,7 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use brigantine_image::Lower;
+use brigantine_image::{Lower, Replica};
 use brigantine_runtime::profile::{self, SeccompContext};
 use brigantine_runtime::spec::{
     Capabilities, Linux, LinuxCapabilities, LinuxCpu, LinuxDeviceCgroup, LinuxMemory, LinuxNamespaceBuilder,
@@ -90,6 +90,8 @@ pub(crate) struct Task<'t> {
     pub lower: Vec<Lower>,
     pub upper: PathBuf,
     pub work: PathBuf,
+    /// A plain copy of what is below, in place of an overlay.
+    pub replica: Option<&'t Replica>,
     pub root: &'t Tree,
     pub mounts: Vec<Ready>,
     pub secrets: &'t BTreeMap<String, Vec<u8>>,
@@ -148,7 +150,7 @@ impl Executor {
             events: None,
             output: None,
             stubs: Vec::new(),
-            upper: task.upper.clone(),
+            upper: task.replica.map_or_else(|| task.upper.clone(), Replica::root),
         };
         let around = &task.run.around;
         let joined = self
@@ -168,11 +170,14 @@ impl Executor {
         let config = Config {
             id: task.id.clone(),
             spec,
-            rootfs: Rootfs::Overlay {
-                lower: task.lower.iter().map(|layer| layer.shown().to_owned()).collect(),
-                upper: task.upper.clone(),
-                work: task.work.clone(),
-                options: OverlayOptions { volatile: true, extra: Vec::new() },
+            rootfs: match task.replica {
+                Some(replica) => Rootfs::Path(replica.root()),
+                None => Rootfs::Overlay {
+                    lower: task.lower.iter().map(|layer| layer.shown().to_owned()).collect(),
+                    upper: task.upper.clone(),
+                    work: task.work.clone(),
+                    options: OverlayOptions { volatile: true, extra: Vec::new() },
+                },
             },
             terminal: false,
             console_size: None,

@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
-use brigantine_image::{Digest, LayerFiles, Lease, Lower, Store};
+use brigantine_image::{Digest, LayerFiles, Lease, Lower, Storage, Store};
 
 use crate::error::{Context, Error, Result};
 
@@ -42,6 +42,14 @@ impl Snap {
 
     pub fn layer(id: String, diff_id: Digest) -> Self {
         Self { id, place: RwLock::new(Place::Layer(diff_id)) }
+    }
+
+    /// Its diff id, if it is a layer of the image store.
+    pub fn diff_id(&self) -> Option<Digest> {
+        match &*self.place.read().unwrap_or_else(PoisonError::into_inner) {
+            Place::Layer(diff_id) => Some(diff_id.clone()),
+            Place::Own(_) => None,
+        }
     }
 
     /// Makes it a layer of the image store, unless it is one: its diff id.
@@ -86,6 +94,18 @@ pub(crate) fn hold<'l>(
     layers: &'l [Layer],
 ) -> Result<Held<'l>> {
     let what = || "find a stage's layers".to_owned();
+    if store.storage() == Storage::Copy {
+        // Layers have no files of their own there: the whole is one tree, made of their blobs.
+        let mut diff_ids = Vec::new();
+        for layer in layers {
+            diff_ids.push(match layer {
+                Layer::Image(diff_id) => diff_id.clone(),
+                Layer::Snap(snap) => snap.adopt(store, lease)?,
+            });
+        }
+        let tree = store.ensure_tree(lease, &diff_ids).doing(what)?;
+        return Ok(Held { lowers: vec![Lower::directory(tree)], _guards: Vec::new() });
+    }
     let mut guards = Vec::new();
     let mut lowers: Vec<Lower> = Vec::new();
     for layer in layers.iter().rev() {
@@ -170,6 +190,11 @@ impl Fresh {
 
     pub fn diff(&self) -> PathBuf {
         self.dir.join("diff")
+    }
+
+    /// The directory of both.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub fn work(&self) -> PathBuf {

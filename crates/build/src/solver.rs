@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use brigantine_image::{Digest, Lease, Lower, Store};
+use brigantine_image::{Digest, Lease, Lower, Replica, Storage, Store};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared, try_join_all};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
@@ -252,25 +252,43 @@ impl Solver {
         below: &[Layer],
         keys: &[&str],
     ) -> Result<Output> {
-        let created = records::now();
         let diff = fresh.diff();
         let empty = std::fs::read_dir(&diff).doing(|| format!("read {}", diff.display()))?.next().is_none();
         let size = if empty { 0 } else { disk_usage(&diff) };
+        let made = if empty { Made::Layer(None) } else { Made::Directory(fresh.keep(), size) };
+        self.record(made, id, identity, name, below, keys)
+    }
+
+    fn record(
+        &self,
+        made: Made,
+        id: String,
+        identity: &str,
+        name: &str,
+        below: &[Layer],
+        keys: &[&str],
+    ) -> Result<Output> {
+        let created = records::now();
+        let (snap, size) = match made {
+            Made::Layer(None) => (None, 0),
+            Made::Layer(Some((diff_id, size))) => (Some(Snap::layer(id.clone(), diff_id)), size),
+            Made::Directory(path, size) => (Some(Snap::own(id.clone(), path)), size),
+        };
         let mut output = Output::layers(below.to_vec(), identity.to_owned(), created);
         let record = Snapshot {
-            id: id.clone(),
+            id,
             identity: identity.to_owned(),
             name: name.to_owned(),
             kind: "layer".to_owned(),
-            diff_id: None,
-            empty,
+            diff_id: snap.as_ref().and_then(Snap::diff_id).map(|diff_id| diff_id.to_string()),
+            empty: snap.is_none(),
             size,
             created,
             used: created,
             uses: 1,
         };
-        if !empty {
-            let snap = Arc::new(Snap::own(id, fresh.keep()));
+        if let Some(snap) = snap {
+            let snap = Arc::new(snap);
             self.adopt_live(&snap);
             output.layers.push(Layer::Snap(Arc::clone(&snap)));
             output.own = Some(snap);
@@ -278,6 +296,14 @@ impl Solver {
         self.records.add(&record, keys)?;
         Ok(output)
     }
+}
+
+/// What a step has made.
+enum Made {
+    /// A directory of its own, and the bytes it takes.
+    Directory(PathBuf, u64),
+    /// A layer of the image store and its bytes; nothing.
+    Layer(Option<(Digest, u64)>),
 }
 
 /// A digest of several texts, each with its length.
@@ -785,10 +811,17 @@ impl Job {
         let job = Arc::clone(&self);
         let (own_run, own_inputs, own_id) = (run.clone(), inputs.clone(), id.clone());
         let paths = held_caches.paths.clone();
-        let (fresh, running) = blocking(move || {
+        let (fresh, replica, running) = blocking(move || {
             let fresh = Fresh::make(&job.solver.snapshots, &own_id)?;
             let held = hold(&job.solver.store, &job.solver.mounts, &job.lease, &own_inputs[0].layers)?;
             let root = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
+            let replica = match job.solver.store.storage() {
+                Storage::Copy => Some(
+                    Replica::make(fresh.dir(), &held.lowers)
+                        .doing(|| "copy the file system below a step".to_owned())?,
+                ),
+                _ => None,
+            };
             let mut mounts = Vec::new();
             let mut also_held = Vec::new();
             for (index, mount) in own_run.mounts.iter().enumerate() {
@@ -844,12 +877,13 @@ impl Job {
                 lower: held.lowers.clone(),
                 upper: fresh.diff(),
                 work: fresh.work(),
+                replica: replica.as_ref(),
                 root: &root,
                 mounts,
                 secrets: &job.secrets,
             };
             let running = job.solver.executor.start(&task)?;
-            Ok((fresh, running))
+            Ok((fresh, replica, running))
         })
         .await?;
         let for_log = Arc::clone(&listeners);
@@ -883,7 +917,20 @@ impl Job {
             let mut all: Vec<&str> = keys.iter().map(String::as_str).collect();
             all.push(&family);
             all.extend(by_content.as_deref());
-            let output = job.solver.finish(fresh, id, &identity, &name, &inputs[0].layers, &all)?;
+            let below = &inputs[0].layers;
+            let output = match &replica {
+                None => job.solver.finish(fresh, id, &identity, &name, below, &all)?,
+                Some(replica) => {
+                    let layer = job
+                        .solver
+                        .store
+                        .adopt_replica(&job.lease, replica, &[])
+                        .doing(|| "make a layer of a step's result".to_owned())?;
+                    drop(fresh);
+                    let layer = layer.map(|(descriptor, _)| (descriptor.digest, descriptor.size));
+                    job.solver.record(Made::Layer(layer), id, &identity, &name, below, &all)?
+                }
+            };
             Ok(Arc::new(output))
         })
         .await

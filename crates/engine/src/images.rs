@@ -93,6 +93,11 @@ impl Images {
         Ok(opened)
     }
 
+    /// Whether containers get copies of their images' files.
+    pub(crate) fn copies(&self) -> bool {
+        self.store.storage() == Storage::Copy
+    }
+
     fn mounted(&self, files: &LayerFiles) -> Result<Lower> {
         if let LayerFiles::Directory(_) = files {
             return Ok(files.open()?);

@@ -14,6 +14,7 @@ mod error;
 mod filters;
 mod ids;
 mod names;
+mod own;
 mod rootfs;
 mod spec;
 mod sync;
@@ -107,6 +108,7 @@ impl Engine {
             Arc::clone(&volumes),
             Arc::clone(&networks),
             exe,
+            builder.clone(),
         );
         containers.restore(&mut snapshot).await?;
         Ok(Self { config, id: id.into(), events, images, volumes, networks, containers, sockets, builder })

@@ -97,7 +97,7 @@ pub(crate) fn union_under(upper: &Path, layers: &[Lower]) -> Result<OwnedFd> {
 }
 
 /// A detached overlay of several layers, top first.
-fn union(layers: &[Lower]) -> Result<OwnedFd> {
+pub(crate) fn union(layers: &[Lower]) -> Result<OwnedFd> {
     let what = || "look into the image's layers".to_owned();
     let Overlay { fs, _dirs } = Overlay::of(layers)?;
     fsconfig_create(fs.as_fd()).doing(what)?;

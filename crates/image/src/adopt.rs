@@ -1,4 +1,5 @@
-//! Layers made here by a builder: an overlay's upper directory becomes a blob and, itself, the extracted layer.
+//! Layers made here by a builder: an overlay's upper directory becomes a blob and, where layers are directories,
+//! itself the extracted layer.
 //!
 //! Invariant: the directory is moved, not copied, and only when its archive is in the store; nobody may write to it
 //! any more.
@@ -15,6 +16,7 @@ use crate::lease::Lease;
 use crate::media;
 use crate::model::{Descriptor, ImageConfig};
 use crate::reference::Reference;
+use crate::replica::Replica;
 use crate::snapshot::LayerFiles;
 use crate::store::{Image, NewImage, Store};
 
@@ -23,8 +25,26 @@ impl Store {
     /// nothing in it.
     pub fn adopt_upper(&self, lease: &Lease, upper: &Path) -> Result<Option<(Descriptor, LayerInfo)>> {
         let Some((descriptor, packed)) = self.pack_layer(lease, upper)? else { return Ok(None) };
-        let info = self.layers().adopt(&descriptor.digest, upper, packed)?;
+        let info = self.layers().adopt(&descriptor.digest, upper, packed, self.content())?;
         Ok(Some((descriptor, info)))
+    }
+
+    /// Makes a layer of what has changed in a plain copy. `None` when nothing has.
+    pub fn adopt_replica(
+        &self,
+        lease: &Lease,
+        replica: &Replica,
+        without: &[Vec<u8>],
+    ) -> Result<Option<(Descriptor, LayerInfo)>> {
+        let mut ingest = self.content().ingest_unnamed(lease)?;
+        let packed = replica.pack(without, io::BufWriter::with_capacity(1 << 18, &mut ingest))?;
+        if packed.entries == 0 {
+            return Ok(None);
+        }
+        let size = ingest.offset();
+        let digest = ingest.commit()?;
+        let info = self.layers().make_of_blob(&digest, &digest, self.content())?;
+        Ok(Some((Descriptor::new(media::OCI_LAYER, digest, size), info)))
     }
 
     /// The blob of a layer that is there as a directory only: made again if it is gone.
@@ -40,6 +60,9 @@ impl Store {
                 _ => Err(Error::NoSuchContent(diff_id.clone())),
             },
             LayerFiles::Erofs { archive, .. } => {
+                if let Some(size) = self.content().link(lease, diff_id, &archive)? {
+                    return Ok(Descriptor::new(media::OCI_LAYER, diff_id.clone(), size));
+                }
                 let mut file = std::fs::File::open(&archive).at("open", &archive)?;
                 let mut ingest = self.content().ingest(lease, diff_id, None)?;
                 io::copy(&mut file, &mut ingest).at("read", &archive)?;

@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::digest::Digest;
 use crate::error::{IoContext as _, Result};
 use crate::lease;
+use crate::model::chain_ids;
 use crate::remove::InUse;
 use crate::snapshot::LayerFiles;
 use crate::store::Store;
@@ -129,6 +130,20 @@ impl Store {
                 found.problems.push(Problem::OrphanBlob { blob, bytes });
             }
         }
+        let mut chains = held.clone();
+        chains.extend(in_use.chains.iter().cloned());
+        for entry in &names.entries {
+            if let Ok(documents) = self.describe_entry(entry) {
+                chains.extend(chain_ids(&documents.config.rootfs.diff_ids).pop());
+            }
+        }
+        for tree in self.trees().walk()? {
+            let bytes = self.trees().get(&tree)?.map_or(0, |info| info.disk);
+            if !chains.contains(&tree) {
+                found.orphaned += bytes;
+                found.problems.push(Problem::OrphanLayer { layer: tree, bytes });
+            }
+        }
         let mut bad_layers = Vec::new();
         for layer in self.layers().walk()? {
             let info = self.layers().get(&layer)?;
@@ -140,7 +155,7 @@ impl Store {
             }
             let whole = match self.layers().files(&layer)? {
                 // The tree is compared with nothing: that it was complete is what its presence says.
-                LayerFiles::Directory(tree) => info.is_some() && tree.is_dir(),
+                LayerFiles::Directory(tree) => info.is_some_and(|info| info.is_bare() || tree.is_dir()),
                 LayerFiles::Erofs { index, archive } => match digest_of(&archive, &layer, &mut buffer)? {
                     Some((actual, bytes)) => {
                         found.objects += 1;

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::digest::{Algorithm, Digest, Hasher};
@@ -157,9 +158,40 @@ impl Content {
         &self.tmp
     }
 
+    /// Takes a file that is the content for good, durable before it is visible. `None` where a file cannot have two
+    /// names.
+    pub(crate) fn link(&self, lease: &Lease, digest: &Digest, file: &Path) -> Result<Option<u64>> {
+        lease.hold(digest)?;
+        let mut source = File::open(file).at("open", file)?;
+        let mut hasher = digest.algorithm().hasher();
+        let mut buffer = vec![0; 1 << 17];
+        let mut size = 0;
+        loop {
+            let n = source.read(&mut buffer).at("read", file)?;
+            if n == 0 {
+                break;
+            }
+            hasher.update(&buffer[..n]);
+            size += n as u64;
+        }
+        let actual = hasher.finish();
+        if actual != *digest {
+            return Err(Error::DigestMismatch { expected: digest.clone(), actual });
+        }
+        source.sync_all().at("sync", file)?;
+        let path = self.path(digest);
+        match fs::hard_link(file, &path) {
+            Ok(()) => crate::temp::sync_parent(&path).map(|()| Some(size)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(Some(size)),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Returns the bytes that are given back: none while a layer has the same file.
     pub(crate) fn remove(&self, digest: &Digest) -> Result<u64> {
         let path = self.path(digest);
         let size = match fs::metadata(&path) {
+            Ok(metadata) if metadata.nlink() > 1 => 0,
             Ok(metadata) => metadata.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
             Err(error) => return Err(error).at("stat", path),
@@ -169,6 +201,40 @@ impl Content {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
             Err(error) => Err(error).at("remove", path),
         }
+    }
+
+    /// Bytes of downloads that were broken off and wait to be taken up again.
+    pub(crate) fn partial_bytes(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for path in self.partials()? {
+            // Finished or taken up meanwhile.
+            bytes += fs::metadata(&path).map_or(0, |metadata| metadata.len().next_multiple_of(4096));
+        }
+        Ok(bytes)
+    }
+
+    /// Gives up downloads that were broken off and that nobody is at; returns the bytes given back.
+    pub(crate) fn drop_partials(&self) -> Result<u64> {
+        let mut bytes = 0;
+        for path in self.partials()? {
+            let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+            if let Some(partial) = TempFile::claim(&self.tmp, name)? {
+                bytes +=
+                    partial.file().metadata().map_or(0, |metadata| metadata.len().next_multiple_of(4096));
+            }
+        }
+        Ok(bytes)
+    }
+
+    fn partials(&self) -> Result<Vec<PathBuf>> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.tmp).at("read", &self.tmp)? {
+            let entry = entry.at("read", &self.tmp)?;
+            if entry.file_name().to_str().is_some_and(|name| name.starts_with(PARTIAL)) {
+                found.push(entry.path());
+            }
+        }
+        Ok(found)
     }
 
     /// Every blob there is.

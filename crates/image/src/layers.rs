@@ -1,5 +1,8 @@
 //! Layers ready for use, side by side, each made once: `layers/<diff id>/meta.json` and beside it the tree (`diff`), or
-//! the archive (`data.tar`) with its EROFS index (`index.erofs`).
+//! the archive (`data.tar`) with its EROFS index (`index.erofs`). Where there is no overlay, a layer is nothing but what
+//! is known of it, and `trees/<chain id>/` has the files of whole images in the same way.
+//!
+//! An uncompressed blob and the archive of its layer are the same bytes: one file with two names.
 //!
 //! Invariant: a layer's directory is there only when it is complete and its uncompressed archive had the digest its
 //! name says. Layers are derived from blobs and are not synced one by one: `meta.json` notes the boot they were made
@@ -8,11 +11,13 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use crate::content::Content;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result};
 use crate::layer::{self, ARCHIVE, Applied, INDEX, Indexed};
@@ -34,9 +39,27 @@ pub struct LayerInfo {
     /// Digest of its EROFS index, if it is kept as its archive with one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     index: Option<Digest>,
+    /// It was only looked at: its files are in the trees of images that have it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    bare: bool,
     /// The boot it was extracted in, until it is known to be on disk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unsettled: Option<String>,
+}
+
+/// What a layer was made as.
+#[derive(Debug, Default)]
+struct Form {
+    /// Digest of its EROFS index.
+    index: Option<Digest>,
+    bare: bool,
+}
+
+impl LayerInfo {
+    /// Whether it has no files of its own.
+    pub fn is_bare(&self) -> bool {
+        self.bare
+    }
 }
 
 #[derive(Debug)]
@@ -58,9 +81,10 @@ fn boot_id() -> &'static str {
 }
 
 impl Layers {
-    pub fn new(root: &Path, storage: Option<Storage>) -> Self {
+    /// Those in `dir` of the store at `root`.
+    pub fn new(root: &Path, dir: &str, storage: Option<Storage>) -> Self {
         Self {
-            root: root.join("layers"),
+            root: root.join(dir),
             tmp: root.join("tmp"),
             known: Mutex::default(),
             making: Mutex::default(),
@@ -91,6 +115,11 @@ impl Layers {
         })
     }
 
+    /// Where the files of an extracted layer or a whole image are.
+    pub fn tree(&self, id: &Digest) -> PathBuf {
+        self.dir(id).join(TREE)
+    }
+
     /// An empty directory, for images without layers.
     pub fn empty_tree(&self) -> Result<PathBuf> {
         let path = self.root.join(".empty");
@@ -104,7 +133,7 @@ impl Layers {
         if let Some(info) = self.known.lock().unwrap_or_else(PoisonError::into_inner).get(diff_id)
             && dir.exists()
         {
-            return Ok(Some(info.clone()));
+            return Ok(self.usable(info.clone()));
         }
         let path = dir.join("meta.json");
         let raw = match fs::read(&path) {
@@ -117,11 +146,69 @@ impl Layers {
             return Ok(None);
         }
         self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(diff_id.clone(), info.clone());
-        Ok(Some(info))
+        Ok(self.usable(info))
+    }
+
+    /// One that was only looked at is of use only where all are.
+    fn usable(&self, info: LayerInfo) -> Option<LayerInfo> {
+        (!info.bare || self.storage() == Storage::Copy).then_some(info)
     }
 
     /// Extracts a layer unless it is there. `source` is opened only when it is needed and may be compressed.
     pub fn make<R: Read>(&self, diff_id: &Digest, source: impl FnOnce() -> Result<R>) -> Result<LayerInfo> {
+        self.once(diff_id, || source().and_then(|reader| self.extract(diff_id, reader)))
+    }
+
+    /// The same of a blob: where that is the uncompressed archive itself, its bytes are not kept a second time.
+    pub fn make_of_blob(&self, diff_id: &Digest, blob: &Digest, content: &Content) -> Result<LayerInfo> {
+        self.once(diff_id, || {
+            if blob == diff_id
+                && self.storage() == Storage::Erofs
+                && let Some(info) = self.index_blob(diff_id, &content.path(blob))?
+            {
+                return Ok(info);
+            }
+            self.extract(diff_id, content.open(blob)?)
+        })
+    }
+
+    /// Gives the archive a second name and indexes it there; `None` where that cannot be done.
+    fn index_blob(&self, diff_id: &Digest, blob: &Path) -> Result<Option<LayerInfo>> {
+        let layer_error = |source| Error::Layer { layer: diff_id.to_string(), source };
+        let temp = TempDir::create(&self.tmp, "layer")?;
+        if fs::hard_link(blob, temp.path().join(ARCHIVE)).is_err() {
+            return Ok(None);
+        }
+        let found = layer::index_in_place(temp.path(), diff_id.algorithm()).map_err(layer_error)?;
+        let Indexed::Whole(applied) = found else { return Ok(None) };
+        if applied.diff_id != *diff_id {
+            return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
+        }
+        let path = temp.path().join(INDEX);
+        let index = fs::read(&path).at("read", path)?;
+        self.finish(temp, &applied, Form { index: Some(Digest::sha256(&index)), bare: false }).map(Some)
+    }
+
+    /// Makes the files of a whole image unless they are there: `fill` extracts its layers into an empty directory.
+    pub fn make_tree(&self, chain_id: &Digest, fill: impl FnOnce(&Path) -> Result<()>) -> Result<LayerInfo> {
+        self.once(chain_id, || {
+            let temp = TempDir::create(&self.tmp, "tree")?;
+            let tree = temp.path().join(TREE);
+            fs::create_dir(&tree).at("create", &tree)?;
+            fill(&tree)?;
+            let measured = crate::tree::measure(&tree).at("read", &tree)?;
+            let applied = Applied {
+                diff_id: chain_id.clone(),
+                size: measured.size,
+                disk: measured.disk,
+                entries: measured.entries,
+            };
+            self.finish(temp, &applied, Form::default())
+        })
+    }
+
+    /// Makes a layer unless it is there, one at a time.
+    fn once(&self, diff_id: &Digest, make: impl FnOnce() -> Result<LayerInfo>) -> Result<LayerInfo> {
         let turn = Arc::clone(
             self.making.lock().unwrap_or_else(PoisonError::into_inner).entry(diff_id.clone()).or_default(),
         );
@@ -129,7 +216,7 @@ impl Layers {
             let _turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
             match self.get(diff_id) {
                 Ok(Some(info)) => Ok(info),
-                Ok(None) => source().and_then(|reader| self.extract(diff_id, reader)),
+                Ok(None) => make(),
                 Err(error) => Err(error),
             }
         };
@@ -143,11 +230,11 @@ impl Layers {
     fn extract(&self, diff_id: &Digest, reader: impl Read) -> Result<LayerInfo> {
         let layer_error = |source| Error::Layer { layer: diff_id.to_string(), source };
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let (applied, index) = self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
+        let (applied, form) = self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
         if applied.diff_id != *diff_id {
             return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
         }
-        self.finish(temp, &applied, index)
+        self.finish(temp, &applied, form)
     }
 
     /// Extracts a layer whose diff id is known only at the end; `hold` is told it before the layer becomes visible.
@@ -158,33 +245,37 @@ impl Layers {
         hold: impl FnOnce(&Digest) -> Result<()>,
     ) -> Result<LayerInfo> {
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let (applied, index) = self.fill(reader, &temp, Algorithm::Sha256, name)?;
+        let (applied, form) = self.fill(reader, &temp, Algorithm::Sha256, name)?;
         hold(&applied.diff_id)?;
-        self.finish(temp, &applied, index)
+        self.finish(temp, &applied, form)
     }
 
-    /// Makes a layer's files in the form in use; tells the digest of the index, if that has one.
+    /// Makes a layer's files in the form in use.
     fn fill(
         &self,
         reader: impl Read,
         temp: &TempDir,
         algorithm: Algorithm,
         name: &str,
-    ) -> Result<(Applied, Option<Digest>)> {
+    ) -> Result<(Applied, Form)> {
         let layer_error = |source| Error::Layer { layer: name.to_owned(), source };
         let tree = temp.path().join(TREE);
         let make_tree = || fs::create_dir(&tree).at("create", &tree);
         match self.storage() {
             Storage::Overlay => {
                 make_tree()?;
-                Ok((layer::apply(reader, &tree, algorithm).map_err(layer_error)?, None))
+                Ok((layer::apply(reader, &tree, algorithm).map_err(layer_error)?, Form::default()))
+            }
+            Storage::Copy => {
+                let applied = layer::inspect(reader, algorithm).map_err(layer_error)?;
+                Ok((applied, Form { bare: true, ..Form::default() }))
             }
             Storage::Erofs => {
                 match layer::index(reader, temp.path(), algorithm).map_err(layer_error)? {
                     Indexed::Whole(applied) => {
                         let path = temp.path().join(INDEX);
                         let index = fs::read(&path).at("read", path)?;
-                        Ok((applied, Some(Digest::sha256(&index))))
+                        Ok((applied, Form { index: Some(Digest::sha256(&index)), bare: false }))
                     }
                     Indexed::Unfit { diff_id, .. } => {
                         // The format has no room for it; the archive is there, and goes when it is extracted.
@@ -201,20 +292,21 @@ impl Layers {
                             }
                             _ => {}
                         }
-                        Ok((applied, None))
+                        Ok((applied, Form::default()))
                     }
                 }
             }
         }
     }
 
-    fn finish(&self, temp: TempDir, applied: &Applied, index: Option<Digest>) -> Result<LayerInfo> {
+    fn finish(&self, temp: TempDir, applied: &Applied, form: Form) -> Result<LayerInfo> {
         let info = LayerInfo {
             diff_id: applied.diff_id.clone(),
             size: applied.size,
             disk: applied.disk,
             entries: applied.entries,
-            index,
+            index: form.index,
+            bare: form.bare,
             unsettled: Some(boot_id().to_owned()),
         };
         write_meta(&temp.path().join("meta.json"), &info)?;
@@ -229,10 +321,20 @@ impl Layers {
     }
 
     /// Takes a directory that a builder made as the layer of this diff id: it is moved. When the layer is there
-    /// already the directory stays where it is.
-    pub fn adopt(&self, diff_id: &Digest, upper: &Path, packed: layer::Packed) -> Result<LayerInfo> {
+    /// already, or is better made of its blob, the directory stays where it is.
+    pub fn adopt(
+        &self,
+        diff_id: &Digest,
+        upper: &Path,
+        packed: layer::Packed,
+        content: &Content,
+    ) -> Result<LayerInfo> {
         if let Some(info) = self.get(diff_id)? {
             return Ok(info);
+        }
+        match self.storage() {
+            Storage::Overlay => {}
+            Storage::Erofs | Storage::Copy => return self.make_of_blob(diff_id, diff_id, content),
         }
         let temp = TempDir::create(&self.tmp, "layer")?;
         let tree = temp.path().join(TREE);
@@ -241,7 +343,7 @@ impl Layers {
         self.finish(
             temp,
             &Applied { diff_id: diff_id.clone(), size: packed.size, disk, entries: packed.entries },
-            None,
+            Form::default(),
         )
     }
 
@@ -301,9 +403,22 @@ impl Layers {
         Ok(found)
     }
 
+    /// What a layer takes on disk beside the blobs.
+    pub fn disk(&self, info: &LayerInfo) -> u64 {
+        info.disk.saturating_sub(self.shared(&info.diff_id))
+    }
+
+    /// Bytes of the layer's archive that a blob has as well.
+    fn shared(&self, diff_id: &Digest) -> u64 {
+        match fs::metadata(self.dir(diff_id).join(ARCHIVE)) {
+            Ok(archive) if archive.nlink() > 1 => archive.len().next_multiple_of(4096),
+            _ => 0,
+        }
+    }
+
     /// Takes a layer out of sight; its bytes are given back when the returned directory is dropped.
     pub fn take(&self, diff_id: &Digest) -> Result<Option<(TempDir, u64)>> {
-        let disk = self.get(diff_id)?.map_or(0, |info| info.disk);
+        let disk = self.get(diff_id)?.map_or(0, |info| self.disk(&info));
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(diff_id);
         let dir = self.dir(diff_id);
         if !dir.exists() {

@@ -23,6 +23,7 @@ mod names;
 mod platform;
 mod reference;
 mod remove;
+mod replica;
 mod snapshot;
 mod store;
 pub mod tar;
@@ -41,5 +42,6 @@ pub use model::{ContainerConfig, Descriptor, Document, History, ImageConfig, Ind
 pub use platform::{Platform, PlatformError};
 pub use reference::{Reference, ReferenceError, valid_tag};
 pub use remove::{ContainerUse, ImageUsage, InUse, Pruned, Removed, Usage};
+pub use replica::{Change, Replica};
 pub use snapshot::{LayerFiles, Lower, Storage, open_union};
 pub use store::{HistoryLine, Image, NewImage, Store};

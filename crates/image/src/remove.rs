@@ -25,6 +25,8 @@ pub struct InUse {
     pub images: HashMap<Digest, Vec<ContainerUse>>,
     /// Diff ids of the layers containers are mounted on, of images that were removed by force too.
     pub layers: HashSet<Digest>,
+    /// Chain ids of the files they are mounted on or copied from, where an image's files are one tree.
+    pub chains: HashSet<Digest>,
 }
 
 /// One step of a removal, in order.
@@ -62,7 +64,7 @@ pub struct Usage {
     pub layers: u64,
     /// What the extracted layers take on disk.
     pub layers_disk: u64,
-    /// What the blobs take.
+    /// What the blobs take, downloads that were broken off included.
     pub blobs: u64,
 }
 
@@ -96,7 +98,8 @@ impl Store {
         Ok(records)
     }
 
-    /// Removes images no container uses: those without a tag, or all of them. `wanted` says which of these.
+    /// Removes images no container uses: those without a tag, or all of them. `wanted` says which of these. What failed
+    /// pulls have brought goes, too.
     pub fn prune(&self, all: bool, in_use: &InUse, wanted: impl Fn(&Image) -> bool) -> Result<Pruned> {
         let mut records = Vec::new();
         self.names().update(|names| {
@@ -119,13 +122,15 @@ impl Store {
             }
             Ok(())
         })?;
-        let reclaimed = self.finish_removal(&mut records, in_use)?;
+        let mut reclaimed = self.content().drop_partials()?;
+        reclaimed +=
+            if records.is_empty() { self.gc(in_use)? } else { self.finish_removal(&mut records, in_use)? };
         Ok(Pruned { removed: records, reclaimed })
     }
 
     /// Removes blobs and layers that no image, container or lease refers to. Returns the bytes given back.
     pub fn gc(&self, in_use: &InUse) -> Result<u64> {
-        self.collect(&in_use.layers, |_| true)
+        self.collect(in_use, |_| true)
     }
 
     /// Removes what a failed addition brought, unless something else refers to it by now.
@@ -133,17 +138,18 @@ impl Store {
         if brought.is_empty() {
             return Ok(0);
         }
-        self.collect(&HashSet::new(), |digest| brought.contains(digest))
+        self.collect(&InUse::default(), |digest| brought.contains(digest))
     }
 
-    fn collect(&self, used_layers: &HashSet<Digest>, candidate: impl Fn(&Digest) -> bool) -> Result<u64> {
+    fn collect(&self, in_use: &InUse, candidate: impl Fn(&Digest) -> bool) -> Result<u64> {
         let mut reclaimed = 0;
         let mut taken: Vec<TempDir> = Vec::new();
         {
             let _exclusive = lease::lock(self.root(), true)?;
             let mut blobs = lease::held(self.root())?;
-            let mut layers = blobs.clone();
-            layers.extend(used_layers.iter().cloned());
+            let (mut layers, mut chains) = (blobs.clone(), blobs.clone());
+            layers.extend(in_use.layers.iter().cloned());
+            chains.extend(in_use.chains.iter().cloned());
             let names = self.names().load()?;
             for entry in &names.entries {
                 // An image that cannot be read must not cost the bytes it might still refer to.
@@ -152,19 +158,22 @@ impl Store {
                 blobs.insert(entry.image.clone());
                 blobs.extend(image.layers.iter().map(|layer| layer.digest.clone()));
                 layers.extend(image.config.rootfs.diff_ids.iter().cloned());
+                chains.extend(chain_ids(&image.config.rootfs.diff_ids).pop());
             }
             for digest in self.content().walk()? {
                 if !blobs.contains(&digest) && candidate(&digest) {
                     reclaimed += self.content().remove(&digest)?;
                 }
             }
-            for diff_id in self.layers().walk()? {
-                if !layers.contains(&diff_id)
-                    && candidate(&diff_id)
-                    && let Some((dir, disk)) = self.layers().take(&diff_id)?
-                {
-                    reclaimed += disk;
-                    taken.push(dir);
+            for (kept, of) in [(&layers, self.layers()), (&chains, self.trees())] {
+                for id in of.walk()? {
+                    if !kept.contains(&id)
+                        && candidate(&id)
+                        && let Some((dir, disk)) = of.take(&id)?
+                    {
+                        reclaimed += disk;
+                        taken.push(dir);
+                    }
                 }
             }
         }
@@ -199,13 +208,17 @@ impl Store {
         for diff_id in self.layers().walk()? {
             if let Some(info) = self.layers().get(&diff_id)? {
                 usage.layers += info.size;
-                usage.layers_disk += info.disk;
+                usage.layers_disk += self.layers().disk(&info);
             }
+        }
+        for chain_id in self.trees().walk()? {
+            usage.layers_disk += self.trees().get(&chain_id)?.map_or(0, |info| info.disk);
         }
         for blob in self.content().walk()? {
             // In whole blocks, as it stands on disk.
             usage.blobs += self.content().size(&blob)?.next_multiple_of(4096);
         }
+        usage.blobs += self.content().partial_bytes()?;
         Ok(usage)
     }
 

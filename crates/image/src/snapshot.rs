@@ -1,7 +1,9 @@
 //! Snapshotters: how a layer is kept on disk, and how it becomes a lower directory of a container's overlay.
 //!
 //! Every form of layer can stand in one stack with every other: which form a new one takes is a [`Storage`], what is
-//! there stays as it is. [`Storage::best`] finds by trying what this kernel and this file system are able to do.
+//! there stays as it is. [`Storage::best`] finds by trying what this kernel and this file system are able to do. Where
+//! there is no overlay at all, an image's files are one plain tree ([`Storage::Copy`]), of which each container gets a
+//! copy ([`crate::Replica`]).
 
 use std::fmt;
 use std::fs::File;
@@ -11,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags};
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
@@ -28,6 +30,8 @@ pub enum Storage {
     /// The archive as one file with an EROFS index over it; needs Linux 6.12 and a file system that is itself mounted
     /// from a device.
     Erofs,
+    /// Not at all: an image's layers are extracted over each other into one tree, for file systems that overlay refuses.
+    Copy,
 }
 
 impl Storage {
@@ -35,11 +39,15 @@ impl Storage {
         match self {
             Self::Overlay => "overlay",
             Self::Erofs => "erofs",
+            Self::Copy => "copy",
         }
     }
 
     /// The best form that works below `tmp`.
     pub(crate) fn best(tmp: &Path) -> Self {
+        if probe_overlay(tmp).is_err() {
+            return Self::Copy;
+        }
         match probe_erofs(tmp) {
             Ok(()) => Self::Erofs,
             Err(_) => Self::Overlay,
@@ -49,8 +57,15 @@ impl Storage {
     /// Fails with the reason where layers of this form could not be used.
     pub(crate) fn check(self, tmp: &Path) -> Result<()> {
         match self {
-            Self::Overlay => Ok(()),
-            Self::Erofs => probe_erofs(tmp).map_err(|error| {
+            Self::Copy => Ok(()),
+            Self::Overlay => probe_overlay(tmp).map_err(|error| {
+                Error::Invalid(format!(
+                    "storage \"overlay\" does not work here (the file system has to take whiteouts and trusted \
+                     attributes; \"copy\" works everywhere): {}",
+                    error.chain()
+                ))
+            }),
+            Self::Erofs => probe_overlay(tmp).and_then(|()| probe_erofs(tmp)).map_err(|error| {
                 Error::Invalid(format!(
                     "storage \"erofs\" does not work here (it needs Linux 6.12 or later with EROFS and overlay, and the \
                      right to mount): {}",
@@ -70,13 +85,14 @@ impl fmt::Display for Storage {
 impl FromStr for Storage {
     type Err = Error;
 
-    /// The name of a form; docker's name for overlay too.
+    /// The name of a form; docker's names for overlay and copy too.
     fn from_str(text: &str) -> Result<Self> {
         match text {
             "overlay" | "overlay2" | "overlayfs" => Ok(Self::Overlay),
             "erofs" => Ok(Self::Erofs),
+            "copy" | "vfs" => Ok(Self::Copy),
             other => Err(Error::Invalid(format!(
-                "storage {other:?} is not known: there are \"overlay\" and \"erofs\""
+                "storage {other:?} is not known: there are \"overlay\", \"erofs\" and \"copy\""
             ))),
         }
     }
@@ -167,6 +183,42 @@ pub fn open_union(layers: &[Lower]) -> Result<OwnedFd> {
     fsconfig_create(fs.as_fd()).at("mount layers", what())?;
     fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
         .at("mount layers", what())
+}
+
+/// Writes through an overlay whose directories are there, and hides a file with it: the way containers use it.
+fn probe_overlay(tmp: &Path) -> Result<()> {
+    let dir = TempDir::create(tmp, "probe")?;
+    let [lower, upper, work] = ["lower", "upper", "work"].map(|name| dir.path().join(name));
+    for dir in [&lower, &lower.join("dir"), &upper, &work] {
+        std::fs::create_dir(dir).at("create", dir)?;
+    }
+    let file = lower.join("dir/file");
+    std::fs::write(&file, b"below").at("write", &file)?;
+    let what = || dir.path().to_owned();
+    let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at("mount an overlay", what())?;
+    for (key, value) in [("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)] {
+        fsconfig_set_string(fs.as_fd(), key, value).at("mount an overlay", what())?;
+    }
+    fsconfig_create(fs.as_fd()).at("mount an overlay", what())?;
+    let root = fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+        .at("mount an overlay", what())?;
+    rustix::fs::unlinkat(&root, "dir/file", AtFlags::empty()).at("remove in an overlay", &file)?;
+    // Made again, the directory is opaque: an attribute says so.
+    rustix::fs::unlinkat(&root, "dir", AtFlags::REMOVEDIR).at("remove in an overlay", &lower)?;
+    rustix::fs::mkdirat(&root, "dir", Mode::RWXU).at("create in an overlay", &lower)?;
+    match rustix::fs::statat(&root, "dir/file", AtFlags::SYMLINK_NOFOLLOW) {
+        Err(rustix::io::Errno::NOENT) => {}
+        _ => return Err(Error::Invalid("a file that was removed through it is there again".to_owned())),
+    }
+    // The kernel says with a whiteout of its own whether the file system keeps them.
+    let device = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        lower.join("whiteout"),
+        rustix::fs::FileType::CharacterDevice,
+        Mode::empty(),
+        0,
+    );
+    device.at("make a whiteout in", &lower)
 }
 
 /// Makes a layer, mounts it, puts an overlay on it and reads a file through that: the way containers use it.

@@ -13,10 +13,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::content::Content;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result, json};
+use crate::layer;
 use crate::layers::{LayerInfo, Layers};
-use crate::lease::Lease;
+use crate::lease::{self, Lease};
 use crate::media;
-use crate::model::{Descriptor, Document, ImageConfig, Manifest};
+use crate::model::{Descriptor, Document, ImageConfig, Manifest, chain_ids};
 use crate::names::{Entry, Names, NamesFile};
 use crate::reference::Reference;
 use crate::snapshot::{LayerFiles, Storage};
@@ -35,6 +36,8 @@ struct Inner {
     root: PathBuf,
     content: Content,
     layers: Layers,
+    /// The files of whole images, by chain id, where layers have none of their own.
+    trees: Layers,
     names: NamesFile,
     records: Mutex<HashMap<Digest, Arc<Record>>>,
 }
@@ -110,7 +113,7 @@ impl Store {
     pub fn open_with(root: &Path, storage: Option<Storage>) -> Result<Self> {
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
-        for dir in ["", "blobs/sha256", "layers", "leases", "tmp"] {
+        for dir in ["", "blobs/sha256", "layers", "trees", "leases", "tmp"] {
             let path = root.join(dir);
             builder.create(&path).at("create", path)?;
         }
@@ -122,13 +125,19 @@ impl Store {
             temp.publish(&layout)?;
         }
         temp::sweep(&root.join("tmp"))?;
+        {
+            // Leases of who is gone.
+            let _exclusive = lease::lock(root, true)?;
+            lease::held(root)?;
+        }
         if let Some(storage) = storage {
             storage.check(&root.join("tmp"))?;
         }
         let inner = Inner {
             root: root.to_owned(),
             content: Content::new(root),
-            layers: Layers::new(root, storage),
+            layers: Layers::new(root, "layers", storage),
+            trees: Layers::new(root, "trees", storage),
             names: NamesFile::open(root)?,
             records: Mutex::default(),
         };
@@ -145,6 +154,10 @@ impl Store {
 
     pub(crate) fn layers(&self) -> &Layers {
         &self.inner.layers
+    }
+
+    pub(crate) fn trees(&self) -> &Layers {
+        &self.inner.trees
     }
 
     pub(crate) fn names(&self) -> &NamesFile {
@@ -337,7 +350,48 @@ impl Store {
     /// Extracts whatever layers of the image are missing, several at a time.
     pub fn ensure_unpacked(&self, image: &Image) -> Result<()> {
         let lease = self.lease()?;
-        self.unpack_layers(&lease, &image.config.rootfs.diff_ids, &image.layers)
+        self.unpack_layers(&lease, &image.config.rootfs.diff_ids, &image.layers)?;
+        if self.storage() == Storage::Copy {
+            self.ensure_tree(&lease, &image.config.rootfs.diff_ids)?;
+        }
+        Ok(())
+    }
+
+    /// The files of these layers over each other, as one tree: made of their blobs unless it is there.
+    pub fn ensure_tree(&self, lease: &Lease, diff_ids: &[Digest]) -> Result<PathBuf> {
+        let chain = chain_ids(diff_ids);
+        let Some(chain_id) = chain.last() else { return self.inner.layers.empty_tree() };
+        lease.hold(chain_id)?;
+        let layer_error = |layer: &Digest, source| Error::Layer { layer: layer.to_string(), source };
+        self.inner.trees.make_tree(chain_id, |tree| {
+            for diff_id in diff_ids {
+                let blob = self.blob_of(diff_id)?;
+                let applied = layer::apply_over(self.inner.content.open(&blob)?, tree, diff_id.algorithm())
+                    .map_err(|source| layer_error(diff_id, source))?;
+                if applied.diff_id != *diff_id {
+                    return Err(layer_error(diff_id, layer::LayerError::DiffId { actual: applied.diff_id }));
+                }
+            }
+            Ok(())
+        })?;
+        Ok(self.inner.trees.tree(chain_id))
+    }
+
+    /// The blob of a layer, compressed or not, of whatever image has it.
+    fn blob_of(&self, diff_id: &Digest) -> Result<Digest> {
+        if self.inner.content.has(diff_id) {
+            return Ok(diff_id.clone());
+        }
+        for entry in &self.inner.names.load()?.entries {
+            let Ok(documents) = self.describe_entry(entry) else { continue };
+            let position = documents.config.rootfs.diff_ids.iter().position(|known| known == diff_id);
+            if let Some(blob) = position.and_then(|position| documents.layers.get(position))
+                && self.inner.content.has(&blob.digest)
+            {
+                return Ok(blob.digest.clone());
+            }
+        }
+        Err(Error::NoSuchContent(diff_id.clone()))
     }
 
     pub(crate) fn unpack_layers(
@@ -359,7 +413,7 @@ impl Store {
             loop {
                 let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
                 let Some((diff_id, layer)) = next else { return Ok(()) };
-                self.inner.layers.make(diff_id, || self.inner.content.open(&layer.digest))?;
+                self.inner.layers.make_of_blob(diff_id, &layer.digest, &self.inner.content)?;
             }
         };
         if threads <= 1 {
@@ -386,6 +440,13 @@ impl Store {
 
     /// The same for layers of an image that is gone; `None` unless each of them is there.
     pub fn known_layer_files(&self, diff_ids: &[Digest]) -> Result<Option<Vec<LayerFiles>>> {
+        if self.storage() == Storage::Copy {
+            let there = match chain_ids(diff_ids).last() {
+                Some(chain_id) => self.inner.trees.get(chain_id)?.is_some(),
+                None => true,
+            };
+            return if there { self.files(diff_ids).map(Some) } else { Ok(None) };
+        }
         for diff_id in diff_ids {
             if self.inner.layers.get(diff_id)?.is_none() {
                 return Ok(None);
@@ -395,6 +456,11 @@ impl Store {
     }
 
     fn files(&self, diff_ids: &[Digest]) -> Result<Vec<LayerFiles>> {
+        if self.storage() == Storage::Copy
+            && let Some(chain_id) = chain_ids(diff_ids).last()
+        {
+            return Ok(vec![LayerFiles::Directory(self.inner.trees.tree(chain_id))]);
+        }
         let mut seen = std::collections::HashSet::new();
         // A layer that comes again further down shows nothing that its upper copy does not.
         let mut files = diff_ids
@@ -429,7 +495,8 @@ impl Store {
 
     /// Syncs extracted layers to disk, so that a power cut does not cost extracting them again.
     pub fn settle(&self) -> Result<()> {
-        self.inner.layers.settle()
+        self.inner.layers.settle()?;
+        self.inner.trees.settle()
     }
 
     fn records(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Record>>> {

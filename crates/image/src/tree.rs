@@ -1,11 +1,11 @@
-//! Removing directory trees that images made: any depth, any names, no link followed, few descriptors held.
+//! Removing and measuring directory trees that images made: any depth, any names, no link followed, few descriptors held.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
 
 /// How far down a directory is emptied in place; deeper ones are first moved up to the top.
 const DEPTH: usize = 64;
@@ -26,6 +26,52 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// What a tree has in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Measured {
+    /// Sum of the lengths of regular files, each counted once.
+    pub size: u64,
+    /// What it takes on disk, the directory at its top included.
+    pub disk: u64,
+    pub entries: u64,
+}
+
+/// Measures the tree at `path`.
+pub fn measure(path: &Path) -> io::Result<Measured> {
+    let root: OwnedFd = std::fs::File::open(path)?.into();
+    let mut measured =
+        Measured { disk: rustix::fs::fstat(&root)?.st_blocks as u64 * 512, ..Measured::default() };
+    let mut seen = std::collections::HashSet::new();
+    let mut waiting = vec![Vec::new()];
+    while let Some(path) = waiting.pop() {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let name = if path.is_empty() { &b"."[..] } else { &path };
+        let dir = rustix::fs::openat2(&root, name, flags, Mode::empty(), resolve)?;
+        for entry in Dir::read_from(&dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            if matches!(name.to_bytes(), b"." | b"..") {
+                continue;
+            }
+            let stat = rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+            measured.entries += 1;
+            let kind = FileType::from_raw_mode(stat.st_mode);
+            if kind == FileType::Directory {
+                let sub = name.to_bytes();
+                waiting.push(if path.is_empty() { sub.to_vec() } else { [&path[..], b"/", sub].concat() });
+            } else if stat.st_nlink > 1 && !seen.insert((stat.st_dev, stat.st_ino)) {
+                continue;
+            }
+            measured.disk += stat.st_blocks as u64 * 512;
+            if kind == FileType::RegularFile {
+                measured.size += stat.st_size as u64;
+            }
+        }
+    }
+    Ok(measured)
 }
 
 /// Removes what `parent` has under `name`, whatever it is.

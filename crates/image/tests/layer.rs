@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 
 use brigantine_image::layer::{self, Indexed, LayerError};
-use brigantine_image::{Algorithm, Digest, LayerFiles};
+use brigantine_image::{Algorithm, Digest, LayerFiles, Lower, Replica, open_union};
 use common::{Tar, listing, run};
 
 /// Applies the archive below a directory whose surroundings are checked to be untouched.
@@ -210,6 +210,79 @@ fn whiteouts_take_overlays_form() {
     assert_eq!(fs::read(dir.path().join("target/f")).unwrap(), b"x");
 }
 
+/// A plain tree that layers are extracted over each other into is what an overlay of them shows, and what an overlay of
+/// their indexes shows.
+#[test]
+fn layers_over_each_other_are_what_overlay_shows() {
+    let below = Tar::new()
+        .dir("d")
+        .file("d/a", b"below")
+        .file("d/b", b"below")
+        .dir("d/sub")
+        .file("d/sub/x", b"below")
+        .file("file", b"below")
+        .symlink("link", "d")
+        .hardlink("hard", "file")
+        .done();
+    let stacks = [
+        Tar::new().file(".wh.d", b"").done(),
+        Tar::new().file(".wh.d", b"").dir("d").file("d/new", b"n").done(),
+        Tar::new().dir("d").file("d/new", b"n").file(".wh.d", b"").done(),
+        Tar::new().file("d/new", b"n").file(".wh.d", b"").done(),
+        Tar::new().file("d/.wh..wh..opq", b"").file("d/a", b"above").done(),
+        Tar::new().dir("d").file("d/a", b"above").file("d/.wh..wh..opq", b"").done(),
+        Tar::new().dir("d").dir("d/sub").file("d/sub/y", b"n").file("d/.wh..wh..opq", b"").done(),
+        Tar::new().file("d/.wh.a", b"").file("d/.wh.sub", b"").done(),
+        Tar::new().file("d/.wh.a", b"").file("d/a", b"above").done(),
+        Tar::new().file("d/a", b"above").file("d/.wh.a", b"").done(),
+        Tar::new().file("d", b"now a file").done(),
+        Tar::new().dir("file").file("file/in", b"n").done(),
+        Tar::new().file("file/in", b"n").done(),
+        Tar::new().file("link/in", b"n").done(),
+        Tar::new().dir("link").file("link/in", b"n").done(),
+        Tar::new().file("hard", b"above").done(),
+        Tar::new().file(".wh.nothing", b"").file("none/.wh.x", b"").done(),
+        Tar::new().file("file", b"above").hardlink("d/hard", "file").done(),
+    ];
+    let timeless = |tree: &Path| -> Vec<String> {
+        let words = |line: String| {
+            let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+            words.retain(|word| word.split_once('.').is_none_or(|(_, nanos)| nanos.len() != 9));
+            // Links from a lower layer are as many names there as it had: overlay counts no better.
+            words.retain(|word| !word.starts_with('x'));
+            words.join(" ").replace("\"trusted.overlay.opaque\"", "")
+        };
+        listing(tree).into_iter().map(words).collect()
+    };
+    for (number, above) in stacks.iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| {
+            let path = dir.path().join(name);
+            fs::create_dir(&path).unwrap();
+            path
+        };
+        let (lower, upper, tree) = (path("lower"), path("upper"), path("tree"));
+        let (first, second) = (path("first"), path("second"));
+        layer::apply(&below[..], &lower, Algorithm::Sha256).unwrap();
+        layer::apply(&above[..], &upper, Algorithm::Sha256).unwrap();
+        layer::apply_over(&below[..], &tree, Algorithm::Sha256).unwrap();
+        layer::apply_over(&above[..], &tree, Algorithm::Sha256).unwrap();
+        let shown = |layers: &[Lower]| {
+            let union = open_union(layers).unwrap();
+            timeless(&Path::new("/proc/self/fd").join(std::os::fd::AsRawFd::as_raw_fd(&union).to_string()))
+        };
+        let overlay = shown(&[Lower::directory(upper), Lower::directory(lower)]);
+        assert_eq!(timeless(&tree), overlay, "stack {number}");
+        let indexed = |own: &Path, archive: &[u8]| {
+            layer::index(archive, own, Algorithm::Sha256).unwrap();
+            LayerFiles::Erofs { index: own.join(layer::INDEX), archive: own.join(layer::ARCHIVE) }
+                .open()
+                .unwrap()
+        };
+        assert_eq!(shown(&[indexed(&second, above), indexed(&first, &below)]), overlay, "stack {number}");
+    }
+}
+
 #[test]
 fn an_archive_cannot_steer_overlay() {
     let archive = Tar::new()
@@ -311,6 +384,18 @@ fn trees_come_out_as_gnu_tar_packed_them() {
         run(Command::new("tar").args(extract).arg(&archive).arg("-C").arg(&theirs));
         let applied = layer::apply(fs::File::open(&archive).unwrap(), &ours, Algorithm::Sha256);
         indexed_alike(&fs::read(&archive).unwrap(), &ours, &applied);
+        let over = dir.path().join("over");
+        fs::create_dir(&over).unwrap();
+        layer::apply_over(fs::File::open(&archive).unwrap(), &over, Algorithm::Sha256).unwrap();
+        assert_eq!(listing(&over), listing(&ours), "{format:?}: into a plain tree");
+        let copy = dir.path().join("copy");
+        fs::create_dir(&copy).unwrap();
+        let replica = Replica::make(&copy, &[Lower::directory(over.clone())]).unwrap();
+        assert_eq!(listing(&replica.root()), listing(&ours), "{format:?}: a copy of that");
+        assert!(replica.changes().unwrap().is_empty());
+        for tree in [&over, &copy] {
+            fs::remove_dir_all(tree).unwrap();
+        }
         let (left, right) = (listing(&ours), listing(&theirs));
         for (left, right) in left.iter().zip(&right) {
             assert_eq!(left, right, "{format:?}");

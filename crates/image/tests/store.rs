@@ -208,6 +208,26 @@ fn a_partial_download_is_taken_up_again() {
 }
 
 #[test]
+fn pruning_gives_up_what_failed_pulls_brought() {
+    let (_dir, store) = store();
+    let empty = common::disk(store.root());
+    let lease = store.lease().unwrap();
+    store.content().put(&lease, b"a layer that came before another one failed").unwrap();
+    let digest = Digest::sha256(b"hello");
+    let mut partial = store.content().resume(&lease, &digest, Some(5)).unwrap();
+    partial.write_all(b"hel").unwrap();
+    // Somebody is at both.
+    let busy = store.prune(false, &InUse::default(), |_| true).unwrap();
+    assert_eq!((busy.removed.len(), busy.reclaimed), (0, 0));
+    drop((partial, lease));
+    assert_eq!(store.usage().unwrap().blobs, 2 * 4096);
+    let pruned = store.prune(false, &InUse::default(), |_| true).unwrap();
+    assert!(pruned.reclaimed > 0 && pruned.removed.is_empty(), "{pruned:?}");
+    assert_eq!(common::disk(store.root()), empty);
+    assert_eq!(files(&store.root().join("tmp")), 0);
+}
+
+#[test]
 fn opening_removes_what_a_crash_left_but_nothing_alive() {
     let (_dir, store) = store();
     let tmp = store.root().join("tmp");
@@ -261,6 +281,7 @@ fn a_commit_adds_one_layer_and_remembers_its_parent() {
     fs::write(upper.join("new"), b"n").unwrap();
     let commit = Commit {
         without: Vec::new(),
+        replica: None,
         parent: Some(base.id.clone()),
         upper: Some(upper),
         config: base.config.config.clone(),

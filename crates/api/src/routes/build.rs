@@ -10,7 +10,7 @@ use std::time::Duration;
 use brigantine_build::graph::Limits;
 use brigantine_build::{ContextSource, Event, Options, Prune, Request as BuildRequest, named_context};
 use brigantine_engine::events::Kind;
-use brigantine_image::{Platform, Reference};
+use brigantine_image::{Platform, Reference, Storage};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
@@ -212,6 +212,10 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         while let Ok(event) = events.try_recv() {
             text.event(event).await;
         }
+        if state.engine.images().store().storage() == Storage::Copy {
+            // The trees that steps ran on.
+            state.engine.containers().collect_layers().await;
+        }
         let built = match built {
             Ok(built) => built,
             Err(error) => return text.failed(error).await,
@@ -318,6 +322,8 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
         .await
         .map_err(|error| Error::internal(format!("the prune ended early: {error}")))?
         .map_err(brigantine_engine::Error::from)?;
+    // Layers that only the cache had.
+    state.engine.containers().collect_layers().await;
     let attributes = BTreeMap::from([("reclaimed".to_owned(), pruned.reclaimed.to_string())]);
     state.engine.events().publish(Kind::Builder, "prune", "", attributes);
     Reply::json(&json!({

@@ -5,12 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use brigantine_engine::containers::ImageUse;
 use brigantine_engine::events::Kind;
 use brigantine_engine::project::ImageGrant;
-use brigantine_image::{
-    ContainerUse, Digest, Image, ImageConfig, InUse, LayerFiles, Reference, Removed, Store, explore,
-};
+use brigantine_image::{Digest, Image, ImageConfig, LayerFiles, Reference, Removed, Storage, Store, explore};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -54,25 +51,6 @@ impl From<brigantine_registry::Error> for Error {
 pub(super) fn announce(state: &State, action: &str, id: &str, name: &str) {
     let attributes = BTreeMap::from([("name".to_owned(), name.to_owned())]);
     state.engine.events().publish(Kind::Image, action, id, attributes);
-}
-
-/// What containers use, for the store to spare.
-pub(super) fn in_use(state: &State, store: &Store) -> InUse {
-    let mut in_use = InUse::default();
-    in_use.layers.extend(state.engine.builder().held_layers());
-    for used in state.engine.containers().image_uses() {
-        let Ok(id) = used.image.parse::<Digest>() else { continue };
-        in_use.layers.extend(used.layers.iter().filter_map(|layer| layer.parse().ok()));
-        // Records of an earlier version name no layers.
-        if used.layers.is_empty()
-            && let Ok(image) = store.image(&id)
-        {
-            in_use.layers.extend(image.config.rootfs.diff_ids.iter().cloned());
-        }
-        let ImageUse { container, running, .. } = used;
-        in_use.images.entry(id).or_default().push(ContainerUse { container, running });
-    }
-    in_use
 }
 
 #[derive(Serialize)]
@@ -346,13 +324,18 @@ pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Err
         .with(move |store| {
             let image = store.resolve(&name)?;
             let files = store.layer_files(&image).unwrap_or_default();
-            Ok(document(&image, &files))
+            Ok(document(&image, &files, driver(store)))
         })
         .await?;
     Reply::json(&document)
 }
 
-fn document(image: &Image, layers: &[LayerFiles]) -> Value {
+/// Docker's name of the driver that does what the store does.
+pub(super) fn driver(store: &Store) -> &'static str {
+    if store.storage() == Storage::Copy { "vfs" } else { "overlay2" }
+}
+
+fn document(image: &Image, layers: &[LayerFiles], driver: &str) -> Value {
     let config: &ImageConfig = &image.config;
     let names = |names: &[Reference]| names.iter().map(Reference::familiar).collect::<Vec<_>>();
     let mut document = json!({
@@ -371,7 +354,7 @@ fn document(image: &Image, layers: &[LayerFiles]) -> Value {
         "Os": if config.os.is_empty() { "linux" } else { &config.os },
         "Size": image.size,
         "VirtualSize": image.size,
-        "GraphDriver": graph_driver(layers),
+        "GraphDriver": graph_driver(layers, driver),
         "RootFS": {
             "Type": "layers",
             "Layers": config.rootfs.diff_ids.iter().map(Digest::to_string).collect::<Vec<_>>(),
@@ -390,7 +373,7 @@ fn document(image: &Image, layers: &[LayerFiles]) -> Value {
     document
 }
 
-fn graph_driver(layers: &[LayerFiles]) -> Value {
+fn graph_driver(layers: &[LayerFiles], driver: &str) -> Value {
     let mut paths = layers.iter().map(|files| files.shown().display().to_string());
     let mut data = serde_json::Map::new();
     if let Some(top) = paths.next() {
@@ -400,7 +383,7 @@ fn graph_driver(layers: &[LayerFiles]) -> Value {
             data.insert("LowerDir".to_owned(), lower.into());
         }
     }
-    json!({ "Name": "overlay2", "Data": data })
+    json!({ "Name": driver, "Data": data })
 }
 
 /// docker's container configuration of an image, with the fields that only containers set at their zero values:
@@ -538,7 +521,7 @@ async fn remove(state: State, request: Request) -> Result<Reply, Error> {
         .images()
         .with(move |store| {
             let id = store.resolve_id(&name)?;
-            Ok((id, store.remove(&name, force, prune, &in_use(&of, store))?))
+            Ok((id, store.remove(&name, force, prune, &of.engine.containers().images_in_use())?))
         })
         .await?;
     state.engine.images().forget();
@@ -556,7 +539,7 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
         .engine
         .images()
         .with(move |store| {
-            store.prune(all, &in_use(&of, store), |image| {
+            store.prune(all, &of.engine.containers().images_in_use(), |image| {
                 let created = timestamp(image.created.as_deref()).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
                 let labels = &image.config.config.labels;
                 until.iter().all(|until| created < *until)

@@ -138,7 +138,7 @@ pub(super) fn about(
         "ContainersPaused": paused,
         "ContainersStopped": stopped,
         "Images": images,
-        "Driver": "overlay2",
+        "Driver": super::images::driver(state.engine.images().store()),
         "DriverStatus": [["Backing Filesystem", host::filesystem(&config.data_root)], ["Supports d_type", "true"], ["Layers", state.engine.images().store().storage().as_str()]],
         "Plugins": {
             "Volume": ["local"],
@@ -265,7 +265,7 @@ async fn check(state: State, request: Request) -> Result<Reply, Error> {
     let checked = state
         .engine
         .images()
-        .with(move |store| store.check(repair, &super::images::in_use(&of, store)))
+        .with(move |store| store.check(repair, &of.engine.containers().images_in_use()))
         .await?;
     if repair {
         state.engine.images().forget();

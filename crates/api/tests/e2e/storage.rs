@@ -12,7 +12,12 @@ fn start(storage: &str) -> Engine {
 }
 
 fn layers(engine: &Engine) -> Vec<PathBuf> {
-    let dir = engine.data_root().join("image/layers");
+    within(engine, "layers")
+}
+
+/// What is in a directory of the store.
+fn within(engine: &Engine, dir: &str) -> Vec<PathBuf> {
+    let dir = engine.data_root().join("image").join(dir);
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.filter(|path| !path.ends_with(".empty")).collect()
 }
@@ -35,10 +40,13 @@ fn layered(engine: &Engine) -> PathBuf {
 
 /// What each form of layer must pass.
 fn passes(storage: &str) {
-    let engine = start(storage);
+    works(&start(storage), storage);
+}
+
+fn works(engine: &Engine, storage: &str) {
     let brig = |args: &[&str]| engine.client(Client::Brig, args.iter().copied()).ok();
     assert!(engine.get("/info")["DriverStatus"].to_string().contains(storage));
-    engine.load(&layered(&engine));
+    engine.load(&layered(engine));
     let seen = brig(&[
         "run",
         "--rm",
@@ -48,9 +56,12 @@ fn passes(storage: &str) {
         "cat keep/a; ls keep data; stat -c '%a %h' keep/a data/new",
     ]);
     assert_eq!(seen, "adata:\nnew\n\nkeep:\na\nhard\n644 2\n4755 1");
-    let in_form =
-        |path: &PathBuf| path.join(if storage == "erofs" { "index.erofs" } else { "diff" }).exists();
-    assert!(layers(&engine).iter().all(in_form), "{:?}", layers(&engine));
+    let in_form = |path: &PathBuf| {
+        let (index, tree) = (path.join("index.erofs").exists(), path.join("diff").exists());
+        (index, tree) == (storage == "erofs", storage == "overlay")
+    };
+    assert!(layers(engine).iter().all(in_form), "{:?}", layers(engine));
+    assert_eq!(within(engine, "trees").is_empty(), storage != "copy");
 
     // A volume is filled from the image; files are copied, changed, told, exported and committed.
     brig(&[
@@ -66,12 +77,39 @@ fn passes(storage: &str) {
     ]);
     assert_eq!(brig(&["run", "--rm", "-v", "vol:/mnt", "layered:1", "ls", "/mnt"]), "new");
     let changes = brig(&["diff", "box"]);
-    assert!(changes.contains("C /keep/a") && changes.contains("D /keep/hard"), "{changes}");
+    assert_eq!(changes, "C /keep\nC /keep/a\nD /keep/hard", "nothing but what was changed");
     let out = engine.dir().join("out");
     brig(&["cp", "box:/keep/a", out.to_str().unwrap()]);
     assert_eq!(fs::read_to_string(&out).unwrap(), "ax\n");
     brig(&["commit", "box", "committed:1"]);
     assert_eq!(brig(&["run", "--rm", "committed:1", "sh", "-c", "cat keep/a; ls keep"]), "ax\na");
+    // The same changes are the same layer.
+    brig(&["commit", "box", "committed:2"]);
+    let top = |image: &str| brig(&["inspect", "-f", "{{json .RootFS.Layers}}", image]);
+    assert_eq!(top("committed:1"), top("committed:2"));
+    brig(&["rmi", "committed:2"]);
+    // Copied into, stopped and started again.
+    let into = engine.dir().join("into");
+    fs::write(&into, "copied").unwrap();
+    brig(&["create", "--name", "again", "layered:1", "cat", "/keep/into"]);
+    brig(&["cp", into.to_str().unwrap(), "again:/keep/into"]);
+    assert_eq!(brig(&["start", "-a", "again"]), "copied");
+    assert_eq!(brig(&["diff", "again"]), "C /keep\nA /keep/into");
+    brig(&["rm", "again"]);
+
+    // Built on: what a step removes stays removed, what it adds is there for the next one.
+    let context = engine.dir().join("context");
+    fs::create_dir(&context).unwrap();
+    fs::write(context.join("file"), "from the context").unwrap();
+    let dockerfile = "FROM layered:1\nRUN rm keep/a && echo made > keep/made && mkdir -p deep/er\nCOPY file /deep/er/\n\
+                      RUN cat keep/made deep/er/file > all\nFROM layered:1\nCOPY --from=0 /all /\n\
+                      RUN --mount=type=bind,from=0,target=/mnt ls /mnt/keep >> all\nCMD cat all\n";
+    fs::write(context.join("Dockerfile"), dockerfile).unwrap();
+    brig(&["build", "-q", "-t", "built:1", context.to_str().unwrap()]);
+    assert_eq!(brig(&["run", "--rm", "built:1"]), "made\nfrom the contexthard\nmade");
+    brig(&["rmi", "built:1"]);
+    brig(&["builder", "prune", "-af"]);
+
     let exported = engine.dir().join("exported.tar");
     brig(&["export", "-o", exported.to_str().unwrap(), "box"]);
     brig(&["import", exported.to_str().unwrap(), "imported:1"]);
@@ -83,7 +121,9 @@ fn passes(storage: &str) {
     brig(&["save", "-o", saved.to_str().unwrap(), "committed:1"]);
     brig(&["rm", "box"]);
     brig(&["rmi", "committed:1", "imported:1", "layered:1"]);
-    assert_eq!(layers(&engine), Vec::<PathBuf>::new(), "the bytes are given back");
+    for dir in ["layers", "trees", "blobs/sha256"] {
+        assert_eq!(within(engine, dir), Vec::<PathBuf>::new(), "the bytes are given back");
+    }
     engine.load(&saved);
     assert_eq!(brig(&["inspect", "-f", "{{.Id}}", "committed:1"]), id);
     assert!(brig(&["system", "check"]).contains(", 0 problems"));
@@ -97,6 +137,77 @@ fn erofs_layers_do_all_that_layers_do() {
 #[test]
 fn extracted_layers_do_all_that_layers_do() {
     passes("overlay");
+}
+
+#[test]
+fn plain_copies_do_all_that_layers_do() {
+    passes("copy");
+}
+
+#[test]
+fn a_file_system_without_overlay_gets_plain_copies() {
+    let mut engine = Engine::start();
+    engine.stop_daemon();
+    // An overlay is none that another overlay writes to.
+    let (lower, upper, work) =
+        (engine.dir().join("lower"), engine.dir().join("upper"), engine.dir().join("work"));
+    for dir in [&lower, &upper, &work] {
+        fs::create_dir(dir).unwrap();
+    }
+    let options =
+        format!("lowerdir={},upperdir={},workdir={}", lower.display(), upper.display(), work.display());
+    let mut mount = engine.sandbox().command("mount");
+    mount.args(["-t", "overlay", "overlay", "-o", &options]).arg(engine.data_root());
+    assert!(mount.status().unwrap().success());
+    engine.restart_daemon();
+    assert!(engine.get("/info")["DriverStatus"].to_string().contains("copy"));
+    let run = |args: &[&str]| engine.client(Client::Brig, args.iter().copied());
+    engine.load(&layered(&engine));
+    assert_eq!(run(&["run", "--name", "box", "layered:1", "sh", "-c", "rm keep/a; ls keep"]).ok(), "hard");
+    assert_eq!(run(&["diff", "box"]).ok(), "C /keep\nD /keep/a");
+    run(&["commit", "box", "committed:1"]).ok();
+    assert_eq!(run(&["run", "--rm", "committed:1", "ls", "keep"]).ok(), "hard");
+    run(&["rm", "box"]).ok();
+}
+
+#[test]
+fn the_last_container_of_a_removed_image_gives_its_layers_back() {
+    for storage in ["erofs", "overlay", "copy"] {
+        let engine = start(storage);
+        let brig = |args: &[&str]| engine.client(Client::Brig, args.iter().copied());
+        engine.load(&layered(&engine));
+        brig(&["run", "--name", "one", "layered:1", "touch", "/new"]).ok();
+        brig(&["create", "--name", "two", "layered:1", "cat", "/keep/a"]).ok();
+        brig(&["rmi", "-f", "layered:1"]).ok();
+        brig(&["rm", "one"]).ok();
+        assert_eq!(brig(&["start", "-a", "two"]).ok(), "a", "{storage}: it has its layers");
+        assert_eq!(brig(&["diff", "two"]).ok(), "");
+        brig(&["rm", "two"]).ok();
+        for dir in ["layers", "trees", "blobs/sha256"] {
+            assert_eq!(within(&engine, dir), Vec::<PathBuf>::new(), "{storage}: {dir}");
+        }
+    }
+}
+
+#[test]
+fn what_is_not_compressed_is_stored_once() {
+    let engine = start("erofs");
+    let brig = |args: &[&str]| engine.client(Client::Brig, args.iter().copied());
+    engine.load(&layered(&engine));
+    let fill = "dd if=/dev/urandom of=/large bs=1M count=8 2>/dev/null";
+    brig(&["run", "--name", "box", "layered:1", "sh", "-c", fill]).ok();
+    brig(&["commit", "box", "committed:1"]).ok();
+    for layer in layers(&engine) {
+        let blob = engine.data_root().join("image/blobs/sha256").join(layer.file_name().unwrap());
+        let (archive, blob) = (fs::metadata(layer.join("data.tar")).unwrap(), fs::metadata(blob).unwrap());
+        assert_eq!(archive.ino(), blob.ino(), "{}", layer.display());
+    }
+    let told = engine.get("/system/df")["LayersSize"].as_u64().unwrap();
+    let taken = du(&engine.data_root().join("image"), &mut std::collections::HashSet::new());
+    assert!(told.abs_diff(taken) * 100 < taken, "df {told}, du {taken}");
+    brig(&["rm", "box"]).ok();
+    let freed = brig(&["image", "prune", "-af"]).ok();
+    assert!(freed.contains("MB") && within(&engine, "blobs/sha256").is_empty(), "{freed}");
 }
 
 /// Bytes allocated below a directory, a file with several names counted once.
@@ -117,7 +228,7 @@ fn du(dir: &Path, seen: &mut std::collections::HashSet<u64>) -> u64 {
 
 #[test]
 fn df_says_what_du_says() {
-    for storage in ["erofs", "overlay"] {
+    for storage in ["erofs", "overlay", "copy"] {
         let engine = start(storage);
         let mut layer = Layer::default();
         let mut state = 1_u32;
@@ -132,6 +243,7 @@ fn df_says_what_du_says() {
         }
         let image = Archive::new("large:1").layer(layer.finish());
         engine.load(&image.cmd(&["sh"]).write(engine.dir(), "large.tar"));
+        engine.brig(["create", "large:1", "x"]).ok();
         let told = engine.get("/system/df")["LayersSize"].as_u64().unwrap();
         let taken = du(&engine.data_root().join("image"), &mut std::collections::HashSet::new());
         assert!(told.abs_diff(taken) * 100 < taken, "{storage}: df {told}, du {taken}");
@@ -144,15 +256,30 @@ fn a_check_tells_of_damage_and_repairs_it() {
     let brig = |args: &[&str]| engine.client(Client::Brig, args.iter().copied());
     engine.load(&layered(&engine));
     brig(&["run", "--rm", "layered:1", "true"]).ok();
-    let archive = layers(&engine)[0].join("data.tar");
+    let layer = layers(&engine)[0].clone();
+    let archive = layer.join("data.tar");
     let mut raw = fs::read(&archive).unwrap();
     raw[520] ^= 4;
-    fs::write(&archive, raw).unwrap();
+    // A file of its own: the blob stays what it is.
+    fs::remove_file(&archive).unwrap();
+    fs::write(&archive, &raw).unwrap();
     let found = brig(&["system", "check"]).run();
     assert_eq!(found.code, 1, "{found:?}");
     assert!(found.stdout.contains("corrupt layer sha256:"), "{found:?}");
     let repaired = brig(&["system", "check", "--repair"]).ok();
     assert!(repaired.contains("1 problems") && repaired.contains("Repaired:"), "{repaired}");
+    assert!(brig(&["system", "check"]).ok().contains(", 0 problems"));
+    assert_eq!(brig(&["run", "--rm", "layered:1", "cat", "keep/a"]).ok(), "a");
+
+    // The one file that blob and layer are: what is made from it has to be brought again.
+    let blob = engine.data_root().join("image/blobs/sha256").join(layer.file_name().unwrap());
+    fs::write(&blob, &raw).unwrap();
+    let found = brig(&["system", "check"]).exits(1);
+    assert!(found.stdout.contains("corrupt layer") && found.stdout.contains("corrupt blob"), "{found}");
+    brig(&["system", "check", "--repair"]).ok();
+    let found = brig(&["system", "check"]).exits(1);
+    assert!(found.stdout.contains("lacks blob"), "{found}");
+    engine.load(&engine.dir().join("layered.tar"));
     assert!(brig(&["system", "check"]).ok().contains(", 0 problems"));
     assert_eq!(brig(&["run", "--rm", "layered:1", "cat", "keep/a"]).ok(), "a");
 }

@@ -8,8 +8,9 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{Container, Containers, Live, Record, Status, logging, logs};
+use crate::Result;
 use crate::clock::{rfc3339_nano, rfc3339_or_zero};
-use crate::{Result, disk};
+use crate::own::Own;
 
 /// What docker's document has where nothing was asked for.
 fn host_defaults() -> Value {
@@ -101,7 +102,7 @@ impl Containers {
     /// Bytes the container has written, and those with its image's.
     pub(super) async fn sizes(self: &Arc<Self>, container: &Arc<Container>) -> Result<(u64, u64)> {
         let (dir, image) = (self.dir(&container.id), container.with(|inner| inner.record.image_id.clone()));
-        let own = crate::blocking(move || Ok(disk::usage(&dir.join("upper")))).await?;
+        let own = crate::blocking(move || Ok(Own::usage(&dir))).await?;
         let image = self.images.resolve(&image).await.map_or(0, |image| image.size);
         Ok((own, own + image))
     }
@@ -128,6 +129,7 @@ impl Containers {
             state_document["Health"] = health;
         }
         let has_log = logging::has_path(&record);
+        let driver = if dir.join("root").is_dir() { "vfs" } else { "overlay2" };
         json!({
             "Id": record.id,
             "Created": rfc3339_nano(record.created),
@@ -141,14 +143,14 @@ impl Containers {
             "LogPath": if has_log { json!(logs::log_path(&dir, &record.id)) } else { json!("") },
             "Name": format!("/{}", record.name),
             "RestartCount": record.restart_count,
-            "Driver": "overlay2",
+            "Driver": driver,
             "Platform": "linux",
             "MountLabel": "",
             "ProcessLabel": "",
             "AppArmorProfile": "",
             "ExecIDs": self.exec_ids(&record.id),
             "HostConfig": host_config(&record),
-            "GraphDriver": { "Name": "overlay2", "Data": self.graph(&record) },
+            "GraphDriver": { "Name": driver, "Data": self.graph(&record) },
             "Mounts": self.mount_points(&record),
             "Config": config(&record.config),
             "NetworkSettings": self.network_settings(&record, live.as_deref()),
@@ -157,6 +159,9 @@ impl Containers {
 
     fn graph(&self, record: &Record) -> Value {
         let dir = self.dir(&record.id);
+        if dir.join("root").is_dir() {
+            return json!({ "ID": record.id, "MergedDir": dir.join("root") });
+        }
         let lower = self.images.known_layers(&record.image_id).unwrap_or_default();
         let lower: Vec<String> =
             lower.iter().map(|layer| layer.shown().to_string_lossy().into_owned()).collect();

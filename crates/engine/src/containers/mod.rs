@@ -36,6 +36,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use brigantine_build::Builder;
+use brigantine_image::model::chain_ids;
+use brigantine_image::{ContainerUse, Digest, InUse};
 use brigantine_network::Attachment;
 use brigantine_shim::{AttachStream, Client};
 use brigantine_sys::SealedExe;
@@ -74,6 +77,8 @@ pub struct Containers {
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) networks: Arc<Networks>,
     pub(crate) exe: Arc<SealedExe>,
+    /// Its cache holds layers, too.
+    builder: Builder,
     index: Mutex<Index>,
     execs: Mutex<HashMap<String, Arc<exec::Exec>>>,
 }
@@ -270,6 +275,7 @@ impl Containers {
         volumes: Arc<Volumes>,
         networks: Arc<Networks>,
         exe: Arc<SealedExe>,
+        builder: Builder,
     ) -> Arc<Self> {
         Arc::new(Self {
             config,
@@ -279,6 +285,7 @@ impl Containers {
             volumes,
             networks,
             exe,
+            builder,
             index: Mutex::new(Index::default()),
             execs: Mutex::new(HashMap::new()),
         })
@@ -377,6 +384,56 @@ impl Containers {
             });
         }
         uses
+    }
+
+    /// What containers and the builder's cache use of the image store, for it to spare. Blocks.
+    pub fn images_in_use(&self) -> InUse {
+        let mut in_use = InUse::default();
+        in_use.layers.extend(self.builder.held_layers());
+        for used in self.image_uses() {
+            let Ok(id) = used.image.parse::<Digest>() else { continue };
+            let mut layers: Vec<Digest> = used.layers.iter().filter_map(|layer| layer.parse().ok()).collect();
+            // Records of an earlier version name no layers.
+            if layers.is_empty()
+                && let Ok(image) = self.images.store().image(&id)
+            {
+                layers.clone_from(&image.config.rootfs.diff_ids);
+            }
+            in_use.chains.extend(chain_ids(&layers).pop());
+            in_use.layers.extend(layers);
+            let ImageUse { container, running, .. } = used;
+            in_use.images.entry(id).or_default().push(ContainerUse { container, running });
+        }
+        in_use
+    }
+
+    /// Gives back the layers of an image that was removed by force while containers used it, once none does.
+    pub(super) async fn collect_layers_of(self: &Arc<Self>, images: Vec<String>) {
+        let containers = Arc::clone(self);
+        let any_gone = crate::blocking(move || {
+            let store = containers.images.store();
+            let is_gone = |image: &String| {
+                matches!(store.resolve_id(image), Err(brigantine_image::Error::NoSuchImage(_)))
+            };
+            Ok(images.iter().any(is_gone))
+        });
+        if any_gone.await.unwrap_or_default() {
+            self.collect_layers().await;
+        }
+    }
+
+    /// Gives back what nothing in the image store is needed for any more.
+    pub async fn collect_layers(self: &Arc<Self>) {
+        let containers = Arc::clone(self);
+        let collected = crate::blocking(move || {
+            containers.images.forget();
+            Ok(containers.images.store().gc(&containers.images_in_use())?)
+        });
+        match collected.await {
+            Ok(bytes) => tracing::debug!(bytes, "collected layers that nothing uses"),
+            // They go with the next collection; what they were used for is gone all the same.
+            Err(error) => tracing::warn!(error = error.report(), "collect layers that nothing uses"),
+        }
     }
 
     /// Takes a name for `id`, or says who has it.

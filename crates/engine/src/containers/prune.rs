@@ -6,7 +6,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Containers, Status};
-use crate::{Class, Error, Filters, Result, disk};
+use crate::own::Own;
+use crate::{Class, Error, Filters, Result};
 
 /// The `until` filter: a moment, or how long ago (`24h`, `10m`).
 pub(super) fn until(filters: &Filters) -> Result<Option<Timestamp>> {
@@ -64,8 +65,8 @@ impl Containers {
             if !wanted {
                 continue;
             }
-            let upper = self.dir(&container.id).join("upper");
-            let size = crate::blocking(move || Ok(disk::usage(&upper))).await?;
+            let dir = self.dir(&container.id);
+            let size = crate::blocking(move || Ok(Own::usage(&dir))).await?;
             match self.remove(&container.id, false, false).await {
                 Ok(()) => {
                     reclaimed += size;

@@ -66,10 +66,14 @@ impl Containers {
         volumes: bool,
     ) -> Result<()> {
         let id = container.id.clone();
-        let (before, auto_remove, mounts) = container.with(|inner| {
+        let (before, auto_remove, mounts, images) = container.with(|inner| {
             let before = std::mem::replace(&mut inner.record.state.status, Status::Removing);
             drop(inner.restart.cancel.take());
-            (before, inner.record.auto_remove(), inner.record.mounts.clone())
+            let mounts = inner.record.mounts.clone();
+            let mounted = mounts.iter().map(|mount| &mount.image).filter(|image| !image.is_empty());
+            let images: Vec<String> =
+                std::iter::once(&inner.record.image_id).chain(mounted).cloned().collect();
+            (before, inner.record.auto_remove(), mounts, images)
         });
         let durability = if auto_remove { Durability::Written } else { Durability::Synced };
         let forgotten = self.db.apply(Batch::new().delete(Table::Containers, &id), durability).await;
@@ -90,6 +94,7 @@ impl Containers {
             index.by_id.remove(&id);
             index.names.retain(|_, owner| *owner != id);
         }
+        self.collect_layers_of(images).await;
         self.forget_execs(&id);
         self.publish(container, "destroy", &[]);
         container.with(|inner| {

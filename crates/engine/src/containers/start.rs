@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -23,7 +22,7 @@ use crate::error::Context;
 use crate::ids::new_id;
 use crate::images::Images;
 use crate::networks::Networks;
-use crate::rootfs::LayerRoot;
+use crate::own::Own;
 use crate::spec::{self, Namespace};
 use crate::volumes::{MountKind, MountRecord, Volumes};
 use crate::{Class, Error, Result, users};
@@ -224,9 +223,7 @@ struct ImageMounts(Vec<PathBuf>);
 impl ImageMounts {
     /// Mounts what `mount` names below `run_dir`; returns where it is.
     fn mount(&mut self, mount: &MountRecord, images: &Images, run_dir: &Path) -> Result<PathBuf> {
-        use rustix::mount::{
-            FsMountFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsmount, move_mount,
-        };
+        use rustix::mount::{MoveMountFlags, move_mount};
         let what = || format!("mount the image {}", mount.name);
         let mut layers = images.layers(&mount.image, &mount.layers)?.to_vec();
         let (dir, empty) = (run_dir.join(format!("image-{}", self.0.len())), run_dir.join("no-files"));
@@ -237,13 +234,13 @@ impl ImageMounts {
                 .create(dir)
                 .doing(|| format!("create directory {}", dir.display()))?;
         }
-        // An overlay has two layers at least.
-        layers.push(Lower::directory(empty));
-        let overlay = crate::rootfs::Overlay::of(&layers)?;
-        fsconfig_create(overlay.fs.as_fd()).doing(what)?;
-        let root =
-            fsmount(overlay.fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::MOUNT_ATTR_RDONLY)
-                .doing(what)?;
+        let root = if images.copies() {
+            Own::find(run_dir, &layers, true).mount(false)?
+        } else {
+            // An overlay has two layers at least.
+            layers.push(Lower::directory(empty));
+            crate::rootfs::union(&layers)?
+        };
         move_mount(&root, "", rustix::fs::CWD, &dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).doing(what)?;
         self.0.push(dir.clone());
         if mount.subpath.is_empty() { Ok(dir) } else { subpath(&dir, &mount.subpath) }
@@ -278,6 +275,13 @@ impl Drop for ImageMounts {
 fn launch(plan: Plan) -> Result<Launched, StartFailure> {
     let record = &plan.record;
     let layers = plan.images.layers(&record.image_id, &record.layers)?;
+    let own = Own::find(&plan.dir, &layers, plan.images.copies()).ready()?;
+    if own.replica().is_some() && record.remap(&plan.config).is_some() {
+        return Err(Error::not_implemented(
+            "--userns-remap needs overlay: containers whose files are plain copies (--storage=copy) cannot have it",
+        )
+        .into());
+    }
     plan.volumes.mount_for(&record.id, &record.mounts)?;
     let mut mounted = ImageMounts(Vec::new());
     let mount_sources =
@@ -298,7 +302,7 @@ fn launch(plan: Plan) -> Result<Launched, StartFailure> {
             }
         };
     let wires = Wires::lay(&plan)?;
-    let outcome = connect_and_spawn(&plan, &layers, mount_sources, &wires);
+    let outcome = connect_and_spawn(&plan, &layers, &own, mount_sources, &wires);
     // The container has its own by now, or will have none.
     drop(mounted);
     match outcome {
@@ -335,6 +339,7 @@ type Outcome = (Spawned, Client, Sandbox, UnixStream);
 fn connect_and_spawn(
     plan: &Plan,
     layers: &Arc<[Lower]>,
+    own: &Own,
     mount_sources: Vec<PathBuf>,
     wires: &Wires,
 ) -> Result<Outcome, StartFailure> {
@@ -345,7 +350,7 @@ fn connect_and_spawn(
             let plumbing = plan.networks.plumbing();
             scope.spawn(move || plumbing.connect(spec))
         });
-        let prepared = prepare(plan, layers, mount_sources, wires);
+        let prepared = prepare(plan, own, mount_sources, wires);
         let sandbox = sandbox.map(|thread| {
             thread.join().unwrap_or_else(|_panic| Err(Error::internal("connecting the network ended early")))
         });
@@ -386,6 +391,8 @@ fn connect_and_spawn(
         Some(sandbox) => (Some(sandbox.netns), sandbox.held),
         None => (None, Vec::new()),
     };
+    // A copy has none of them in it.
+    let layers = if own.replica().is_some() { &[] } else { &layers[..] };
     let layers = layers
         .iter()
         .enumerate()
@@ -435,14 +442,13 @@ fn spawn_failure(error: SpawnError) -> StartFailure {
 /// Everything the shim is told.
 fn prepare(
     plan: &Plan,
-    layers: &Arc<[Lower]>,
+    own: &Own,
     mount_sources: Vec<PathBuf>,
     wires: &Wires,
 ) -> Result<brigantine_shim::Config> {
     let record = &plan.record;
     let host = &record.host_config;
-    let upper = plan.dir.join("upper");
-    let root = LayerRoot::open_under(&upper, layers)?;
+    let root = own.look()?;
     let user = users::resolve(
         record.config.user.as_deref().unwrap_or_default(),
         host.group_add.as_deref().unwrap_or_default(),
@@ -497,13 +503,7 @@ fn prepare(
     Ok(brigantine_shim::Config {
         id: record.id.clone(),
         spec,
-        rootfs: brigantine_shim::Rootfs::Overlay {
-            // Mounts are handed over beside this.
-            lower: layers.iter().map(|layer| layer.shown().to_owned()).collect(),
-            upper,
-            work: plan.dir.join("work"),
-            options: brigantine_shim::OverlayOptions::default(),
-        },
+        rootfs: own.rootfs(),
         terminal: record.tty(),
         console_size: console,
         open_stdin: record.config.open_stdin.unwrap_or_default(),

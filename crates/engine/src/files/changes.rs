@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use brigantine_image::Replica;
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use serde::Serialize;
@@ -45,6 +46,39 @@ pub(super) struct Changes {
 /// Mount points of every container: docker keeps them in a layer of their own.
 const MOUNT_POINTS: [&str; 7] =
     ["/proc", "/sys", "/dev", "/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/.dockerenv"];
+
+/// The same of a plain copy.
+pub(super) fn of_copy(replica: &Replica) -> Result<Changes> {
+    let mut changes = Changes::default();
+    let root = replica.root();
+    for (path, change) in replica.changes()? {
+        let path = format!("/{}", String::from_utf8_lossy(&path));
+        let kind = match change {
+            brigantine_image::Change::Added => ChangeKind::Added,
+            brigantine_image::Change::Modified => ChangeKind::Modified,
+            brigantine_image::Change::Removed => ChangeKind::Deleted,
+        };
+        if kind == ChangeKind::Added && MOUNT_POINTS.contains(&path.as_str()) && is_bare_at(&root, &path) {
+            changes.engines.insert(path);
+        } else {
+            changes.changed.insert(path, kind);
+        }
+    }
+    // Directories that differ only by mount points in them.
+    let above: BTreeSet<String> =
+        changes.engines.iter().filter_map(|path| Some(path.rsplit_once('/')?.0.to_owned())).collect();
+    for dir in above {
+        let within = format!("{dir}/");
+        if changes.changed.keys().any(|path| path.starts_with(&within)) {
+            continue;
+        }
+        if changes.changed.remove(&dir) == Some(ChangeKind::Added) {
+            changes.engines.insert(dir);
+        }
+    }
+    mark_parents(&mut changes);
+    Ok(changes)
+}
 
 /// Reads `upper` against the image's files below `lower`. What is gone while it is read is no change.
 pub(super) fn changes(upper: &Path, lower: impl AsFd) -> Result<Changes> {
@@ -105,7 +139,12 @@ pub(super) fn changes(upper: &Path, lower: impl AsFd) -> Result<Changes> {
             changes.changed.remove(&dir);
         }
     }
-    // What was added or deleted has changed its directory, whatever the times say.
+    mark_parents(&mut changes);
+    Ok(changes)
+}
+
+/// What was added or deleted has changed its directory, whatever the times say.
+fn mark_parents(changes: &mut Changes) {
     let parents: BTreeSet<String> = changes
         .changed
         .iter()
@@ -116,7 +155,18 @@ pub(super) fn changes(upper: &Path, lower: impl AsFd) -> Result<Changes> {
     for parent in parents {
         changes.changed.entry(parent).or_insert(ChangeKind::Modified);
     }
-    Ok(changes)
+}
+
+/// An empty file or directory below a root, with nothing followed.
+fn is_bare_at(root: &Path, path: &str) -> bool {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(root) = rustix::fs::open(root, flags, Mode::empty()) else { return false };
+    let (dir, name) = path.rsplit_once('/').unwrap_or(("", path));
+    let Ok(Some(parent)) = open(&root, dir) else { return false };
+    match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => is_bare(&parent, name, &stat),
+        Err(_) => false,
+    }
 }
 
 fn open(root: &OwnedFd, dir: &str) -> rustix::io::Result<Option<OwnedFd>> {

@@ -28,6 +28,7 @@ use view::{Bound, Stopped, View, with_few_rights, with_few_rights_as};
 
 use crate::containers::{Container, Containers, Record, mount_sources};
 use crate::error::Context;
+use crate::own::Own;
 use crate::rootfs::LayerRoot;
 use crate::volumes::MountKind;
 use crate::{Error, Result, users};
@@ -191,10 +192,13 @@ impl Containers {
 
     async fn read_changes(&self, container: &Container) -> Result<changes::Changes> {
         let (record, images) = (container.record(), Arc::clone(&self.images));
-        let upper = self.dir(&record.id).join("upper");
+        let dir = self.dir(&record.id);
         crate::blocking(move || {
             let layers = images.layers(&record.image_id, &record.layers)?;
-            let lower = LayerRoot::open(&layers)?;
+            if let Some(replica) = Own::find(&dir, &layers, images.copies()).replica().cloned() {
+                return with_few_rights(move || changes::of_copy(&replica));
+            }
+            let (upper, lower) = (dir.join("upper"), LayerRoot::open(&layers)?);
             with_few_rights(move || changes::changes(&upper, lower.as_fd()))
         })
         .await
@@ -207,10 +211,10 @@ impl Containers {
     ) -> Result<impl FnOnce(Box<dyn Write + Send>) -> Result<()> + Send + 'static> {
         let container = self.find(reference)?;
         let (record, images) = (container.record(), Arc::clone(&self.images));
-        let upper = self.dir(&record.id).join("upper");
+        let dir = self.dir(&record.id);
         let root = crate::blocking(move || {
             let layers = images.layers(&record.image_id, &record.layers)?;
-            crate::rootfs::union_under(&upper, &layers)
+            Own::find(&dir, &layers, images.copies()).mount(false)
         })
         .await?;
         self.publish(&container, "export", &[]);
@@ -272,9 +276,17 @@ impl Containers {
             .doing(|| "read the container's configuration".to_owned())?;
         let config: ImageHints =
             serde_json::from_value(own).doing(|| "read the container's configuration".to_owned())?;
+        let (dir, images) = (self.dir(&record.id), Arc::clone(&self.images));
+        let (image_id, layers) = (record.image_id.clone(), record.layers.clone());
+        let own = crate::blocking(move || {
+            let layers = images.layers(&image_id, &layers)?;
+            Ok(Own::find(&dir, &layers, images.copies()))
+        })
+        .await?;
         let commit = Commit {
             parent: Some(record.image_id.parse().doing(|| format!("read the image id {}", record.image_id))?),
             upper: Some(self.dir(&record.id).join("upper")),
+            replica: own.replica().cloned(),
             without,
             config,
             changes: request.changes,
@@ -333,10 +345,15 @@ impl Containers {
     }
 
     async fn stopped_view(&self, container: &Arc<Container>, writable: bool) -> Result<View> {
-        let stopped = self.stopped(container).await?;
-        crate::blocking(move || View::of_stopped(&stopped, writable))
-            .await?
-            .ok_or_else(|| Error::internal("a mount point could not be made"))
+        let mut stopped = self.stopped(container).await?;
+        crate::blocking(move || {
+            if writable {
+                stopped.own = stopped.own.ready()?;
+            }
+            View::of_stopped(&stopped, writable)
+        })
+        .await?
+        .ok_or_else(|| Error::internal("a mount point could not be made"))
     }
 
     async fn stopped(&self, container: &Arc<Container>) -> Result<Stopped> {
@@ -346,7 +363,8 @@ impl Containers {
         let (record, dir) = (container.record(), self.dir(&container.id));
         let (images, volumes) = (Arc::clone(&self.images), Arc::clone(&self.volumes));
         crate::blocking(move || {
-            let layers = images.layers(&record.image_id, &record.layers)?.to_vec();
+            let layers = images.layers(&record.image_id, &record.layers)?;
+            let own = Own::find(&dir, &layers, images.copies());
             let sources = mount_sources(&record, &volumes, |_image| Ok(PathBuf::new()))?;
             let mut mounts: Vec<Bound> = record
                 .mounts
@@ -367,7 +385,7 @@ impl Containers {
                     mounts.push(Bound { source, destination, writable: true, recursive: false });
                 }
             }
-            Ok(Stopped { dir, layers, mounts })
+            Ok(Stopped { dir, own, mounts })
         })
         .await
     }

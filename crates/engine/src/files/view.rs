@@ -14,13 +14,13 @@ use brigantine_sys::spawn::ns;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{
-    FsMountFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, fsconfig_create,
-    fsconfig_set_string, fsmount, mount_change, move_mount, open_tree,
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, mount_change, move_mount, open_tree,
 };
 use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use super::path;
 use crate::error::Context;
+use crate::own::Own;
 use crate::userns::Remap;
 use crate::{Error, Result};
 
@@ -57,8 +57,7 @@ pub(super) struct Bound {
 pub(super) struct Stopped {
     /// The container's directory, with `upper` and `work` in it.
     pub dir: PathBuf,
-    /// Top first.
-    pub layers: Vec<brigantine_image::Lower>,
+    pub own: Own,
     /// Parents before what lies in them.
     pub mounts: Vec<Bound>,
 }
@@ -89,7 +88,7 @@ impl View {
                 .doing(|| "make the mount namespace private".to_owned())?;
             // Before the root hides the directory that some of them are in.
             let trees = stopped.mounts.iter().map(tree).collect::<Result<Vec<_>>>()?;
-            let root = overlay(&stopped, writable)?;
+            let root = stopped.own.mount(writable)?;
             move_mount(&root, "", rustix::fs::CWD, &stopped.dir, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
                 .doing(|| format!("mount the container's files at {}", stopped.dir.display()))?;
             for (mount, tree) in stopped.mounts.iter().zip(&trees) {
@@ -138,20 +137,6 @@ fn on_thread<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'stati
         .spawn(work)
         .doing(|| "start a thread for the container's files".to_owned())?;
     thread.join().unwrap_or_else(|_panic| Err(Error::internal("work on the container's files ended early")))
-}
-
-fn overlay(stopped: &Stopped, writable: bool) -> Result<OwnedFd> {
-    let what = || "mount the container's files".to_owned();
-    let upper = stopped.dir.join("upper");
-    if !writable {
-        return crate::rootfs::union_under(&upper, &stopped.layers);
-    }
-    let overlay = crate::rootfs::Overlay::of(&stopped.layers)?;
-    let fs = &overlay.fs;
-    fsconfig_set_string(fs.as_fd(), "upperdir", &upper).doing(what)?;
-    fsconfig_set_string(fs.as_fd(), "workdir", stopped.dir.join("work")).doing(what)?;
-    fsconfig_create(fs.as_fd()).doing(what)?;
-    fsmount(fs.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty()).doing(what)
 }
 
 /// A copy of what is to be mounted, not mounted yet.

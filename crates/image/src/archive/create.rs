@@ -15,6 +15,7 @@ use crate::media;
 use crate::model::{ContainerConfig, Descriptor, History, ImageConfig, RootFs};
 use crate::platform::Platform;
 use crate::reference::Reference;
+use crate::replica::Replica;
 use crate::store::{Image, NewImage, Store, now};
 
 /// A root file system to make an image of.
@@ -35,6 +36,8 @@ pub struct Commit {
     pub parent: Option<Digest>,
     /// The overlay's upper directory, or none for no new layer.
     pub upper: Option<PathBuf>,
+    /// A plain copy instead of an upper directory.
+    pub replica: Option<Replica>,
     /// Paths in it that are the engine's and not the container's: mount points it made.
     pub without: Vec<Vec<u8>>,
     /// The new image's configuration, before `changes`.
@@ -119,20 +122,13 @@ pub fn commit(store: &Store, commit: &Commit) -> Result<Image> {
             (image.os, image.architecture, image.variant) = (host.os, host.architecture, host.variant);
         }
         let mut empty_layer = true;
-        if let Some(upper) = &commit.upper {
-            let mut ingest = store.content().ingest_unnamed(lease)?;
-            let output = io::BufWriter::with_capacity(1 << 18, &mut ingest);
-            let packed = layer::pack_upper_without(upper, &commit.without, output)
-                .map_err(|source| Error::Layer { layer: "of the commit".to_owned(), source })?;
-            if packed.entries > 0 {
-                let layer = commit_blob(ingest, media::OCI_LAYER, fresh)?;
-                // It is not compressed: its digest is its diff id.
-                let diff_id = layer.digest.clone();
-                store.unpack(lease, &diff_id, store.content().open(&diff_id)?)?;
-                image.rootfs.diff_ids.push(diff_id);
-                layers.push(layer);
-                empty_layer = false;
-            }
+        if let Some(layer) = changed(store, lease, commit, fresh)? {
+            // It is not compressed: its digest is its diff id.
+            let diff_id = layer.digest.clone();
+            store.layers().make_of_blob(&diff_id, &diff_id, store.content())?;
+            image.rootfs.diff_ids.push(diff_id);
+            layers.push(layer);
+            empty_layer = false;
         }
         let created = now();
         image.history.push(History {
@@ -150,6 +146,27 @@ pub fn commit(store: &Store, commit: &Commit) -> Result<Image> {
         image.rootfs.kind = RootFs::default().kind;
         add(store, lease, fresh, &image, &layers, name, commit.parent.clone())
     })
+}
+
+/// The blob of what the container has changed; `None` when that is nothing.
+fn changed(
+    store: &Store,
+    lease: &Lease,
+    commit: &Commit,
+    fresh: &mut HashSet<Digest>,
+) -> Result<Option<Descriptor>> {
+    let mut ingest = store.content().ingest_unnamed(lease)?;
+    let output = io::BufWriter::with_capacity(1 << 18, &mut ingest);
+    let packed = match (&commit.upper, &commit.replica) {
+        (_, Some(replica)) => replica.pack(&commit.without, output)?,
+        (Some(upper), None) => layer::pack_upper_without(upper, &commit.without, output)
+            .map_err(|source| Error::Layer { layer: "of the commit".to_owned(), source })?,
+        (None, None) => return Ok(None),
+    };
+    if packed.entries == 0 {
+        return Ok(None);
+    }
+    commit_blob(ingest, media::OCI_LAYER, fresh).map(Some)
 }
 
 /// The name with its tag; a digest cannot be given.

@@ -1,14 +1,16 @@
-//! Applying a layer: from its archive into an empty directory, in overlay's form.
+//! Applying a layer: from its archive into an empty directory, in overlay's form, or over the layers below it.
 //!
 //! One thread decompresses and hashes, another (with a umask of its own) makes the files. Directories get their
 //! owner, mode, attributes and time last, because making things in them changes these and a set-group-id bit would
 //! be inherited.
 
+use std::collections::HashSet;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::rc::Rc;
 
-use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
+use rustix::fs::{AtFlags, Dir, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags};
 use rustix::io::Errno;
 
 use super::place::{Target, is_whiteout, normalise, set_opaque, split};
@@ -40,6 +42,21 @@ pub struct Applied {
 /// Extracts the archive `reader` yields (compressed or not) into the empty directory `target`.
 /// The caller compares the digest; until it has, and the directory is where it belongs, nobody may use the tree.
 pub fn apply(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
+    run(reader, target, algorithm, None)
+}
+
+/// Extracts the archive over what the layers below it have left in `target`: what it hides is removed. Of what was found
+/// `disk` tells nothing.
+pub fn apply_over(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
+    run(reader, target, algorithm, Some(HashSet::new()))
+}
+
+fn run(
+    reader: impl Read,
+    target: &Path,
+    algorithm: Algorithm,
+    over: Option<HashSet<Vec<u8>>>,
+) -> Result<Applied> {
     let mut decoded = compress::decode(reader).map_err(LayerError::Read)?;
     let (feed, chunks) = stream::pipe();
     let mut hasher = algorithm.hasher();
@@ -47,7 +64,7 @@ pub fn apply(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<A
         let writer = scope.spawn(move || {
             // Without it (a sandbox may forbid it) every mode is set once more.
             let exact_modes = brigantine_sys::umask::clear_for_this_thread().is_ok();
-            extract(chunks, target, exact_modes)
+            extract(chunks, target, exact_modes, over)
         });
         feed.run(&mut decoded, |chunk| hasher.update(chunk));
         match writer.join() {
@@ -65,13 +82,18 @@ struct Found {
     entries: u64,
 }
 
-fn extract(chunks: Chunks, target: &Path, exact_modes: bool) -> Result<Found> {
+fn extract(
+    chunks: Chunks,
+    target: &Path,
+    exact_modes: bool,
+    over: Option<HashSet<Vec<u8>>>,
+) -> Result<Found> {
     let place = Target::open(target, exact_modes).map_err(|source| LayerError::Os {
         operation: "open",
         entry: target.display().to_string(),
         source,
     })?;
-    let mut extraction = Extraction { place, directories: Vec::new(), found: Found::default() };
+    let mut extraction = Extraction { place, directories: Vec::new(), found: Found::default(), over };
     rustix::fs::fchmod(extraction.place.root(), Mode::from_raw_mode(0o755))
         .map_err(|error| os("chmod", b"/", error))?;
     let mut reader = Reader::new(chunks);
@@ -101,6 +123,8 @@ struct Extraction {
     place: Target,
     directories: Vec<Directory>,
     found: Found,
+    /// The paths this layer has, where there are others below it: a whiteout speaks of those only.
+    over: Option<HashSet<Vec<u8>>>,
 }
 
 impl Extraction {
@@ -116,8 +140,15 @@ impl Extraction {
         if name.starts_with(WHITEOUT) || parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK)) {
             return self.whiteout(path);
         }
-        let parent = self.place.directory(parent_path)?;
+        let parent = self.parent(parent_path)?;
         let parent = parent.as_fd();
+        if self.over.is_some() {
+            if entry.kind == Kind::CharDevice && entry.device == (0, 0) {
+                // Overlay's own form of a whiteout.
+                return self.hide(path, parent, name);
+            }
+            self.note(path);
+        }
         match entry.kind {
             Kind::Directory => self.directory(entry, path, parent, name),
             Kind::File => self.file(entry, path, parent, name, reader),
@@ -148,6 +179,83 @@ impl Extraction {
                 self.attributes(entry, path, parent, name, true)
             }
         }
+    }
+
+    /// The directory an entry is to be made in; what lower layers have in its way gives way.
+    fn parent(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>> {
+        let Some(made) = &self.over else { return self.place.directory(path) };
+        if !path.is_empty() && !made.contains(path) {
+            let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+            for end in ends.chain([path.len()]) {
+                let (parent, name) = split(&path[..end]);
+                let there = self.place.existing(parent).map_err(|error| os("open", parent, error))?;
+                let Some(dir) = there else { break };
+                let stat = match rustix::fs::statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+                    Ok(stat) => stat,
+                    Err(Errno::NOENT) => break,
+                    Err(error) => return Err(os("stat", &path[..end], error)),
+                };
+                let is_lower = self.over.as_ref().is_some_and(|made| !made.contains(&path[..end]));
+                if is_lower && FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+                    self.remove(&path[..end], dir.as_fd(), name)?;
+                    break;
+                }
+            }
+        }
+        let dir = self.place.directory(path)?;
+        self.note(path);
+        Ok(dir)
+    }
+
+    /// Remembers that this layer has the path, and those above it.
+    fn note(&mut self, path: &[u8]) {
+        let Some(made) = &mut self.over else { return };
+        let mut path = path;
+        while !path.is_empty() && made.insert(path.to_vec()) {
+            path = split(path).0;
+        }
+    }
+
+    fn remove(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        self.place.clear(parent, name).map_err(|source| LayerError::Os {
+            operation: "remove",
+            entry: lossy(path),
+            source,
+        })
+    }
+
+    /// Removes what lower layers have at a path.
+    fn hide(&mut self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        if self.over.as_ref().is_some_and(|made| made.contains(path)) {
+            return self.hide_below(path);
+        }
+        self.remove(path, parent, name)
+    }
+
+    /// Removes what lower layers have in a directory of this layer's, at any depth.
+    fn hide_below(&mut self, path: &[u8]) -> Result<()> {
+        let mut waiting = vec![path.to_vec()];
+        while let Some(path) = waiting.pop() {
+            let dir = match self.place.open_readable(&path) {
+                Ok(dir) => dir,
+                Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => continue,
+                Err(error) => return Err(os("open", &path, error)),
+            };
+            for entry in Dir::read_from(&dir).map_err(|error| os("read", &path, error))? {
+                let entry = entry.map_err(|error| os("read", &path, error))?;
+                let name = entry.file_name().to_bytes();
+                if matches!(name, b"." | b"..") {
+                    continue;
+                }
+                let child = if path.is_empty() { name.to_vec() } else { [&path[..], b"/", name].concat() };
+                if self.over.as_ref().is_some_and(|made| made.contains(&child)) {
+                    waiting.push(child);
+                } else {
+                    self.remove(&child, dir.as_fd(), name)?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Makes an entry where one may stand already: the later wins.
@@ -184,7 +292,7 @@ impl Extraction {
                         rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
                     })?;
                     self.found.disk += DISK_BLOCK;
-                    if is_whiteout(&stat) {
+                    if self.over.is_none() && is_whiteout(&stat) {
                         set_opaque(parent, name).map_err(|error| os("mark opaque", path, error))?;
                     }
                 }
@@ -327,7 +435,10 @@ impl Extraction {
     fn whiteout(&mut self, path: &[u8]) -> Result<()> {
         let (parent_path, name) = split(path);
         if name == OPAQUE && !parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK)) {
-            self.place.directory(parent_path)?;
+            self.parent(parent_path)?;
+            if self.over.is_some() {
+                return self.hide_below(parent_path);
+            }
             let dir =
                 self.place.open_readable(parent_path).map_err(|error| os("open", parent_path, error))?;
             return rustix::fs::fsetxattr(&dir, OPAQUE_XATTR, b"y", XattrFlags::empty())
@@ -341,7 +452,12 @@ impl Extraction {
         if matches!(hidden, b"" | b"." | b"..") {
             return Err(refuse(path, "a whiteout of nothing that can be hidden"));
         }
-        let parent = self.place.directory(parent_path)?;
+        let parent = self.parent(parent_path)?;
+        if self.over.is_some() {
+            let path =
+                if parent_path.is_empty() { hidden.to_vec() } else { [parent_path, b"/", hidden].concat() };
+            return self.hide(&path, parent.as_fd(), hidden);
+        }
         let made = rustix::fs::mknodat(&parent, hidden, FileType::CharacterDevice, Mode::empty(), 0);
         match made {
             Ok(()) => Ok(()),

@@ -2,7 +2,7 @@
 //!
 //! The order is by name, directories before what they contain, so that the same tree gives the same bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Read as _, Write};
@@ -14,6 +14,7 @@ use rustix::io::Errno;
 
 use super::place::is_whiteout;
 use super::{LayerError, OPAQUE, OPAQUE_XATTR, PATH_MAX, WHITEOUT, lossy};
+use crate::replica::Change;
 use crate::tar::{Entry, Kind, Time, Writer};
 
 type Result<T> = std::result::Result<T, LayerError>;
@@ -39,6 +40,20 @@ pub fn pack_upper_without(upper: &Path, without: &[Vec<u8>], output: impl Write)
     let mut packing = Packing::new(open_root(upper)?, output, true);
     packing.without = without;
     packing.run()
+}
+
+/// Writes the layer that these changes of a tree amount to, but for what is at `without` and below: whiteouts for what
+/// was removed, and the directories above what changed.
+pub(crate) fn pack_changes(
+    tree: &Path,
+    changes: &BTreeMap<Vec<u8>, Change>,
+    without: &[Vec<u8>],
+    output: impl Write,
+) -> Result<Packed> {
+    let mut packing = Packing::new(open_root(tree)?, output, false);
+    packing.changes(changes, without)?;
+    packing.writer.finish().map_err(LayerError::Write)?;
+    Ok(packing.packed)
 }
 
 /// Writes a whole tree as it is.
@@ -188,6 +203,48 @@ impl<W: Write> Packing<'_, W> {
         }
         self.writer.finish().map_err(LayerError::Write)?;
         Ok(self.packed)
+    }
+
+    fn changes(&mut self, changes: &BTreeMap<Vec<u8>, Change>, without: &[Vec<u8>]) -> Result<()> {
+        let mut written: HashSet<&[u8]> = HashSet::new();
+        for (path, change) in changes {
+            let below =
+                |dir: &Vec<u8>| path.strip_prefix(&dir[..]).is_some_and(|rest| rest.first() == Some(&b'/'));
+            if without.iter().any(|dir| dir == path || below(dir)) {
+                continue;
+            }
+            // The directories above it, which may not have changed themselves.
+            for (end, _) in path.iter().enumerate().filter(|(_, byte)| **byte == b'/') {
+                if written.insert(&path[..end]) {
+                    self.at(&path[..end])?;
+                }
+            }
+            if !written.insert(path) {
+                continue;
+            }
+            match change {
+                Change::Removed => {
+                    let at = path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
+                    self.mark([&path[..at], WHITEOUT, &path[at..]].concat())?;
+                }
+                // What took another's place hides all that was in it.
+                Change::Added | Change::Modified => self.at(path)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what is at a path, without what is below it.
+    fn at(&mut self, path: &[u8]) -> Result<()> {
+        let slash = path.iter().rposition(|&byte| byte == b'/');
+        let (parent, name) = slash.map_or((&[][..], path), |slash| (&path[..slash], &path[slash + 1..]));
+        let Some(dir) = self.reopen(parent)? else { return Ok(()) };
+        let Ok(name) = CString::new(name) else { return Ok(()) };
+        match rustix::fs::statat(&dir, &name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => self.one(&dir, &name, path, &stat).map(drop),
+            Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(os("stat", path, error)),
+        }
     }
 
     /// A directory met before; `None` when it has gone or become something else: a running container's tree changes.
@@ -351,7 +408,7 @@ fn is_opaque(dir: impl AsFd) -> rustix::io::Result<bool> {
 }
 
 /// All attributes that belong to the content rather than to this host.
-fn xattrs(
+pub(crate) fn xattrs(
     path: &[u8],
     list: impl Fn(&mut [u8]) -> rustix::io::Result<usize>,
     get: impl Fn(&str, &mut [u8]) -> rustix::io::Result<usize>,

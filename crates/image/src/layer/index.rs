@@ -42,41 +42,64 @@ pub enum Indexed {
 /// Keeps the archive that `reader` yields (compressed or not) in the directory `dir`, and writes its index beside it.
 /// As after [`super::apply`], the caller compares the digest before anybody uses it.
 pub fn index(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Indexed> {
-    let os = |operation, name: &str, source| LayerError::Os {
-        operation,
-        entry: dir.join(name).display().to_string(),
-        source,
-    };
-    let path = dir.join(ARCHIVE);
     let archive = File::options()
         .read(true)
         .write(true)
         .create_new(true)
-        .open(path)
-        .map_err(|source| os("create", ARCHIVE, source))?;
-    let mut decoded = compress::decode(reader).map_err(LayerError::Read)?;
+        .open(dir.join(ARCHIVE))
+        .map_err(|source| os("create", dir, ARCHIVE, source))?;
+    let decoded = compress::decode(reader).map_err(LayerError::Read)?;
+    let found = read(decoded, Some((&archive, dir)), algorithm)?;
+    archive.set_len(found.length).map_err(|source| os("extend", dir, ARCHIVE, source))?;
+    write_index(found, &archive, dir)
+}
+
+/// The same of an uncompressed archive that is in `dir` already: nothing is written but its index.
+pub fn index_in_place(dir: &Path, algorithm: Algorithm) -> Result<Indexed> {
+    let archive = File::open(dir.join(ARCHIVE)).map_err(|source| os("open", dir, ARCHIVE, source))?;
+    let found = read(&archive, None, algorithm)?;
+    write_index(found, &archive, dir)
+}
+
+/// Only looks: what there is in the archive, with the refusals of applying it. It takes no space (`disk` is 0).
+pub fn inspect(reader: impl Read, algorithm: Algorithm) -> Result<Applied> {
+    let decoded = compress::decode(reader).map_err(LayerError::Read)?;
+    let Found { model, diff_id, .. } = read(decoded, None, algorithm)?;
+    Ok(Applied { diff_id, size: model.size, disk: 0, entries: model.entries })
+}
+
+/// What reading an archive to its end gave.
+struct Found {
+    model: Model,
+    length: u64,
+    diff_id: Digest,
+}
+
+/// Reads an uncompressed archive, and keeps it in a file of a directory if one is given.
+fn read(mut archive: impl Read, keep: Option<(&File, &Path)>, algorithm: Algorithm) -> Result<Found> {
     let (feed, chunks) = stream::pipe();
     let mut hasher = algorithm.hasher();
     let (model, length) = std::thread::scope(|scope| {
-        let archive = &archive;
         let keeper = scope.spawn(move || {
-            let mut keeping = Keeping { chunks, archive, kept: 0, length: 0, ended: false, failure: None };
+            let file = keep.map(|(file, _)| file);
+            let mut keeping = Keeping { chunks, file, kept: 0, length: 0, ended: false, failure: None };
             let model = model(&mut keeping);
-            if let Some(source) = keeping.failure {
-                return Err(os("write", ARCHIVE, source));
+            match (keeping.failure, keep) {
+                (Some(source), Some((_, dir))) => Err(os("write", dir, ARCHIVE, source)),
+                _ => Ok((model?, keeping.length)),
             }
-            let model = model?;
-            archive.set_len(keeping.length).map_err(|source| os("extend", ARCHIVE, source))?;
-            Ok((model, keeping.length))
         });
-        feed.run(&mut decoded, |chunk| hasher.update(chunk));
+        feed.run(&mut archive, |chunk| hasher.update(chunk));
         match keeper.join() {
             Ok(found) => found,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })?;
-    let diff_id = hasher.finish();
-    let Model { tree, size, entries, unfit, .. } = model;
+    Ok(Found { model, length, diff_id: hasher.finish() })
+}
+
+fn write_index(found: Found, archive: &File, dir: &Path) -> Result<Indexed> {
+    let Found { model: Model { tree, size, entries, unfit, .. }, length, diff_id } = found;
     if let Some(reason) = unfit {
         return Ok(Indexed::Unfit { diff_id, reason });
     }
@@ -89,21 +112,25 @@ pub fn index(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Inde
         .write(true)
         .create_new(true)
         .open(dir.join(INDEX))
-        .map_err(|source| os("create", INDEX, source))?;
-    match erofs::write(&tree, &archive, length, uuid, &index) {
+        .map_err(|source| os("create", dir, INDEX, source))?;
+    match erofs::write(&tree, archive, length, uuid, &index) {
         Ok(index) => {
             let disk = length.next_multiple_of(4096) + index.next_multiple_of(4096);
             Ok(Indexed::Whole(Applied { diff_id, size, disk, entries }))
         }
         Err(IndexError::Unfit(reason)) => Ok(Indexed::Unfit { diff_id, reason }),
-        Err(IndexError::Io(source)) => Err(os("write", INDEX, source)),
+        Err(IndexError::Io(source)) => Err(os("write", dir, INDEX, source)),
     }
 }
 
-/// Writes to the archive's file what is read of it.
+fn os(operation: &'static str, dir: &Path, name: &str, source: io::Error) -> LayerError {
+    LayerError::Os { operation, entry: dir.join(name).display().to_string(), source }
+}
+
+/// Writes to a file, if there is one, what is read of the archive.
 struct Keeping<'a> {
     chunks: Chunks,
-    archive: &'a File,
+    file: Option<&'a File>,
     /// Bytes of the current chunk that are written and not consumed.
     kept: usize,
     length: u64,
@@ -119,7 +146,10 @@ impl BufRead for Keeping<'_> {
             self.kept = data.len();
             // Zeros after the end of the archive become a hole: they belong to its digest, and take no space.
             let hole = self.ended && data.iter().all(|&byte| byte == 0);
-            if !hole && let Err(error) = self.archive.write_all_at(data, self.length) {
+            if !hole
+                && let Some(file) = self.file
+                && let Err(error) = file.write_all_at(data, self.length)
+            {
                 let kind = error.kind();
                 self.failure = Some(error);
                 return Err(kind.into());

@@ -11,10 +11,11 @@ use std::io;
 use crate::digest::Digest;
 use crate::tar::TarError;
 
-pub use apply::{Applied, apply};
+pub use apply::{Applied, apply, apply_over};
 pub use diff::{Owners, Packed, pack, pack_as, pack_upper, pack_upper_without};
+pub(crate) use diff::{pack_changes, xattrs};
 pub(crate) use index::tree_of;
-pub use index::{ARCHIVE, INDEX, Indexed, index};
+pub use index::{ARCHIVE, INDEX, Indexed, index, index_in_place, inspect};
 
 /// Prefix of the name of an entry that hides what lower layers have.
 const WHITEOUT: &[u8] = b".wh.";
