@@ -88,6 +88,13 @@ impl Options {
                 return Err(value(key, "storage and storage-driver say different things"));
             }
         }
+        if engine.storage.is_none()
+            && let Ok(name) = std::env::var("BRIG_STORAGE")
+            && !name.is_empty()
+        {
+            let unknown = |error: brigantine_image::Error| value("BRIG_STORAGE", &error.to_string());
+            engine.storage = Some(name.parse().map_err(unknown)?);
+        }
         if let Some(path) = text(given, "exec-root") {
             engine.exec_root = absolute("exec-root", path)?;
         }
@@ -440,7 +447,7 @@ mod tests {
                 ["--default-address-pool", "base=10.0.0.0/24,size=16"],
                 "default-address-pools: subnets of that size",
             ),
-            (["--storage-driver", "vfs"], "storage-driver: storage \"vfs\" is not known"),
+            (["--storage-driver", "btrfs"], "storage-driver: storage \"btrfs\" is not known"),
             (["--storage=erofs", "-soverlay2"], "storage and storage-driver say different things"),
             (["--seccomp-profile", "/nonexistent"], "seccomp-profile: there is no file"),
         ] {

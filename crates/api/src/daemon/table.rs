@@ -303,7 +303,7 @@ pub static SETTINGS: &[Setting] = &[
         "storage-driver",
         Text,
         Yes,
-        "The same by docker's name: overlay2 is overlay",
+        "The same by docker's names: overlay2 is overlay, vfs is copy",
     ),
     setting(
         "storage",
@@ -311,7 +311,7 @@ pub static SETTINGS: &[Setting] = &[
         "storage",
         Text,
         Yes,
-        "How new image layers are kept: erofs or overlay (default: erofs where it works)",
+        "How images' files are kept: erofs, overlay or copy (default: the first that works; or $BRIG_STORAGE)",
     ),
     setting(
         "storage-opt",
