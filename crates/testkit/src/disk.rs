@@ -252,7 +252,7 @@ impl Filesystem for Cache {
         }
         if !state.cut {
             assert!(
-                offset % SECTOR == 0 && data.len() as u64 % SECTOR == 0,
+                offset.is_multiple_of(SECTOR) && (data.len() as u64).is_multiple_of(SECTOR),
                 "a block device is written in sectors"
             );
             for (number, bytes) in data.chunks_exact(SECTOR as usize).enumerate() {

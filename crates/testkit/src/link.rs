@@ -93,9 +93,9 @@ fn copy(mut from: TcpStream, mut to: TcpStream, counted: Option<&Shared>) {
         }
         if let Some(shared) = counted {
             shared.received.fetch_add(n as u64, Ordering::Relaxed);
-            let rate = shared.rate.load(Ordering::Relaxed);
-            if rate > 0 {
-                std::thread::sleep(Duration::from_micros(n as u64 * 1000 / rate));
+            // No rate is no limit.
+            if let Some(pause) = (n as u64 * 1000).checked_div(shared.rate.load(Ordering::Relaxed)) {
+                std::thread::sleep(Duration::from_micros(pause));
             }
         }
     }

@@ -5,6 +5,7 @@
 //! of a few; `BRIG_TEST_SEED=N` repeats the moments of an earlier run.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::Child;
@@ -20,6 +21,12 @@ pub fn number(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{name}={text}")))
 }
 
+/// What a run by hand wants to know.
+pub fn tell(line: &str) {
+    // Whom it is for may have gone.
+    std::io::Write::write_all(&mut std::io::stderr(), format!("{line}\n").as_bytes()).ok();
+}
+
 /// Numbers that can be had again from the seed.
 pub struct Chance(u64);
 
@@ -29,7 +36,7 @@ impl Chance {
         let nanos =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos();
         let seed = number("BRIG_TEST_SEED", u64::from(nanos));
-        println!("{of}: BRIG_TEST_SEED={seed}");
+        tell(&format!("{of}: BRIG_TEST_SEED={seed}"));
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
@@ -67,7 +74,7 @@ pub fn sample(name: &str, layers: usize, bytes: usize, chance: &mut Chance) -> A
         for (file, size) in std::iter::once(bytes).chain([700; 24]).enumerate() {
             let path = format!("data/{number}/{file}");
             let noise = chance.bytes(size);
-            sums.push_str(&format!("{}  /{path}\n", fixtures::digest(&noise)));
+            writeln!(sums, "{}  /{path}", fixtures::digest(&noise)).unwrap();
             layer.file(&path, 0o644, &noise);
         }
         layer.file(&format!("data/{number}.sums"), 0o644, sums.as_bytes());
@@ -357,7 +364,7 @@ fn a_kill_at_any_moment_costs_nothing_that_was_acknowledged() {
         *kills += 1;
         *acknowledged += u32::from(done);
     }
-    println!("kills, and how many of the operations had been acknowledged by then: {told:?}");
+    tell(&format!("kills, and how many of the operations had been acknowledged by then: {told:?}"));
 
     // Everything that was brought is given back.
     let engine = &rounds.engine;

@@ -4,7 +4,7 @@
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use brigantine_testkit::fixtures::{self, Archive, Layer};
@@ -122,7 +122,7 @@ enum Server {
 }
 
 /// A registry with TLS and passwords that the engine knows as `registry.test:PORT`; its authority is `ca.crt`.
-fn serve(engine: &Engine, server: Server) -> String {
+fn serve(engine: &Engine, server: Server) -> (String, Child) {
     let dir = engine.dir().join("secured");
     fs::create_dir(&dir).unwrap();
     let write = |name: &str, text: &str| fs::write(dir.join(name), text).unwrap();
@@ -170,12 +170,11 @@ fn serve(engine: &Engine, server: Server) -> String {
         }
     };
     let log = fs::File::create(dir.join("log")).unwrap();
-    // It goes with the sandbox.
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let up = || engine.sandbox().within_net(|| TcpStream::connect(address)).ok();
     assert!(until(Duration::from_secs(20), up).is_some(), "{}", fs::read_to_string(dir.join("log")).unwrap());
-    format!("registry.test:{port}")
+    (format!("registry.test:{port}"), child)
 }
 
 fn authority(engine: &Engine) -> PathBuf {
@@ -186,7 +185,7 @@ fn authority(engine: &Engine) -> PathBuf {
 fn everybody_gets_along(flavor: Flavor, server: Server) {
     let hosts = "127.0.0.1 localhost registry.test\n";
     let engine = Engine::builder().flavor(flavor).etc("hosts", hosts).start();
-    let registry = serve(&engine, server);
+    let (registry, mut served) = serve(&engine, server);
     let original = image("made/here:1");
     engine.load(&original.write(engine.dir(), "image.tar"));
     let name = |tag: &str| format!("{registry}/team/box:{tag}");
@@ -247,6 +246,9 @@ fn everybody_gets_along(flavor: Flavor, server: Server) {
         must(copy.args(["image", "copy", &format!("docker://{}", name("podman")), &to]));
         assert!(target.exists());
     }
+    // The server itself goes with the sandbox.
+    served.kill().unwrap();
+    served.wait().unwrap();
 }
 
 #[test]

@@ -14,7 +14,7 @@ use brigantine_testkit::Engine;
 use brigantine_testkit::disk::{Cut, Disk, Format};
 use brigantine_testkit::peers::Registry;
 
-use crate::crash::{Acknowledged, Chance, ORPHANS, no_leftovers, number, runs_whole, sample};
+use crate::crash::{Acknowledged, Chance, ORPHANS, no_leftovers, number, runs_whole, sample, tell};
 
 const OPERATIONS: [&str; 5] = ["pull", "load", "commit", "import", "rmi"];
 const ENTRIES: usize = 4;
@@ -159,7 +159,8 @@ fn survives(format: Format) {
         runs_whole(&powered.engine, name, *entries, "at the end");
     }
     acknowledged.check(&powered.engine, &ORPHANS, "at the end");
-    println!("{format:?}: {} cuts, {cut_short} of them before the operation was acknowledged", powered.boots);
+    let cuts = powered.boots;
+    tell(&format!("{format:?}: {cuts} cuts, {cut_short} of them before the operation was acknowledged"));
     assert!(powered.disk().flushes() > 0, "nothing was ever flushed");
 }
 

@@ -267,6 +267,7 @@ pub struct ImageUse {
 }
 
 impl Containers {
+    #[expect(clippy::too_many_arguments, reason = "each is one of the services that containers need")]
     pub(crate) fn new(
         config: Arc<Config>,
         db: Db,
