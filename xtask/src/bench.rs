@@ -6,6 +6,7 @@
 mod contender;
 pub mod engine;
 pub mod images;
+mod meter;
 pub mod runtime;
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};

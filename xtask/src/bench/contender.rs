@@ -12,9 +12,11 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use brigantine_testkit::{Sandbox, until};
 
+use super::meter::Meter;
 use crate::{packages, say};
 
 const IMAGE: &str = "debian:bookworm";
+const DOCKERD: &[&str] = &["--storage-driver", "overlay2"];
 
 /// One engine with one client.
 pub struct Contender {
@@ -22,6 +24,7 @@ pub struct Contender {
     sandbox: std::rc::Rc<Sandbox>,
     client: Client,
     daemon: Option<Daemon>,
+    meter: Option<Meter>,
 }
 
 /// A daemon that can be started again.
@@ -48,6 +51,7 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
         sandbox: ours.clone(),
         client: Client::Remote(dist.join("brig")),
         daemon: None,
+        meter: None,
     };
     brig.load(image)?;
     all.push(brig);
@@ -59,15 +63,22 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
                 sandbox: ours,
                 client: Client::Remote(docker.clone()),
                 daemon: None,
+                meter: None,
             });
         }
         None => say::note("the docker command is not installed: left out"),
     }
     match (&docker, find("dockerd")) {
         (Some(docker), Some(dockerd)) => {
-            let sandbox = engine(&dockerd, &["--storage-driver", "overlay2"])?;
+            let sandbox = engine(&dockerd, DOCKERD)?;
             let name = format!("docker {}", version(&dockerd));
-            let contender = Contender { name, sandbox, client: Client::Remote(docker.clone()), daemon: None };
+            let contender = Contender {
+                name,
+                sandbox,
+                client: Client::Remote(docker.clone()),
+                daemon: None,
+                meter: None,
+            };
             contender.load(image)?;
             all.push(contender);
         }
@@ -76,8 +87,8 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
     match find("podman") {
         Some(podman) if find("runc").is_some() => {
             let name = format!("podman {}, runc", version(&podman));
-            let contender =
-                Contender { name, sandbox: Sandbox::new()?.into(), client: Client::Podman, daemon: None };
+            let sandbox = Sandbox::new()?.into();
+            let contender = Contender { name, sandbox, client: Client::Podman, daemon: None, meter: None };
             contender.load(image)?;
             all.push(contender);
         }
@@ -86,30 +97,40 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
     Ok(all)
 }
 
-/// Everything that is installed and moves images, without one; ours in each form of its storage.
+/// Everything that is installed and moves images, without one; ours in each form of its storage. All are metered.
 pub fn for_images(dist: &Path) -> Result<Vec<Contender>> {
+    let metered = |name: String, program: &Path, first: &[&str], client: PathBuf| -> Result<Contender> {
+        let sandbox = Sandbox::new()?;
+        let meter = Meter::new(&sandbox)?;
+        drop(start(&sandbox, program, first, Some(&meter))?);
+        let (sandbox, client) = (sandbox.into(), Client::Remote(client));
+        Ok(Contender { name, sandbox, client, daemon: None, meter: Some(meter) })
+    };
     let mut all = Vec::new();
+    let brig = dist.join("brig");
     for storage in ["erofs", "overlay"] {
-        let sandbox = engine(&dist.join("brig"), &["daemon", "--storage", storage])?;
-        let client = Client::Remote(dist.join("brig"));
-        all.push(Contender { name: format!("brig, {storage}"), sandbox, client, daemon: None });
+        let name = format!("brig, {storage}");
+        all.push(metered(name, &brig, &["daemon", "--storage", storage], brig.clone())?);
     }
     match (find("docker"), find("dockerd")) {
-        (Some(docker), Some(dockerd)) => all.push(Contender {
-            name: format!("docker {}", version(&dockerd)),
-            sandbox: engine(&dockerd, &["--storage-driver", "overlay2"])?,
-            client: Client::Remote(docker),
-            daemon: None,
-        }),
+        (Some(docker), Some(dockerd)) => {
+            all.push(metered(format!("docker {}", version(&dockerd)), &dockerd, DOCKERD, docker)?);
+        }
         _ => say::note("docker or dockerd is not installed: left out"),
     }
     match find("podman") {
-        Some(podman) => all.push(Contender {
-            name: format!("podman {}", version(&podman)),
-            sandbox: Sandbox::new()?.into(),
-            client: Client::Podman,
-            daemon: None,
-        }),
+        Some(podman) => {
+            let sandbox = Sandbox::new()?;
+            let meter = Some(Meter::new(&sandbox)?);
+            let name = format!("podman {}", version(&podman));
+            all.push(Contender {
+                name,
+                sandbox: sandbox.into(),
+                client: Client::Podman,
+                daemon: None,
+                meter,
+            });
+        }
         None => say::note("podman is not installed: left out"),
     }
     Ok(all)
@@ -119,15 +140,15 @@ pub fn for_images(dist: &Path) -> Result<Vec<Contender>> {
 pub fn for_api(dist: &Path) -> Result<Vec<Contender>> {
     let remote = |name: String, program: PathBuf, first: &'static [&'static str]| -> Result<Contender> {
         let sandbox = std::rc::Rc::new(Sandbox::new()?);
-        let child = RefCell::new(start(&sandbox, &program, first)?);
+        let child = RefCell::new(start(&sandbox, &program, first, None)?);
         let client = Client::Remote(program.clone());
-        Ok(Contender { name, sandbox, client, daemon: Some(Daemon { program, first, child }) })
+        Ok(Contender { name, sandbox, client, daemon: Some(Daemon { program, first, child }), meter: None })
     };
     let mut all = vec![remote("brig".to_owned(), dist.join("brig"), &["daemon"])?];
     match find("dockerd") {
         Some(dockerd) => {
             let name = format!("docker {}", version(&dockerd));
-            all.push(remote(name, dockerd, &["--storage-driver", "overlay2"])?);
+            all.push(remote(name, dockerd, DOCKERD)?);
         }
         None => say::note("dockerd is not installed: left out"),
     }
@@ -137,6 +158,7 @@ pub fn for_api(dist: &Path) -> Result<Vec<Contender>> {
             sandbox: Sandbox::new()?.into(),
             client: Client::Podman,
             daemon: None,
+            meter: None,
         }),
         _ => say::note("podman with runc is not installed: left out"),
     }
@@ -168,12 +190,12 @@ fn version(program: &Path) -> String {
 fn engine(program: &Path, first: &[&str]) -> Result<std::rc::Rc<Sandbox>> {
     let sandbox = Sandbox::new()?;
     // Ends with the sandbox.
-    drop(start(&sandbox, program, first)?);
+    drop(start(&sandbox, program, first, None)?);
     Ok(sandbox.into())
 }
 
 /// Starts one there, and waits until it answers.
-fn start(sandbox: &Sandbox, program: &Path, first: &[&str]) -> Result<Child> {
+fn start(sandbox: &Sandbox, program: &Path, first: &[&str], meter: Option<&Meter>) -> Result<Child> {
     let dir = sandbox.dir().display();
     let log = File::create(sandbox.dir().join("log"))?;
     let mut command = sandbox.command(program);
@@ -184,10 +206,11 @@ fn start(sandbox: &Sandbox, program: &Path, first: &[&str]) -> Result<Child> {
         .arg(format!("--host=unix://{dir}/sock"))
         .arg(format!("--pidfile={dir}/pid"))
         .arg(format!("--cgroup-parent=/{}", sandbox.cgroup()))
-        .args(["--bip", "172.30.0.1/16"])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log);
+        .args(["--bip", "172.30.0.1/16"]);
+    if let Some(meter) = meter {
+        command = meter.metered(command);
+    }
+    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
     let mut daemon = command.spawn().context("nsenter")?;
     let socket = sandbox.dir().join("sock");
     let up = until(Duration::from_secs(30), || {
@@ -225,6 +248,11 @@ impl Contender {
 
     pub fn sandbox(&self) -> &Sandbox {
         &self.sandbox
+    }
+
+    /// What counts its processor time; only those for images have it.
+    pub fn meter(&self) -> Option<&Meter> {
+        self.meter.as_ref()
     }
 
     pub fn is_podman(&self) -> bool {
@@ -326,7 +354,7 @@ impl Contender {
         say::read(self.sandbox.command("kill").args(["-TERM", pid.trim()]))?;
         daemon.child.borrow_mut().wait()?;
         let began = Instant::now();
-        *daemon.child.borrow_mut() = start(&self.sandbox, &daemon.program, daemon.first)?;
+        *daemon.child.borrow_mut() = start(&self.sandbox, &daemon.program, daemon.first, None)?;
         Ok(began.elapsed())
     }
 

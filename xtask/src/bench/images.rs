@@ -1,8 +1,9 @@
 //! `cargo xtask bench images`: images moved to and from a registry on loopback, side by side with the peers installed.
 //!
 //! Invariant: every contender has an engine, a network, a registry process and a directory of its own, all do the same
-//! in turns within one run, and beside each time stand the processor time and the bytes written to disk meanwhile, of
-//! the whole machine (the registry and the kernel's writeback included): run it on an idle one.
+//! in turns within one run, and beside each time stand the processor time (of the engine, its client and both
+//! registries, by a cgroup of their own) and the bytes written to disk meanwhile (of the whole machine: run it on an
+//! idle one).
 
 use std::{
     collections::BTreeMap,
@@ -18,26 +19,40 @@ use anyhow::{Context as _, Result, bail};
 use brigantine_testkit::{Sandbox, until};
 use serde_json::{Value, json};
 
-use super::contender::{self, Contender};
+use super::{
+    contender::{self, Contender},
+    meter::Meter,
+};
 use crate::{build, packages, root, say};
 
 /// What the image is made of: files of this machine's own trees, in order of their names.
 const TREES: &[&str] = &["/usr"];
 const LAYERS: usize = 6;
-const MOST_FILES: usize = 113_000;
-const MOST_BYTES: u64 = 2_360 << 20;
+/// How many of them, in number and bytes: all of Debian's usual trees but their largest files.
+const FULL: Limits = Limits { files: 150_000, bytes: 2_360 << 20 };
+/// Enough to see that everything works.
+const SMALL: Limits = Limits { files: 3_000, bytes: 60 << 20 };
+
+#[derive(Clone, Copy)]
+struct Limits {
+    files: usize,
+    bytes: u64,
+}
+
+/// What the image in the archive is called.
+const LOADED: &str = "localhost/loaded:first";
 
 /// Ports within each contender's own network.
 const SOURCE: u16 = 5001;
 const TARGET: u16 = 5002;
 
-/// All of it; the results go to standard output and below `bench/results`.
-pub fn run(rounds: usize) -> Result<()> {
+/// All of it; the results go to standard output and, unless the image is the `small` one, below `bench/results`.
+pub fn run(rounds: usize, small: bool) -> Result<()> {
     packages::install(&[packages::BUILD, packages::TEST])?;
     let dist = build::build(build::Profile::Release)?;
     let work = tempfile::Builder::new().prefix("brig-bench-").tempdir()?;
-    say::step("Making the image: layers of this machine's /usr, in a registry");
-    let image = Fixture::make(work.path())?;
+    say::step("Making the image: layers of this machine's /usr, in a registry and in an archive");
+    let image = Fixture::make(work.path(), if small { SMALL } else { FULL })?;
     say::note(&image.described);
     say::step("Starting the contenders");
     let contenders = contender::for_images(&dist)?;
@@ -51,6 +66,10 @@ pub fn run(rounds: usize) -> Result<()> {
         say::step(&format!("Round {round} of {rounds}"));
         for task in TASKS {
             for (n, station) in stations.iter().enumerate() {
+                // The slowest once only: nothing is compared with it.
+                if round > 1 && station.contender.is_podman() {
+                    continue;
+                }
                 let figure = (task.run)(station)
                     .with_context(|| format!("{}: {}", station.contender.name(), task.name))?;
                 say::note(&format!("{:28} {:24} {figure}", task.name, station.contender.name()));
@@ -67,7 +86,7 @@ pub fn run(rounds: usize) -> Result<()> {
     }
     drop(stations);
     let names: Vec<String> = contenders.iter().map(|contender| contender.name().to_owned()).collect();
-    record(rounds, &image, &names, &figures)
+    record(rounds, &image, &names, &figures, small)
 }
 
 struct Task {
@@ -82,14 +101,15 @@ const TASKS: &[Task] = &[
     Task { name: "push", run: |station| station.push() },
     Task { name: "save", run: |station| station.save() },
     Task { name: "rmi", run: |station| station.remove() },
-    Task { name: "load", run: |station| station.load() },
+    Task { name: "load, layers not compressed", run: |station| station.load() },
+    Task { name: "push of what was loaded", run: |station| station.push_loaded() },
 ];
 
 /// What one task took.
 #[derive(Clone, Copy)]
 struct Figure {
     wall: Duration,
-    /// Processor time of the whole machine.
+    /// Processor time of the engine, its client and its registries; not of the kernel's writeback.
     cpu: Duration,
     /// Bytes written to its disks, until everything was on them.
     written: u64,
@@ -102,13 +122,13 @@ impl std::fmt::Display for Figure {
     }
 }
 
-fn figure(work: impl FnOnce() -> Result<()>) -> Result<Figure> {
+fn figure(meter: &Meter, work: impl FnOnce() -> Result<()>) -> Result<Figure> {
     rustix::fs::sync();
-    let before = (busy()?, written()?);
+    let before = (meter.cpu()?, written()?);
     let began = Instant::now();
     work()?;
     let wall = began.elapsed();
-    let cpu = busy()?.saturating_sub(before.0);
+    let cpu = meter.cpu()?.saturating_sub(before.0);
     rustix::fs::sync();
     Ok(Figure { wall, cpu, written: written()?.saturating_sub(before.1) })
 }
@@ -142,21 +162,21 @@ fn written() -> Result<u64> {
 /// The image in a registry's directory: tags `first`, and `second` with another last layer.
 struct Fixture {
     registry: PathBuf,
+    /// The first image as `docker save` writes it, without any compression.
+    archive: PathBuf,
     described: String,
 }
 
 impl Fixture {
-    fn make(work: &Path) -> Result<Self> {
+    fn make(work: &Path, limits: Limits) -> Result<Self> {
         let layout = work.join("layout");
         let blobs = layout.join("blobs/sha256");
         fs::create_dir_all(&blobs)?;
         fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
-        let (files, bytes) = list(work)?;
+        let (files, bytes) = list(work, limits);
         let per_layer = files.len().div_ceil(LAYERS);
-        let mut layers = Vec::new();
-        for (n, files) in files.chunks(per_layer).enumerate() {
-            layers.push(layer(work, &blobs, n, files)?);
-        }
+        let parts: Vec<&[PathBuf]> = files.chunks(per_layer).collect();
+        let layers = layers(work, &blobs, &parts)?;
         let described = format!(
             "{} layers, {} files and directories, {} MB, {} MB in gzip",
             layers.len(),
@@ -177,7 +197,7 @@ impl Fixture {
         fs::write(layout.join("index.json"), serde_json::to_vec(&index)?)?;
         let registry = work.join("registry");
         let sandbox = Sandbox::new()?;
-        let server = Registry::start(&sandbox, &registry, SOURCE)?;
+        let server = Registry::start(&sandbox, None, &registry, SOURCE)?;
         for tag in ["first", "second"] {
             let mut copy = sandbox.command("skopeo");
             copy.args(["copy", "--insecure-policy", "--dest-tls-verify=false"]);
@@ -185,33 +205,72 @@ impl Fixture {
             say::read(copy.arg(format!("docker://127.0.0.1:{SOURCE}/many:{tag}")))?;
         }
         drop(server);
+        let archive = work.join("first.tar");
+        let mut copy = Command::new("skopeo");
+        copy.args(["copy", "--insecure-policy"]).arg(format!("oci:{}:first", layout.display()));
+        say::read(copy.arg(format!("docker-archive:{}:{LOADED}", archive.display())))?;
         fs::remove_dir_all(&layout)?;
-        Ok(Self { registry, described })
+        Ok(Self { registry, archive, described })
     }
 }
 
-/// Files and directories below the trees, without the leading slash, and the sum of their lengths.
-fn list(work: &Path) -> Result<(Vec<PathBuf>, u64)> {
-    let (mut files, mut bytes) = (Vec::new(), 0);
+/// Files and directories below the trees, without the leading slash, and the sum of the files' lengths. What is too
+/// much is left out from the largest files on.
+fn list(work: &Path, limits: Limits) -> (Vec<PathBuf>, u64) {
+    let mut found: Vec<(PathBuf, u64)> = Vec::new();
     let mut waiting: Vec<PathBuf> = TREES.iter().rev().map(PathBuf::from).collect();
     while let Some(path) = waiting.pop() {
         let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
-        if path.starts_with(work) || bytes + metadata.len() > MOST_BYTES {
+        if path.starts_with(work) {
             continue;
         }
-        if files.len() == MOST_FILES {
+        if found.len() == limits.files {
             break;
         }
-        files.push(path.strip_prefix("/")?.to_owned());
         if metadata.is_dir() {
-            let mut names: Vec<PathBuf> = fs::read_dir(&path)?.flatten().map(|entry| entry.path()).collect();
+            let mut names: Vec<PathBuf> =
+                fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
             names.sort_unstable_by(|a, b| b.cmp(a));
             waiting.extend(names);
-        } else if metadata.is_file() {
-            bytes += metadata.len();
         }
+        let Ok(relative) = path.strip_prefix("/") else { continue };
+        found.push((relative.to_owned(), if metadata.is_file() { metadata.len() } else { 0 }));
     }
-    Ok((files, bytes))
+    let mut bytes: u64 = found.iter().map(|(_, length)| length).sum();
+    let mut lengths: Vec<u64> = found.iter().map(|(_, length)| *length).collect();
+    lengths.sort_unstable();
+    let mut most = u64::MAX;
+    while bytes > limits.bytes
+        && let Some(length) = lengths.pop()
+    {
+        bytes -= length;
+        most = length;
+    }
+    (found.into_iter().filter(|(_, length)| *length < most).map(|(path, _)| path).collect(), bytes)
+}
+
+/// Makes the layers, as many at a time as there are processors.
+fn layers(work: &Path, blobs: &Path, parts: &[&[PathBuf]]) -> Result<Vec<Layer>> {
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(parts.len());
+    let make = || -> Result<Vec<(usize, Layer)>> {
+        let mut made = Vec::new();
+        loop {
+            let n = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let Some(files) = parts.get(n) else { return Ok(made) };
+            made.push((n, layer(work, blobs, n, files)?));
+        }
+    };
+    let mut all: Vec<(usize, Layer)> = Vec::new();
+    std::thread::scope(|scope| -> Result<()> {
+        let tasks: Vec<_> = (0..threads).map(|_| scope.spawn(make)).collect();
+        for task in tasks {
+            all.extend(task.join().map_err(|_panic| anyhow::anyhow!("making a layer panicked"))??);
+        }
+        Ok(())
+    })?;
+    all.sort_unstable_by_key(|(n, _)| *n);
+    Ok(all.into_iter().map(|(_, layer)| layer).collect())
 }
 
 #[derive(Clone)]
@@ -303,7 +362,7 @@ struct Registry {
 }
 
 impl Registry {
-    fn start(sandbox: &Sandbox, dir: &Path, port: u16) -> Result<Self> {
+    fn start(sandbox: &Sandbox, meter: Option<&Meter>, dir: &Path, port: u16) -> Result<Self> {
         fs::create_dir_all(dir)?;
         let config = sandbox.dir().join(format!("registry-{port}.yml"));
         let text = format!(
@@ -313,8 +372,11 @@ impl Registry {
         );
         fs::write(&config, text)?;
         let mut command = sandbox.net_command("docker-registry");
-        command.arg("serve").arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let child = command.spawn()?;
+        command.arg("serve").arg(&config);
+        if let Some(meter) = meter {
+            command = meter.metered(command);
+        }
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
         let registry = Self { child };
         let up = until(Duration::from_secs(20), || {
             sandbox.within_net(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()).then_some(())
@@ -336,20 +398,17 @@ impl Drop for Registry {
 /// One contender with its registries and files.
 struct Station<'a> {
     contender: &'a Contender,
+    image: &'a Fixture,
     target: PathBuf,
-    archive: PathBuf,
     _registries: [Registry; 2],
 }
 
 impl<'a> Station<'a> {
-    fn new(contender: &'a Contender, image: &Fixture) -> Result<Self> {
-        let dir = contender.sandbox().dir().to_owned();
-        let target = dir.join("pushed");
-        let registries = [
-            Registry::start(contender.sandbox(), &image.registry, SOURCE)?,
-            Registry::start(contender.sandbox(), &target, TARGET)?,
-        ];
-        Ok(Self { contender, target, archive: dir.join("saved.tar"), _registries: registries })
+    fn new(contender: &'a Contender, image: &'a Fixture) -> Result<Self> {
+        let target = contender.sandbox().dir().join("pushed");
+        let start = |dir: &Path, port| Registry::start(contender.sandbox(), contender.meter(), dir, port);
+        let registries = [start(&image.registry, SOURCE)?, start(&target, TARGET)?];
+        Ok(Self { contender, image, target, _registries: registries })
     }
 
     fn do_it(&self, verb: &str, args: &[String]) -> Result<()> {
@@ -357,7 +416,11 @@ impl<'a> Station<'a> {
         if self.contender.is_podman() && matches!(verb, "pull" | "push") {
             command.arg("--tls-verify=false");
         }
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(args);
+        if let Some(meter) = self.contender.meter() {
+            command = meter.metered(command);
+        }
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let output = command.output()?;
         if !output.status.success() {
             bail!("{}: {}", say::spelled(&command), String::from_utf8_lossy(&output.stderr).trim_end());
@@ -366,25 +429,31 @@ impl<'a> Station<'a> {
     }
 
     fn measured(&self, verb: &str, args: &[String]) -> Result<Figure> {
-        figure(|| self.do_it(verb, args))
+        let meter = self.contender.meter().context("a contender for images is metered")?;
+        figure(meter, || self.do_it(verb, args))
     }
 
-    fn push(&self) -> Result<Figure> {
-        // To an empty registry, and as what no registry has yet.
-        let docker = self.target.join("docker");
-        if docker.exists() {
-            fs::remove_dir_all(docker)?;
-        }
+    /// To an empty registry, and as what no registry has yet.
+    fn push_as(&self, image: &str) -> Result<Figure> {
+        let stored = self.target.join("docker");
         let name = format!("127.0.0.1:{TARGET}/pushed:first");
-        self.do_it("tag", &[source("first"), name.clone()])?;
+        self.do_it("tag", &[image.to_owned(), name.clone()])?;
         let figure = self.measured("push", std::slice::from_ref(&name))?;
         self.do_it("rmi", &[name])?;
+        fs::remove_dir_all(stored)?;
         Ok(figure)
     }
 
+    fn push(&self) -> Result<Figure> {
+        self.push_as(&source("first"))
+    }
+
     fn save(&self) -> Result<Figure> {
-        let to = self.archive.display().to_string();
-        self.measured("save", &["-o".to_owned(), to, source("first")])
+        let archive = self.contender.sandbox().dir().join("saved.tar");
+        let to = archive.display().to_string();
+        let figure = self.measured("save", &["-o".to_owned(), to, source("first")])?;
+        fs::remove_file(archive)?;
+        Ok(figure)
     }
 
     fn remove(&self) -> Result<Figure> {
@@ -392,9 +461,13 @@ impl<'a> Station<'a> {
     }
 
     fn load(&self) -> Result<Figure> {
-        let figure = self.measured("load", &["-i".to_owned(), self.archive.display().to_string()])?;
-        self.do_it("rmi", &[source("first")])?;
-        fs::remove_file(&self.archive)?;
+        self.measured("load", &["-i".to_owned(), self.image.archive.display().to_string()])
+    }
+
+    /// Its layers are compressed on the way.
+    fn push_loaded(&self) -> Result<Figure> {
+        let figure = self.push_as(LOADED)?;
+        self.do_it("rmi", &[LOADED.to_owned()])?;
         Ok(figure)
     }
 }
@@ -409,11 +482,12 @@ fn copy(station: &Station<'_>) -> Result<Option<Figure>> {
         return Ok(None);
     }
     let to = station.contender.sandbox().dir().join("copied");
-    let figure = figure(|| {
+    let meter = station.contender.meter().context("a contender for images is metered")?;
+    let figure = figure(meter, || {
         let mut command = station.contender.sandbox().net_command("skopeo");
         command.args(["copy", "--insecure-policy", "--src-tls-verify=false"]);
         command.arg(format!("docker://{}", source("first"))).arg(format!("dir:{}", to.display()));
-        say::read(&mut command).map(drop)
+        say::read(&mut meter.metered(command)).map(drop)
     })?;
     fs::remove_dir_all(to)?;
     Ok(Some(figure))
@@ -425,6 +499,7 @@ fn record(
     image: &Fixture,
     names: &[String],
     figures: &BTreeMap<&str, Vec<Vec<Figure>>>,
+    small: bool,
 ) -> Result<()> {
     let docker = names.iter().position(|name| name.starts_with("docker "));
     let mut results = BTreeMap::new();
@@ -450,6 +525,9 @@ fn record(
             }));
         }
         results.insert(task.name, Value::Array(rows));
+    }
+    if small {
+        return Ok(());
     }
     let date = say::read(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned();
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
