@@ -23,6 +23,9 @@ pub enum Error {
     Digest(#[from] DigestError),
     #[error("{0}")]
     Invalid(String),
+    /// An image that is there, but for another platform than the one asked for; in docker's words.
+    #[error("{what} was found but does not match the specified platform: wanted {wanted}, actual: {actual}")]
+    PlatformMismatch { what: String, wanted: String, actual: String },
     #[error("refusing to create a tag with a digest reference")]
     TagWithDigest,
     /// An image that may not be removed now.
@@ -63,7 +66,7 @@ pub enum ErrorClass {
 impl Error {
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::NoSuchImage(_) => ErrorClass::NotFound,
+            Self::NoSuchImage(_) | Self::PlatformMismatch { .. } => ErrorClass::NotFound,
             Self::Ambiguous { .. }
             | Self::Reference(_)
             | Self::Digest(_)

@@ -1,5 +1,7 @@
 //! Media types of OCI 1.1 and Docker schema 2, and what they say about content.
 
+use crate::encode::Encoding;
+
 /// OCI image manifest.
 pub const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -42,6 +44,17 @@ pub fn is_layer(media_type: &str) -> bool {
     matches!(base, OCI_LAYER | "application/vnd.oci.image.layer.nondistributable.v1.tar")
         || matches!(media_type, DOCKER_LAYER | DOCKER_LAYER_GZIP | DOCKER_LAYER_ZSTD | DOCKER_FOREIGN_LAYER)
         || media_type == "application/vnd.docker.image.rootfs.foreign.diff.tar"
+}
+
+/// The type of a layer that is not compressed once it is; `None` of one that is compressed, or never sent.
+pub fn compressed(plain: &str, encoding: Encoding) -> Option<&'static str> {
+    match (plain, encoding) {
+        (OCI_LAYER, Encoding::Gzip(_)) => Some(OCI_LAYER_GZIP),
+        (OCI_LAYER, Encoding::Zstd(_)) => Some(OCI_LAYER_ZSTD),
+        (DOCKER_LAYER, Encoding::Gzip(_)) => Some(DOCKER_LAYER_GZIP),
+        (DOCKER_LAYER, Encoding::Zstd(_)) => Some(DOCKER_LAYER_ZSTD),
+        _ => None,
+    }
 }
 
 /// A layer that is fetched from its own URLs rather than from the registry, and never pushed.

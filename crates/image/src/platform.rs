@@ -109,6 +109,11 @@ impl Platform {
     }
 }
 
+/// Several platforms, for a message.
+pub(crate) fn listed(platforms: &[Platform]) -> String {
+    platforms.iter().map(Platform::to_string).collect::<Vec<_>>().join(", ")
+}
+
 /// `v7` → 7; a baseline without a variant is 0.
 fn level(variant: Option<&str>) -> u32 {
     let Some(variant) = variant else { return 0 };

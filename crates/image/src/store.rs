@@ -19,6 +19,7 @@ use crate::lease::{self, Lease};
 use crate::media;
 use crate::model::{Descriptor, Document, ImageConfig, Manifest, chain_ids};
 use crate::names::{Entry, Names, NamesFile};
+use crate::platform::{self, Platform};
 use crate::reference::Reference;
 use crate::snapshot::{LayerFiles, Storage};
 use crate::temp::{self, TempFile};
@@ -77,6 +78,21 @@ pub struct Image {
     pub last_tagged: Option<String>,
     /// The image it was made from here (commit, build).
     pub parent: Option<Digest>,
+}
+
+impl Image {
+    /// Fails unless the image, known to the caller as `name`, is for one of the `wanted` platforms. None wanted is all.
+    pub fn require_platform(&self, name: &str, wanted: &[Platform]) -> Result<()> {
+        let actual = self.config.platform();
+        if wanted.is_empty() || wanted.iter().any(|wanted| wanted.accepts(&actual)) {
+            return Ok(());
+        }
+        Err(Error::PlatformMismatch {
+            what: format!("image with reference {name}"),
+            wanted: platform::listed(wanted),
+            actual: actual.normalised().to_string(),
+        })
+    }
 }
 
 /// What to add to the store. Every blob must be there already, held by the lease it was written under.

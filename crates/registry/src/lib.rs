@@ -28,5 +28,5 @@ pub use download::Download;
 pub use error::{Class, Error};
 pub use progress::{Progress, Report};
 pub use pull::{PullOptions, Pulled};
-pub use push::Pushed;
+pub use push::{PushOptions, Pushed};
 pub use search::Found;

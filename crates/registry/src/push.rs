@@ -1,11 +1,13 @@
 //! Push: from an image in the store to a repository in a registry.
 //!
-//! Invariant: the manifest is put last, when everything it names is there, and byte for byte as it is stored.
+//! Invariant: the manifest is put last, when everything it names is there, and byte for byte as it is stored. Layers
+//! that are stored plain are compressed first; the image then has the manifest that was pushed.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use brigantine_image::model::{Descriptor, Document};
-use brigantine_image::{Digest, Image, Reference, Store, media};
+use brigantine_image::{Digest, Encoding, Image, Lease, Reference, Store, media};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use http::StatusCode;
 
@@ -15,6 +17,20 @@ use crate::endpoint::{Purpose, endpoints};
 use crate::session::{Action, Session};
 use crate::upload::{self, Opener};
 use crate::{Client, Credentials, Error, Progress, Report};
+
+/// How to push.
+#[derive(Debug, Clone)]
+pub struct PushOptions {
+    pub credentials: Option<Credentials>,
+    /// For layers that are stored plain. What is compressed already goes as it is.
+    pub encoding: Encoding,
+}
+
+impl Default for PushOptions {
+    fn default() -> Self {
+        Self { credentials: None, encoding: Encoding::GZIP }
+    }
+}
 
 /// A finished push.
 #[derive(Debug, Clone)]
@@ -30,7 +46,7 @@ impl Client {
         store: &Store,
         image: &Image,
         reference: &Reference,
-        credentials: Option<Credentials>,
+        options: PushOptions,
         report: Report,
     ) -> Result<Pushed, Error> {
         let reference = reference.clone().or_latest();
@@ -41,15 +57,19 @@ impl Client {
             .ok_or_else(|| Error::Invalid(format!("no registry takes {}", reference.familiar())))?;
         let named = |error| name_failure(&reference, error);
         report(Progress::message(format!("The push refers to repository [{}]", reference.repository())));
-        let session = Session::open(&transport, &endpoint, reference.path(), Action::Push, credentials)
-            .await
-            .map_err(named)?;
+        let session =
+            Session::open(&transport, &endpoint, reference.path(), Action::Push, options.credentials)
+                .await
+                .map_err(named)?;
+        let lease = store.lease().map_err(Error::store("prepare the image store"))?;
         let push = Push {
             transport: &transport,
             session: &session,
             store,
+            lease,
             image,
             reference: &reference,
+            encoding: options.encoding,
             report: &report,
         };
         push.run().await.map_err(named)
@@ -69,60 +89,70 @@ struct Push<'p> {
     transport: &'p Transport,
     session: &'p Session,
     store: &'p Store,
+    /// Of what is made here: compressed layers.
+    lease: Lease,
     image: &'p Image,
     reference: &'p Reference,
+    encoding: Encoding,
     report: &'p Report,
 }
 
 impl Push<'_> {
     async fn run(&self) -> Result<Pushed, Error> {
         let stored = format!("image {}", self.image.id);
-        let raw = blocking({
-            let (store, digest) = (self.store.clone(), self.image.manifest.digest.clone());
-            move || store.content().read(&digest)
+        // What is read here stays, should another push of the same image put something in its place.
+        let (held, raw) = blocking({
+            let (store, image) = (self.store.clone(), self.image.clone());
+            move || {
+                let held = store.lease()?;
+                for blob in image.layers.iter().chain([&image.manifest]) {
+                    held.hold(&blob.digest)?;
+                }
+                let raw = store.content().read(&image.manifest.digest)?;
+                Ok((held, raw))
+            }
         })
         .await?
         .map_err(Error::store(format!("read the manifest of {stored}")))?;
-        if raw.len() > MANIFEST_LIMIT {
-            return Err(Error::Invalid(format!("the manifest of {stored} is larger than registries take")));
-        }
         let Document::Manifest(manifest) = parse(self.reference, &raw)? else {
             return Err(Error::Invalid(format!("{stored} has an index for a manifest")));
         };
-        let mut seen = HashSet::new();
-        let layers: Vec<Descriptor> = manifest
-            .layers
-            .iter()
-            .filter(|layer| !media::is_foreign(&layer.media_type) && seen.insert(&layer.digest))
-            .cloned()
-            .collect();
-        for layer in &layers {
-            (self.report)(Progress::step(&short(layer), "Preparing"));
+        let layers = self.layers(&manifest.layers).await?;
+        let repacked = blocking({
+            let (store, image) = (self.store.clone(), self.image.clone());
+            move || store.repacked(&image, &layers)
+        })
+        .await?
+        .map_err(Error::store(format!("make the manifest of {stored}")))?;
+        let (descriptor, raw) = match &repacked {
+            Some(repacked) => (&repacked.manifest, repacked.raw.clone()),
+            None => (&self.image.manifest, raw),
+        };
+        if raw.len() > MANIFEST_LIMIT {
+            return Err(Error::Invalid(format!("the manifest of {stored} is larger than registries take")));
         }
-        let at_once = self.transport.config.max_uploads.max(1);
-        for layer in layers.iter().skip(at_once) {
-            (self.report)(Progress::step(&short(layer), "Waiting"));
-        }
-        stream::iter(layers)
-            .map(|layer| async move { self.blob(&layer, true).await })
-            .buffer_unordered(at_once)
-            .try_collect::<()>()
-            .await?;
-        self.blob(&manifest.config, false).await?;
+        self.blob(&manifest.config, None).await?;
 
-        let digest = self.image.manifest.digest.clone();
+        let digest = descriptor.digest.clone();
         let name = self.reference.tag().map_or_else(|| digest.to_string(), str::to_owned);
         let media_type = manifest
             .media_type
             .clone()
             .filter(|declared| !declared.is_empty())
-            .unwrap_or_else(|| self.image.manifest.media_type.clone());
+            .unwrap_or_else(|| descriptor.media_type.clone());
         let size = raw.len() as u64;
         upload::manifest(self.session, &name, &media_type, &digest, raw).await?;
         blocking({
-            let (store, id, named) =
-                (self.store.clone(), self.image.id.clone(), self.reference.with_digest(digest.clone()));
-            move || store.add_digest_name(&id, &named)
+            let (store, lease, image) = (self.store.clone(), self.lease.clone(), self.image.clone());
+            let named = self.reference.with_digest(digest.clone());
+            move || {
+                // Nothing is read any more, and what was read may go.
+                drop(held);
+                if let Some(repacked) = &repacked {
+                    store.adopt_repacked(&lease, &image, repacked)?;
+                }
+                store.add_digest_name(&image.id, &named)
+            }
         })
         .await?
         .map_err(Error::store(format!("note the digest of {stored}")))?;
@@ -130,16 +160,61 @@ impl Push<'_> {
         Ok(Pushed { digest, size })
     }
 
-    /// Makes sure that the repository has a blob.
-    async fn blob(&self, descriptor: &Descriptor, shown: bool) -> Result<(), Error> {
+    /// Brings all layers into the repository, several at a time; tells what they are there.
+    async fn layers(&self, layers: &[Descriptor]) -> Result<Vec<Descriptor>, Error> {
+        let mut seen = HashSet::new();
+        let own: Vec<Descriptor> = layers
+            .iter()
+            .filter(|layer| !media::is_foreign(&layer.media_type) && seen.insert(&layer.digest))
+            .cloned()
+            .collect();
+        for layer in &own {
+            (self.report)(Progress::step(&short(layer), "Preparing"));
+        }
+        let at_once = self.transport.config.max_uploads.max(1);
+        for layer in own.iter().skip(at_once) {
+            (self.report)(Progress::step(&short(layer), "Waiting"));
+        }
+        let sent: HashMap<Digest, Descriptor> = stream::iter(own)
+            .map(|layer| async move {
+                let packed = self.compressed(&layer).await?;
+                self.blob(&packed, Some(short(&layer))).await?;
+                Ok::<_, Error>((layer.digest, packed))
+            })
+            .buffer_unordered(at_once)
+            .try_collect()
+            .await?;
+        Ok(layers.iter().map(|layer| sent.get(&layer.digest).unwrap_or(layer).clone()).collect())
+    }
+
+    /// A layer as it is sent.
+    async fn compressed(&self, layer: &Descriptor) -> Result<Descriptor, Error> {
+        let (store, lease, encoding) = (self.store.clone(), self.lease.clone(), self.encoding);
+        let (layer, report) = (layer.clone(), self.report.clone());
+        let what = format!("compress layer {}", layer.digest);
+        blocking(move || {
+            let id = short(&layer);
+            store.compress_layer(&lease, &layer, encoding, &mut |read| {
+                report(Progress::amount(&id, "Compressing", read, Some(layer.size)));
+            })
+        })
+        .await?
+        .map_err(Error::store(what))
+    }
+
+    /// Makes sure that the repository has a blob. It is spoken of as `shown`, if at all.
+    async fn blob(&self, descriptor: &Descriptor, shown: Option<String>) -> Result<(), Error> {
         let names = self.image.digests.iter().chain(&self.image.tags);
         let sister = names
             .into_iter()
             .find(|name| name.domain() == self.reference.domain() && name.path() != self.reference.path())
             .map(Reference::path);
         let opener = Opener::of_store(self.store, descriptor);
-        let report = shown.then_some(self.report);
-        upload::blob(self.session, descriptor, sister, &opener, report).await.map(drop)
+        let report = shown.map(|shown| -> Report {
+            let report = self.report.clone();
+            Arc::new(move |progress| report(Progress { id: Some(shown.clone()), ..progress }))
+        });
+        upload::blob(self.session, descriptor, sister, &opener, report.as_ref()).await.map(drop)
     }
 }
 

@@ -14,7 +14,7 @@ use brigantine_registry::server::{Access, Options, Tls};
 use brigantine_registry::{Class, Client, Config, PullOptions};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Value, json};
-use support::{OwnRegistry, Sample, client, http, own_options, password, reply, silent, store};
+use support::{OwnRegistry, Sample, client, http, own_options, password, pushing, reply, silent, store};
 
 fn with_passwords(root: &Path, anonymous_read: bool) -> Options {
     let file = root.join("users");
@@ -43,9 +43,9 @@ async fn passwords_are_asked_for() {
     client.login(&registry.address, password("ann", "secret").unwrap()).await.unwrap();
     let wrong = client.login(&registry.address, password("ann", "wrong").unwrap()).await.unwrap_err();
     assert_eq!(wrong.class(), Class::Unauthorized);
-    let refused = client.push(&store, &image, &reference, None, silent()).await.unwrap_err();
+    let refused = client.push(&store, &image, &reference, pushing(None), silent()).await.unwrap_err();
     assert_eq!(refused.class(), Class::Unauthorized);
-    client.push(&store, &image, &reference, password("ann", "secret"), silent()).await.unwrap();
+    client.push(&store, &image, &reference, pushing(password("ann", "secret")), silent()).await.unwrap();
     let options = PullOptions { credentials: password("ann", "secret"), ..PullOptions::default() };
     client.pull(&store, &reference, options, silent()).await.unwrap();
 }
@@ -228,7 +228,7 @@ async fn our_client_gets_tokens_for_our_registry() {
     let reference = Reference::parse(&name).unwrap();
     let image = Sample::new(1000).store_in(&store, &name);
     let client = client();
-    client.push(&store, &image, &reference, password("ann", "secret"), silent()).await.unwrap();
+    client.push(&store, &image, &reference, pushing(password("ann", "secret")), silent()).await.unwrap();
     let asked = tokens.requests("GET /token?").join("\n");
     assert!(
         asked.contains("service=registry.test") && asked.contains("scope=repository%3Aapp%3Apull%2Cpush"),
@@ -236,7 +236,7 @@ async fn our_client_gets_tokens_for_our_registry() {
     );
     let options = PullOptions { credentials: password("ann", "secret"), ..PullOptions::default() };
     client.pull(&store, &reference, options, silent()).await.unwrap();
-    let refused = client.push(&store, &image, &reference, None, silent()).await.unwrap_err();
+    let refused = client.push(&store, &image, &reference, pushing(None), silent()).await.unwrap_err();
     assert_eq!(refused.class(), Class::Unauthorized, "{refused}");
 }
 
@@ -293,16 +293,17 @@ async fn certificates_are_checked_both_ways() {
     let name = format!("{}/app:1", registry.address);
     let reference = Reference::parse(&name).unwrap();
     let image = Sample::new(50_000).store_in(&store, &name);
-    let wrong = client_for(&registry, &stranger).push(&store, &image, &reference, None, silent()).await;
+    let wrong =
+        client_for(&registry, &stranger).push(&store, &image, &reference, pushing(None), silent()).await;
     assert!(wrong.unwrap_err().report().to_lowercase().contains("certificate"));
     let client = client_for(&registry, &authority);
-    client.push(&store, &image, &reference, None, silent()).await.unwrap();
+    client.push(&store, &image, &reference, pushing(None), silent()).await.unwrap();
     client.pull(&store, &reference, PullOptions::default(), silent()).await.unwrap();
 
     let reference = Reference::parse(&format!("{}/app:1", strict.address)).unwrap();
     let client = client_for(&strict, &authority);
-    assert!(client.push(&store, &image, &reference, None, silent()).await.is_err());
+    assert!(client.push(&store, &image, &reference, pushing(None), silent()).await.is_err());
     authority.certify("a client", &hosts.join(&strict.address), "client");
     let client = client_for(&strict, &authority);
-    client.push(&store, &image, &reference, None, silent()).await.unwrap();
+    client.push(&store, &image, &reference, pushing(None), silent()).await.unwrap();
 }

@@ -11,7 +11,9 @@ use std::time::Duration;
 use brigantine_image::{Digest, Reference, media};
 use brigantine_registry::{Class, Error, PullOptions, Pulled};
 use serde_json::{Value, json};
-use support::{Answer, LyingServer, OwnRegistry, Sample, client, http, password, reply, silent, store};
+use support::{
+    Answer, LyingServer, OwnRegistry, Sample, client, http, password, pushing, reply, silent, store,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -246,7 +248,7 @@ async fn an_upload_goes_on_where_it_broke_off() {
     let name = format!("{address}/app:1");
     let image = sample.store_in(&store, &name);
     let reference = Reference::parse(&name).unwrap();
-    let pushed = client().push(&store, &image, &reference, None, silent()).await.unwrap();
+    let pushed = client().push(&store, &image, &reference, pushing(None), silent()).await.unwrap();
     assert_eq!(cut.load(Ordering::SeqCst), 2);
     assert_eq!(pushed.digest, Digest::sha256(&sample.manifest));
     let blob = registry.url(&format!("app/blobs/{}", Digest::sha256(&sample.layer)));

@@ -4,9 +4,9 @@
 
 mod support;
 
-use brigantine_image::{Digest, Reference};
-use brigantine_registry::{Class, PullOptions};
-use support::{RealRegistry, Sample, client, password, report, silent, store};
+use brigantine_image::{Digest, Document, Encoding, Reference, media};
+use brigantine_registry::{Class, PullOptions, PushOptions};
+use support::{RealRegistry, Sample, client, password, pushing, report, silent, store};
 
 /// `user:secret`, bcrypt.
 const HTPASSWD: &str = "user:$2b$05$Bswvf/muHmh.8SWZMURSE.zTv3sOxuWw1z/4XNAT0nnlrHTH70qsa";
@@ -22,7 +22,7 @@ async fn an_image_survives_push_and_pull() {
     let reference = Reference::parse(&name).unwrap();
 
     let (reports, seen) = report();
-    let pushed = client().push(&here, &image, &reference, None, reports).await.unwrap();
+    let pushed = client().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
     assert_eq!(pushed.digest, Digest::sha256(&sample.manifest));
     let lines: Vec<String> = seen.lock().unwrap().iter().map(|p| p.status.clone()).collect();
     assert_eq!(lines[0], format!("The push refers to repository [{}/a/b]", registry.address));
@@ -30,13 +30,13 @@ async fn an_image_survives_push_and_pull() {
     assert_eq!(*lines.last().unwrap(), format!("t: digest: {} size: {}", pushed.digest, pushed.size));
 
     let (reports, seen) = report();
-    client().push(&here, &image, &reference, None, reports).await.unwrap();
+    client().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
     assert!(seen.lock().unwrap().iter().any(|p| p.status == "Layer already exists"));
 
     // Another repository of the same registry takes the layer without an upload.
     let sister = Reference::parse(&format!("{}/c:t", registry.address)).unwrap();
     let (reports, seen) = report();
-    client().push(&here, &here.resolve(&name).unwrap(), &sister, None, reports).await.unwrap();
+    client().push(&here, &here.resolve(&name).unwrap(), &sister, pushing(None), reports).await.unwrap();
     assert!(seen.lock().unwrap().iter().any(|p| p.status == "Mounted from a/b"), "{seen:?}");
 
     let (reports, seen) = report();
@@ -67,6 +67,56 @@ async fn an_image_survives_push_and_pull() {
     let resolved = client().resolve(&reference, None).await.unwrap();
     assert_eq!(resolved.descriptor.digest, pushed.digest);
     assert_eq!(resolved.platforms.len(), 1);
+}
+
+/// What is made here is stored plain. Whoever compresses it, at whatever time, gets the same digests.
+#[tokio::test(flavor = "multi_thread")]
+async fn plain_layers_are_compressed_on_the_way() {
+    let Some(registry) = RealRegistry::start(None) else { return };
+    let sample = Sample::new(3 << 20).plain();
+    let plain = Digest::sha256(&sample.layer);
+    for (encoding, media_type) in [
+        (Encoding::GZIP, media::OCI_LAYER_GZIP),
+        (Encoding::ZSTD, media::OCI_LAYER_ZSTD),
+        (Encoding::Plain, media::OCI_LAYER),
+    ] {
+        let tag = encoding.to_string().replace(':', "-");
+        let reference = Reference::parse(&format!("{}/plain:{tag}", registry.address)).unwrap();
+        let mut digests = Vec::new();
+        for _ in 0..2 {
+            let dir = tempfile::tempdir().unwrap();
+            let (here, there) = (store(&dir.path().join("here")), store(&dir.path().join("there")));
+            let image = sample.store_in(&here, &reference.to_string());
+            here.tag(image.id.as_str(), &Reference::parse("another:name").unwrap()).unwrap();
+            let options = PushOptions { credentials: None, encoding };
+            let pushed = client().push(&here, &image, &reference, options, silent()).await.unwrap();
+            digests.push(pushed.digest.clone());
+
+            let found = client().resolve(&reference, None).await.unwrap();
+            assert_eq!(found.descriptor.digest, pushed.digest);
+            let Document::Manifest(manifest) = found.document else { panic!("an index") };
+            assert_eq!(manifest.layers[0].media_type, media_type);
+            let pulled = client().pull(&there, &reference, PullOptions::default(), silent()).await.unwrap();
+            assert_eq!(pulled.image.id, image.id);
+
+            // Here the image now is what was pushed, under each of its names, and nothing is there twice.
+            for name in [reference.to_string(), "another:name".to_owned()] {
+                let image = here.resolve(&name).unwrap();
+                assert_eq!(image.manifest.digest, pushed.digest);
+                assert!(here.content().has(&image.layers[0].digest));
+            }
+            assert_eq!(here.content().has(&plain), encoding == Encoding::Plain);
+            let (reports, seen) = report();
+            let image = here.resolve("another:name").unwrap();
+            if encoding != Encoding::Plain {
+                let again = client().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
+                assert_eq!(again.digest, pushed.digest);
+                assert!(seen.lock().unwrap().iter().any(|p| p.status == "Layer already exists"));
+            }
+            here.ensure_unpacked(&image).unwrap();
+        }
+        assert_eq!(digests[0], digests[1]);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -101,9 +151,9 @@ async fn passwords_are_asked_for_and_checked() {
     login("user", "secret").await.unwrap();
     assert_eq!(login("user", "wrong").await.unwrap_err().class(), Class::Unauthorized);
 
-    let refused = client.push(&store, &image, &reference, None, silent()).await.unwrap_err();
+    let refused = client.push(&store, &image, &reference, pushing(None), silent()).await.unwrap_err();
     assert_eq!(refused.class(), Class::Unauthorized, "{refused}");
-    client.push(&store, &image, &reference, password("user", "secret"), silent()).await.unwrap();
+    client.push(&store, &image, &reference, pushing(password("user", "secret")), silent()).await.unwrap();
 
     let anonymous = client.pull(&store, &reference, PullOptions::default(), silent()).await.unwrap_err();
     assert_eq!(anonymous.class(), Class::NotFound);

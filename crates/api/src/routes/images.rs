@@ -318,11 +318,13 @@ fn duration(text: &str) -> Option<std::time::Duration> {
 
 pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
     let name = request.param("name").to_owned();
+    let platforms = super::transfer::platforms(&request)?;
     let document = state
         .engine
         .images()
         .with(move |store| {
             let image = store.resolve(&name)?;
+            image.require_platform(&name, &platforms)?;
             let files = store.layer_files(&image).unwrap_or_default();
             Ok(document(&image, &files, driver(store)))
         })
@@ -426,7 +428,16 @@ fn container_config(config: Option<&ImageConfig>) -> Value {
 
 pub(super) async fn history(state: State, request: Request) -> Result<Reply, Error> {
     let name = request.param("name").to_owned();
-    let lines = state.engine.images().with(move |store| store.history(&store.resolve(&name)?)).await?;
+    let platforms = super::transfer::platforms(&request)?;
+    let lines = state
+        .engine
+        .images()
+        .with(move |store| {
+            let image = store.resolve(&name)?;
+            image.require_platform(&name, &platforms)?;
+            store.history(&image)
+        })
+        .await?;
     let lines: Vec<Value> = lines
         .into_iter()
         .map(|line| {

@@ -2,13 +2,12 @@
 //!
 //! Invariant: what fails before the first byte of an answer is a status; afterwards it is the stream's last message.
 
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use brigantine_image::archive::{self, Import};
-use brigantine_image::{Platform, Reference};
-use brigantine_registry::{Progress, PullOptions, Report};
+use brigantine_image::{Encoder, Encoding, Platform, Reference};
+use brigantine_registry::{Progress, PullOptions, PushOptions, Report};
 use serde_json::{Value, json};
 
 use super::State;
@@ -32,10 +31,10 @@ const COUNTS_WAITING: usize = 32;
 /// The name of the image that is shipped inside the program.
 const EMBEDDED: &str = "docker.io/library/hello:latest";
 
-fn platform(request: &Request) -> Result<Option<Platform>, Error> {
-    request
-        .query()
-        .text("platform")
+/// The platforms a request names; newer clients may name several.
+pub(super) fn platforms(request: &Request) -> Result<Vec<Platform>, Error> {
+    let given = request.query().all("platform").filter(|text| !text.is_empty());
+    given
         .map(|text| {
             // Newer clients send a JSON object, older ones text.
             if text.starts_with('{') {
@@ -44,7 +43,24 @@ fn platform(request: &Request) -> Result<Option<Platform>, Error> {
             }
             text.parse().map_err(|error: brigantine_image::PlatformError| Error::invalid(error.to_string()))
         })
-        .transpose()
+        .collect()
+}
+
+/// The one platform a request names, if any.
+fn platform(request: &Request) -> Result<Option<Platform>, Error> {
+    let mut platforms = platforms(request)?;
+    if platforms.len() > 1 {
+        return Err(Error::invalid(
+            "an image here has one platform: name one, and repeat the request for others",
+        ));
+    }
+    Ok(platforms.pop())
+}
+
+/// How layers or an archive are to be compressed: an option of ours.
+fn encoding(request: &Request, default: Encoding) -> Result<Encoding, Error> {
+    let given = request.query().text("compression").map(str::parse::<Encoding>).transpose();
+    Ok(given.map_err(brigantine_engine::Error::from)?.unwrap_or(default))
 }
 
 /// docker's message of one step.
@@ -231,14 +247,13 @@ async fn import_from(
 }
 
 async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
-    if platform(&request)?.is_some_and(|wanted| !wanted.accepts(&Platform::host())) {
-        return Err(Error::not_implemented(
-            "loading another platform's image out of an archive is not built yet",
-        ));
-    }
+    let platform = platform(&request)?;
     let body = bridge::reader(request.reader());
     Reply::progress(move |sink| async move {
-        let loaded = state.engine.images().with(move |store| archive::load(store, body, &mut |_progress| {}));
+        let loaded = state
+            .engine
+            .images()
+            .with(move |store| archive::load_for(store, body, platform.as_ref(), &mut |_progress| {}));
         let loaded = match loaded.await {
             Ok(loaded) => loaded,
             // Clients look for it in the stream and nowhere else.
@@ -262,7 +277,7 @@ async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
 
 async fn save_one(state: State, request: Request) -> Result<Reply, Error> {
     let name = request.param("name").to_owned();
-    save(state, vec![name]).await
+    save(state, &request, vec![name]).await
 }
 
 async fn save_many(state: State, request: Request) -> Result<Reply, Error> {
@@ -271,16 +286,22 @@ async fn save_many(state: State, request: Request) -> Result<Reply, Error> {
     if names.is_empty() {
         return Err(Error::invalid("no image to save: names is empty"));
     }
-    save(state, names).await
+    save(state, &request, names).await
 }
 
-async fn save(state: State, names: Vec<String>) -> Result<Reply, Error> {
+async fn save(state: State, request: &Request, names: Vec<String>) -> Result<Reply, Error> {
+    let platforms = platforms(request)?;
+    let encoding = encoding(request, Encoding::Plain)?;
     let (mut writer, stream) = bridge::writer();
     let store = state.engine.images().store().clone();
     let saving = names.clone();
     let mut task = tokio::task::spawn_blocking(move || {
-        let saved = archive::save(&store, &saving, &mut writer)
-            .and_then(|()| writer.flush().map_err(brigantine_image::Error::Output));
+        let saved = Encoder::new(encoding, &mut writer).map_err(brigantine_image::Error::Output).and_then(
+            |mut encoder| {
+                archive::save_for(&store, &saving, &platforms, &mut encoder)?;
+                encoder.finish().map(drop).map_err(brigantine_image::Error::Output)
+            },
+        );
         match saved {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -305,7 +326,12 @@ async fn save(state: State, names: Vec<String>) -> Result<Reply, Error> {
             announce(&state, "save", image.id.as_str(), image.id.as_str());
         }
     }
-    Ok(Reply::stream("application/x-tar", stream))
+    let kind = match encoding {
+        Encoding::Plain => "application/x-tar",
+        Encoding::Gzip(_) => "application/gzip",
+        Encoding::Zstd(_) => "application/zstd",
+    };
+    Ok(Reply::stream(kind, stream))
 }
 
 async fn push(state: State, request: Request) -> Result<Reply, Error> {
@@ -313,11 +339,11 @@ async fn push(state: State, request: Request) -> Result<Reply, Error> {
     if given.digest().is_some() {
         return Err(Error::invalid("cannot push a digest reference"));
     }
-    if platform(&request)?.is_some() {
-        return Err(Error::not_implemented(
-            "pushing one platform of several is not built: images here have one platform",
-        ));
-    }
+    let platform = platform(&request)?;
+    let options = PushOptions {
+        credentials: credentials::from_header(&request),
+        encoding: encoding(&request, Encoding::GZIP)?,
+    };
     let names = {
         let given = given.clone();
         state
@@ -333,7 +359,6 @@ async fn push(state: State, request: Request) -> Result<Reply, Error> {
             })
             .await?
     };
-    let credentials = credentials::from_header(&request);
     let mut pushes = Vec::new();
     for name in names {
         let missing = || {
@@ -343,6 +368,9 @@ async fn push(state: State, request: Request) -> Result<Reply, Error> {
             ))
         };
         let image = state.engine.images().resolve(&name.to_string()).await.map_err(|_error| missing())?;
+        image
+            .require_platform(&name.familiar(), platform.as_slice())
+            .map_err(brigantine_engine::Error::from)?;
         pushes.push((name, image));
     }
     if pushes.is_empty() {
@@ -354,13 +382,8 @@ async fn push(state: State, request: Request) -> Result<Reply, Error> {
     Reply::progress(move |sink| async move {
         for (name, image) in pushes {
             let (report, pump) = reporter(&sink);
-            let push = state.registry.push(
-                state.engine.images().store(),
-                &image,
-                &name,
-                credentials.clone(),
-                report,
-            );
+            let push =
+                state.registry.push(state.engine.images().store(), &image, &name, options.clone(), report);
             let (pushed, ()) = tokio::join!(push, pump);
             let pushed = pushed?;
             sink.send(&json!({

@@ -14,6 +14,8 @@ both![
     save_and_load_keep_the_identity,
     an_oci_archive_loads,
     every_compression_loads,
+    an_archive_is_saved_compressed,
+    the_platform_asked_for_is_the_one_that_goes,
     import_makes_an_image_of_a_root_file_system,
     tags_come_and_go,
     an_image_in_use_is_kept,
@@ -87,6 +89,110 @@ fn every_compression_loads(client: Client) {
     // By standard input, too.
     let bytes = fs::read(fixtures::busybox()).unwrap();
     assert_eq!(host.cli(["load", "-q"]).stdin(bytes).ok(), "Loaded image: busybox:latest");
+}
+
+/// Ours alone: docker leaves it to other programs.
+fn an_archive_is_saved_compressed(client: Client) {
+    let host = Host::new(client);
+    if host.is_peer() || client != Client::Brig {
+        return;
+    }
+    let id = host.cli(["images", "-q", "--no-trunc"]).ok();
+    let file = host.dir().join("saved");
+    let file = file.to_str().unwrap();
+    for (compression, program) in [("gzip", "gzip"), ("zstd:9", "zstd")] {
+        host.cli(["save", "--compression", compression, "-o", file, "busybox"]).ok();
+        let tested = Command::new(program).args(["-t", "-c"]).stdin(fs::File::open(file).unwrap()).status();
+        assert!(tested.unwrap().success(), "{program}");
+        host.cli(["rmi", "busybox"]).ok();
+        host.cli(["load", "-i", file]).ok();
+        assert_eq!(host.cli(["images", "-q", "--no-trunc"]).ok(), id);
+    }
+    host.cli(["save", "--compression", "lz4", "-o", file, "busybox"])
+        .exits(1)
+        .expect_stderr("compression \"lz4\" is not known");
+}
+
+/// An OCI archive of one image for two platforms.
+fn two_platforms(host: &Host) -> String {
+    let layout = host.dir().join("layout");
+    let mut listed = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let mut layer = Layer::default();
+        layer.file("machine", 0o644, architecture.as_bytes());
+        let archive = Archive::new("two:1").layer(layer.finish()).architecture(architecture);
+        let file = archive.write(host.dir(), architecture);
+        let to = format!("oci:{}:{architecture}", layout.display());
+        let from = format!("docker-archive:{}", file.display());
+        let output = Command::new("skopeo").args(["copy", "--insecure-policy", &from, &to]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let index: serde_json::Value =
+            serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
+        let mut descriptor = index["manifests"].as_array().unwrap().last().unwrap().clone();
+        descriptor["platform"] = serde_json::json!({ "os": "linux", "architecture": architecture });
+        descriptor.as_object_mut().unwrap().remove("annotations");
+        listed.push(descriptor);
+    }
+    let media_type = "application/vnd.oci.image.index.v1+json";
+    let list = serde_json::to_vec(&serde_json::json!({
+        "schemaVersion": 2, "mediaType": media_type, "manifests": listed,
+    }))
+    .unwrap();
+    let part = layout.join("list");
+    fs::write(&part, &list).unwrap();
+    let said = Command::new("sha256sum").arg(&part).output().unwrap().stdout;
+    let digest = String::from_utf8(said).unwrap()[..64].to_owned();
+    fs::rename(part, layout.join("blobs/sha256").join(&digest)).unwrap();
+    let index = serde_json::to_vec(&serde_json::json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": media_type, "digest": format!("sha256:{digest}"), "size": list.len(),
+            "annotations": { "io.containerd.image.name": "docker.io/library/two:1" },
+        }],
+    }))
+    .unwrap();
+    fs::write(layout.join("index.json"), index).unwrap();
+    let file = host.dir().join("two.tar");
+    let done = Command::new("tar").arg("-cf").arg(&file).arg("-C").arg(&layout).arg(".").status().unwrap();
+    assert!(done.success());
+    file.to_str().unwrap().to_owned()
+}
+
+fn the_platform_asked_for_is_the_one_that_goes(client: Client) {
+    let host = Host { engine: Engine::start(), client };
+    if host.is_peer() {
+        return; // Not yet known to Docker 20.10.
+    }
+    let file = two_platforms(&host);
+    let saved = host.dir().join("saved.tar");
+    let saved = saved.to_str().unwrap();
+    let registry = Registry::start(&host.engine);
+    let remote = format!("{}/two:1", registry.address());
+    for (platform, other) in [("linux/arm64", "linux/amd64"), ("linux/amd64", "linux/arm64")] {
+        let machine = &platform[6..];
+        host.cli(["load", "--platform", platform, "-i", &file]).ok();
+        let of = || host.cli(["inspect", "-f", "{{.Architecture}}", "two:1"]).ok();
+        assert_eq!(of(), machine);
+        let mismatch = format!("does not match the specified platform: wanted {other}, actual: {platform}");
+        host.cli(["save", "--platform", other, "-o", saved, "two:1"]).exits(1).expect_stderr(&mismatch);
+        host.cli(["save", "--platform", platform, "-o", saved, "two:1"]).ok();
+        host.cli(["load", "--platform", other, "-i", saved]).exits(1).expect_stderr(&mismatch);
+        host.cli(["tag", "two:1", &remote]).ok();
+        host.cli(["push", "--platform", other, &remote]).exits(1).expect_stderr(&mismatch);
+        host.cli(["push", "--platform", platform, &remote]).ok();
+        host.cli(["history", "--platform", other, "two:1"]).exits(1).expect_stderr(&mismatch);
+        host.cli(["rmi", "two:1", &remote]).ok();
+        host.cli(["pull", "--platform", platform, &remote]).ok();
+        host.cli(["tag", &remote, "two:1"]).ok();
+        assert_eq!(of(), machine);
+        host.cli(["rmi", "two:1", &remote]).ok();
+    }
+    host.cli(["load", "--platform", "linux/s390x", "-i", &file])
+        .exits(1)
+        .expect_stderr("wanted linux/s390x, actual: linux/a");
+    host.cli(["load", "-i", &file]).ok();
+    let own = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+    assert_eq!(host.cli(["inspect", "-f", "{{.Architecture}}", "two:1"]).ok(), own);
 }
 
 fn import_makes_an_image_of_a_root_file_system(client: Client) {

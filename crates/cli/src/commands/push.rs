@@ -14,6 +14,8 @@ pub static COMMAND: Command = Command {
     about: "Upload an image to a registry",
     flags: &[
         Flag::switch("all-tags", "Upload every tag of the repository").short('a'),
+        Flag::text("compression", "For layers not compressed yet: gzip, zstd (both with :LEVEL) or none")
+            .default("gzip"),
         Flag::switch("disable-content-trust", "Accepted, without effect").default("true").hidden(),
         Flag::text("platform", "Upload only this platform's variant"),
         Flag::switch("quiet", "Do not show progress").short('q'),
@@ -41,6 +43,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         .post(format!("/images/{}/push", encode(&reference.familiar_name())))
         .maybe("tag", reference.tag())
         .maybe("platform", matches.optional("platform"))
+        .maybe("compression", matches.optional("compression"))
         // Docker's engine refuses a push without this header, even an empty one.
         .header(AUTH_HEADER, &credentials.header())
         .send()

@@ -15,6 +15,7 @@ pub static COMMAND: Command = Command {
     usage: "[OPTIONS] IMAGE [IMAGE...]",
     about: "Write one or more images to an archive",
     flags: &[
+        Flag::text("compression", "Compress the archive: gzip or zstd (both with :LEVEL)").default("none"),
         Flag::text("output", "Write to this file instead of standard output").short('o'),
         Flag::list("platform", "Save only this platform's variant"),
     ],
@@ -32,7 +33,10 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     for name in matches.operands() {
         ask = ask.query("names", name);
     }
-    let body = ask.maybe("platform", matches.list("platform").first().copied()).send().await?.into_stream();
+    for platform in matches.list("platform") {
+        ask = ask.query("platform", platform);
+    }
+    let body = ask.maybe("compression", matches.optional("compression")).send().await?.into_stream();
     into_file_or_stdout(body, target).await
 }
 

@@ -17,7 +17,7 @@ use crate::error::{Error, Result, json};
 use crate::lease::Lease;
 use crate::media;
 use crate::model::{Descriptor, Document, ImageConfig, Index, Manifest};
-use crate::platform::Platform;
+use crate::platform::{self, Platform};
 use crate::reference::Reference;
 use crate::store::{NewImage, Store};
 
@@ -49,17 +49,28 @@ pub(super) struct Found {
     pub manifest: Option<(Vec<u8>, Descriptor)>,
 }
 
-/// Loads a docker-archive or OCI-archive, compressed or not. Says as much as it knows through `progress`.
+/// Loads a docker-archive or OCI-archive, compressed or not: of each image the variant that fits this machine best.
+/// Says as much as it knows through `progress`.
 pub fn load(
     store: &Store,
     archive: impl Read,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Vec<Loaded>> {
+    load_for(store, archive, None, progress)
+}
+
+/// The same, of each image the variant for `platform`.
+pub fn load_for(
+    store: &Store,
+    archive: impl Read,
+    platform: Option<&Platform>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Vec<Loaded>> {
     let lease = store.lease()?;
     let decoded = compress::decode(archive).map_err(Error::ArchiveRead)?;
     let input = BufReader::with_capacity(BUFFER, decoded);
     let spool = Spool::read(store, &lease, input, &mut |bytes| progress(LoadProgress::Reading { bytes }))?;
-    let mut load = Load { store, lease, spool, fresh: HashSet::new() };
+    let mut load = Load { store, lease, spool, platform, fresh: HashSet::new() };
     match load.run(progress) {
         Ok(loaded) => Ok(loaded),
         Err(error) => {
@@ -76,15 +87,34 @@ struct Load<'a> {
     store: &'a Store,
     lease: Lease,
     spool: Spool,
+    platform: Option<&'a Platform>,
     /// Blobs and layers the store did not have before.
     fresh: HashSet<Digest>,
 }
 
 impl Load<'_> {
     fn run(&mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<Vec<Loaded>> {
-        let found = self.find()?;
+        let mut found = self.find()?;
         if found.is_empty() {
             return Err(Error::Archive("no image in it".to_owned()));
+        }
+        if let Some(wanted) = self.platform {
+            let mut others = Vec::new();
+            found.retain(|image| {
+                let actual = image.config.platform().normalised();
+                let fits = wanted.accepts(&actual);
+                if !fits && !others.contains(&actual) {
+                    others.push(actual);
+                }
+                fits
+            });
+            if found.is_empty() {
+                return Err(Error::PlatformMismatch {
+                    what: "the archive's image".to_owned(),
+                    wanted: wanted.to_string(),
+                    actual: platform::listed(&others),
+                });
+            }
         }
         let mut new = Vec::new();
         for image in &found {
@@ -289,7 +319,7 @@ impl Load<'_> {
         Ok(found)
     }
 
-    /// Follows indexes down to the manifest that fits this machine best, or the first the archive has.
+    /// Follows indexes down to the manifest that fits best what is wanted, or the first the archive has.
     fn choose(&self, descriptor: Descriptor, depth: usize) -> Result<Option<(Vec<u8>, Descriptor)>> {
         let Some((_, raw)) = self.layout_document(&descriptor)? else { return Err(missing(&descriptor)) };
         let what = || format!("archive: {}", descriptor.digest);
@@ -312,7 +342,8 @@ impl Load<'_> {
         }
         let platforms: Vec<Platform> =
             offered.iter().map(|d| d.platform.clone().unwrap_or_else(Platform::host)).collect();
-        let at = Platform::host().choose(&platforms).unwrap_or(0);
+        let wanted = self.platform.cloned().unwrap_or_else(Platform::host);
+        let at = wanted.choose(&platforms).unwrap_or(0);
         match offered.into_iter().nth(at) {
             Some(chosen) => self.choose(chosen, depth + 1),
             None => Ok(None),

@@ -12,10 +12,10 @@ use crate::reference::Reference;
 
 pub use changes::apply_changes;
 pub use create::{Commit, Import, commit, import};
-pub use load::load;
 pub(crate) use load::make_manifest;
-pub use save::save;
+pub use load::{load, load_for};
 pub(crate) use save::save_single;
+pub use save::{save, save_for};
 
 /// One image (or one more name of it) that [`load`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]

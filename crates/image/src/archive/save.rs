@@ -12,6 +12,7 @@ use crate::digest::Digest;
 use crate::error::{Error, IoContext as _, Result};
 use crate::media;
 use crate::model::{Descriptor, Index};
+use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::{Image, Store};
 use crate::tar::{Entry, Time, Writer};
@@ -29,9 +30,14 @@ struct Item {
 
 /// Writes the named images as one archive. A name is `repository:tag`, an id, or a repository for all its tags.
 pub fn save(store: &Store, names: &[String], output: impl Write) -> Result<()> {
+    save_for(store, names, &[], output)
+}
+
+/// The same of images that have to be for one of the `platforms`, if there are any.
+pub fn save_for(store: &Store, names: &[String], platforms: &[Platform], output: impl Write) -> Result<()> {
     // Holds what is being read; an image removed meanwhile is saved whole all the same.
     let lease = store.lease()?;
-    let images = select(store, names)?;
+    let images = select(store, names, platforms)?;
     let mut blobs = BTreeSet::new();
     for (image, _) in &images {
         for digest in std::iter::once(&image.manifest.digest)
@@ -71,7 +77,7 @@ pub fn save(store: &Store, names: &[String], output: impl Write) -> Result<()> {
 }
 
 /// Each image once, with the names it is saved under.
-fn select(store: &Store, names: &[String]) -> Result<Vec<(Image, Vec<Reference>)>> {
+fn select(store: &Store, names: &[String], platforms: &[Platform]) -> Result<Vec<(Image, Vec<Reference>)>> {
     if names.is_empty() {
         return Err(Error::Invalid("no image to save was named".to_owned()));
     }
@@ -92,6 +98,7 @@ fn select(store: &Store, names: &[String]) -> Result<Vec<(Image, Vec<Reference>)
             let mut any = false;
             for image in store.list()? {
                 for tag in image.tags.clone().into_iter().filter(|tag| tag.same_repository(name)) {
+                    image.require_platform(&tag.familiar(), platforms)?;
                     any = true;
                     add(image.clone(), Some(tag));
                 }
@@ -101,6 +108,7 @@ fn select(store: &Store, names: &[String]) -> Result<Vec<(Image, Vec<Reference>)
             }
         }
         let image = store.resolve(text)?;
+        image.require_platform(text, platforms)?;
         let name = parsed.map(Reference::or_latest).filter(|name| image.tags.contains(name));
         add(image, name);
     }

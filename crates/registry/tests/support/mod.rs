@@ -3,14 +3,14 @@
 #![allow(dead_code, reason = "each test program uses its part")]
 #![allow(clippy::unwrap_used, reason = "a failure here is the test's")]
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use brigantine_image::model::Descriptor;
 use brigantine_image::{Digest, Image, NewImage, Platform, Reference, Store, media};
-use brigantine_registry::{Client, Config, Credentials, Progress, Report};
+use brigantine_registry::{Client, Config, Credentials, Progress, PushOptions, Report};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -193,6 +193,19 @@ impl Sample {
         Self { layer, config, manifest, diff_id }
     }
 
+    /// The same with its layer not compressed.
+    pub fn plain(mut self) -> Self {
+        let mut archive = Vec::new();
+        flate2::read::GzDecoder::new(&self.layer[..]).read_to_end(&mut archive).unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_slice(&self.manifest).unwrap();
+        manifest["layers"][0] = json!({
+            "mediaType": media::OCI_LAYER, "digest": self.diff_id.to_string(), "size": archive.len(),
+        });
+        self.manifest = serde_json::to_vec(&manifest).unwrap();
+        self.layer = archive;
+        self
+    }
+
     pub fn store_in(&self, store: &Store, name: &str) -> Image {
         let lease = store.lease().unwrap();
         store.content().put(&lease, &self.layer).unwrap();
@@ -238,6 +251,11 @@ pub fn client() -> Client {
         attempts: 3,
         ..Config::default()
     })
+}
+
+/// Options of a push with these credentials.
+pub fn pushing(credentials: Option<Credentials>) -> PushOptions {
+    PushOptions { credentials, ..PushOptions::default() }
 }
 
 pub fn password(username: &str, password: &str) -> Option<Credentials> {
