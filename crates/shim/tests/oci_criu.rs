@@ -6,9 +6,13 @@
 mod bundle;
 
 use std::fs;
+use std::io::{Read, Write};
+use std::mem::MaybeUninit;
+use std::os::unix::net::UnixListener;
 use std::process::{Command, Stdio};
 
 use bundle::{Bundle, Done, eventually};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::json;
 
 fn criu() -> String {
@@ -118,6 +122,55 @@ fn a_container_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_container_with_a_terminal_goes_on_at_another() {
+    if !able(&[]) {
+        return;
+    }
+    let bundle = Bundle::new(&["/bin/sh", "-c", "n=0; while read line; do n=$((n+1)); echo $n: $line; done"]);
+    bundle.configure(|c| c["process"]["terminal"] = json!(true));
+    let (images, socket, id) = (bundle.path("images"), bundle.path("console.sock"), bundle.id.as_str());
+    let listener = UnixListener::bind(&socket).unwrap();
+    let say = |terminal: &mut fs::File, text: &str, wanted: &str| {
+        writeln!(terminal, "{text}").unwrap();
+        let (mut said, mut buffer) = (String::new(), [0; 256]);
+        while !said.contains(wanted) {
+            let length = terminal.read(&mut buffer).unwrap();
+            said.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+    };
+    let made = ["run", "-d", "--console-socket", &socket, "--bundle", bundle.dir(), id];
+    assert_eq!(run(&bundle, &made, "x").err, "");
+    let mut first = terminal(&listener);
+    say(&mut first, "before", "1: before");
+    // Groups as they are: whatever criu makes is the container's from the start.
+    let manage = ["--manage-cgroups-mode", "ignore", "--image-path", &images];
+    assert_eq!(run(&bundle, &[&["checkpoint"][..], &manage, &[id]].concat(), "x").err, "");
+    let restore = ["restore", "-d", "--console-socket", &socket, "--bundle", bundle.dir()];
+    assert_eq!(run(&bundle, &[&restore[..], &manage, &[id]].concat(), "x").err, "");
+    let mut second = terminal(&listener);
+    say(&mut second, "after", "2: after");
+    let groups = fs::read_to_string(format!("/proc/{}/cgroup", bundle.state()["pid"])).unwrap();
+    assert!(groups.lines().any(|l| l.ends_with(&format!("/{id}"))), "{groups}");
+    bundle.good(&["delete", "--force", id]);
+    bundle.assert_nothing_left();
+}
+
+/// What comes through a console socket.
+fn terminal(listener: &UnixListener) -> fs::File {
+    let (stream, _) = listener.accept().unwrap();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut name = [0; 64];
+    let mut data = [std::io::IoSliceMut::new(&mut name)];
+    rustix::net::recvmsg(&stream, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap();
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fd.unwrap().into()
+}
+
+#[test]
 fn a_checkpoint_may_come_in_two_parts() {
     // Changed memory is found by the kernel's soft-dirty bits, which not every kernel has.
     if !able(&["--feature", "mem_dirty_track"]) {
@@ -154,18 +207,23 @@ fn what_cannot_be_checkpointed_is_refused_in_words() {
     let id = bundle.id.as_str();
     let images = bundle.path("images");
     let says = bundle.bad(&["--criu", "/no/criu", "checkpoint", "--image-path", &images, id]);
-    assert!(says.contains("executing criu: no such file"), "{says}");
+    assert!(says.contains("executing criu: /no/criu cannot be executed"), "{says}");
     let says = bundle.bad(&["--criu", "no-such-criu", "checkpoint", "--image-path", &images, id]);
     assert!(says.contains("\"no-such-criu\" is not in $PATH"), "{says}");
     let says = bundle.bad(&["checkpoint", "--manage-cgroups-mode", "odd", "--image-path", &images, id]);
     assert!(says.contains("\"odd\" is not one of"), "{says}");
     // A criu that fails is quoted.
     let fake = bundle.path("criu");
-    fs::write(&fake, "#!/bin/sh\nwhile [ $# -gt 0 ]; do [ \"$1\" = -W ] && w=$2; shift; done\n\
-        echo '(00.1) Error (criu/x.c:1): first' >$w/dump.log; echo '(00.2) Error (criu/y.c:7): the cause' >>$w/dump.log\n\
-        echo '(00.3) Error (criu/cr-dump.c:9): Dumping FAILED.' >>$w/dump.log; exit 1\n").unwrap();
+    let work = bundle.path("work");
+    let script = format!(
+        "#!/bin/sh\n[ $1 = swrk ] || exit 2\n\
+        echo '(00.1) Error (criu/x.c:1): first' >{work}/dump.log; echo '(00.2) Error (criu/y.c:7): the cause' >>{work}/dump.log\n\
+        echo '(00.3) Error (criu/cr-dump.c:9): Dumping FAILED.' >>{work}/dump.log; exit 1\n"
+    );
+    fs::write(&fake, script).unwrap();
     fs::set_permissions(&fake, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let says = bundle.bad(&["--criu", &fake, "checkpoint", "--image-path", &images, id]);
+    let says =
+        bundle.bad(&["--criu", &fake, "checkpoint", "--work-path", &work, "--image-path", &images, id]);
     assert!(says.contains("criu dump: exit status: 1: the cause (log: "), "{says}");
     assert_eq!(bundle.status(), "running");
     let says = bundle.bad(&["restore", "--bundle", bundle.dir(), "--image-path", "/no/images", "other"]);

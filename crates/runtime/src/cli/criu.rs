@@ -4,107 +4,137 @@
 //! A container is restored by a criu in a mount namespace of its own, which has the root file system as a
 //! mount; nothing of that shows on the host. The restored process is a child of this one.
 
-use std::ffi::CString;
 use std::fs;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
-use brigantine_sys::exec::{StringVector, execve};
-use brigantine_sys::spawn::{self, ns};
-use brigantine_sys::{fd as descriptors, process};
-use rustix::mount::{MoveMountFlags, OpenTreeFlags};
-use rustix::process::{Pid, PidfdFlags, WaitId, WaitIdOptions, waitid};
+use brigantine_sys::fd as descriptors;
+use brigantine_sys::spawn::ns;
+use rustix::process::{Pid, PidfdFlags};
 
 use super::attend::{attend, forwarded};
 use super::options::Options;
 use super::record::{Dir, Record, Status, started, timestamp};
-use super::{Global, commands};
+use super::swrk::{self, Message, Task, View, option};
+use super::{Global, commands, terminal};
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind};
 use crate::hooks;
-use crate::mounts::c_string;
 use crate::spec::{LinuxNamespaceType, Process, Spec};
 
 /// Which descriptors of the container's first process are not its own.
 const DESCRIPTORS: &str = "descriptors.json";
 
-/// criu's arguments.
-struct Arguments(Vec<String>);
+/// Flags that are options of criu's as they are.
+const SWITCHES: &[(&str, u32)] = &[
+    ("tcp-established", option::TCP_ESTABLISHED),
+    ("tcp-skip-in-flight", option::TCP_SKIP_IN_FLIGHT),
+    ("ext-unix-sk", option::EXT_UNIX_SK),
+    ("shell-job", option::SHELL_JOB),
+    ("file-locks", option::FILE_LOCKS),
+    ("auto-dedup", option::AUTO_DEDUP),
+    ("lazy-pages", option::LAZY_PAGES),
+    ("link-remap", option::LINK_REMAP),
+];
 
-impl Arguments {
-    fn new(command: &str) -> Self {
-        Self(vec!["criu".to_owned(), command.to_owned()])
+/// What `--manage-cgroups-mode` takes, with criu's number for it.
+const MODES: &[(&str, u64)] =
+    &[("ignore", 0), ("none", 1), ("props", 2), ("soft", 3), ("full", 4), ("strict", 5)];
+
+/// Where images and logs are, open as long as criu works: it reaches them through this process.
+struct Places {
+    images: PathBuf,
+    work: PathBuf,
+    opened: [OwnedFd; 2],
+}
+
+impl Places {
+    fn open(options: &Options) -> Result<Self, Error> {
+        let make = |path: PathBuf| {
+            let failed = |e| Error::os(format!("creating {}", path.display()), e);
+            fs::create_dir_all(&path).map_err(failed)?;
+            fs::canonicalize(&path).map_err(failed)
+        };
+        let images = make(options.path("image-path").unwrap_or_else(|| PathBuf::from("checkpoint")))?;
+        let work = options.path("work-path").map_or_else(|| Ok(images.clone()), make)?;
+        let open = |path: &Path| {
+            let file =
+                fs::File::open(path).map_err(|e| Error::os(format!("opening {}", path.display()), e))?;
+            Ok::<OwnedFd, Error>(file.into())
+        };
+        let opened = [open(&images)?, open(&work)?];
+        Ok(Self { images, work, opened })
     }
 
-    fn flag(&mut self, flag: &str) -> &mut Self {
-        self.0.push(flag.to_owned());
-        self
-    }
-
-    fn pair(&mut self, flag: &str, value: impl Into<String>) -> &mut Self {
-        self.0.extend([flag.to_owned(), value.into()]);
-        self
-    }
-
-    /// What both commands take in the same form.
-    fn common(&mut self, options: &Options, images: &Path, work: &Path) -> &mut Self {
-        self.pair("-D", images.display().to_string());
-        self.pair("-W", work.display().to_string());
-        self.flag("-v4");
-        for (given, flag) in [
-            ("tcp-established", "--tcp-established"),
-            ("tcp-skip-in-flight", "--skip-in-flight"),
-            ("ext-unix-sk", "--ext-unix-sk"),
-            ("shell-job", "--shell-job"),
-            ("file-locks", "--file-locks"),
-            ("auto-dedup", "--auto-dedup"),
-            ("lazy-pages", "--lazy-pages"),
-        ] {
-            if options.has(given) {
-                self.flag(flag);
-            }
-        }
-        let mode = options.text("manage-cgroups-mode").unwrap_or("soft");
-        self.flag(&format!("--manage-cgroups={mode}"));
-        for namespace in options.all("empty-ns") {
-            self.pair("--empty-ns", if namespace == "network" { "net" } else { namespace });
-        }
-        self
+    fn log(&self, task: Task) -> PathBuf {
+        self.work.join(log_name(task))
     }
 }
 
-fn paths(options: &Options) -> Result<(PathBuf, PathBuf), Error> {
-    let make = |path: PathBuf| {
-        let failed = |e| Error::os(format!("creating {}", path.display()), e);
-        fs::create_dir_all(&path).map_err(failed)?;
-        fs::canonicalize(&path).map_err(failed)
-    };
-    let images = make(options.path("image-path").unwrap_or_else(|| PathBuf::from("checkpoint")))?;
-    let work = options.path("work-path").map_or_else(|| Ok(images.clone()), make)?;
-    Ok((images, work))
+fn log_name(task: Task) -> &'static str {
+    if task == Task::Restore { "restore.log" } else { "dump.log" }
 }
 
-fn check_mode(options: &Options) -> Result<(), Error> {
-    let known = ["none", "props", "soft", "full", "strict", "ignore"];
-    match options.text("manage-cgroups-mode") {
-        Some(mode) if !known.contains(&mode) => {
-            Err(Error::invalid(format!("--manage-cgroups-mode: {mode:?} is not one of {}", known.join(", "))))
-        }
-        _ => Ok(()),
+/// What every task takes in the same form.
+fn common(task: Task, options: &Options, places: &Places) -> Result<Message, Error> {
+    let mut message = Message::default();
+    let [images, work] = &places.opened;
+    message.fd(option::IMAGES_DIR_FD, images).fd(option::WORK_DIR_FD, work);
+    message.number(option::LOG_LEVEL, 4).text(option::LOG_FILE, log_name(task));
+    // A terminal's master is with whoever is attached, not with the container.
+    message.yes(option::NOTIFY_SCRIPTS).yes(option::ORPHAN_PTS_MASTER);
+    for (_, field) in SWITCHES.iter().filter(|(given, _)| options.has(given)) {
+        message.yes(*field);
     }
+    message.yes(option::MANAGE_CGROUPS).number(option::MANAGE_CGROUPS_MODE, mode(options)?);
+    let mut empty = 0;
+    for namespace in options.all("empty-ns") {
+        if namespace != "network" {
+            return Err(Error::invalid(format!("--empty-ns: {namespace:?} is not network")));
+        }
+        empty |= ns::NETWORK;
+    }
+    if empty != 0 {
+        message.number(option::EMPTY_NS, empty);
+    }
+    Ok(message)
+}
+
+fn mode(options: &Options) -> Result<u64, Error> {
+    let given = options.text("manage-cgroups-mode").unwrap_or("soft");
+    MODES.iter().find(|(name, _)| *name == given).map(|(_, number)| *number).ok_or_else(|| {
+        let known: Vec<&str> = MODES.iter().map(|(name, _)| *name).collect();
+        Error::invalid(format!("--manage-cgroups-mode: {given:?} is not one of {}", known.join(", ")))
+    })
 }
 
 fn has_terminal(spec: &Spec) -> bool {
     spec.process().as_ref().and_then(Process::terminal).unwrap_or_default()
 }
 
+/// Where a mount's destination leads in the container's own files: links are followed as when it was mounted.
+fn led(rootfs: &Path, destination: &Path) -> String {
+    let given = || destination.display().to_string();
+    let follow = || {
+        use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let root = rustix::fs::open(rootfs, flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let found = openat2(&root, destination, flags, Mode::empty(), resolve).ok()?;
+        let path = fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd())).ok()?;
+        let inner = path.strip_prefix(rootfs).ok()?;
+        Some(Path::new("/").join(inner).display().to_string())
+    };
+    // What is below another mount cannot be seen from here.
+    follow().unwrap_or_else(given)
+}
+
 /// Mounts that come from outside: (where, source).
-fn outside(spec: &Spec, bundle: &Path, group: &Cgroup) -> Vec<(String, String)> {
+fn outside(spec: &Spec, bundle: &Path, rootfs: &Path, group: &Cgroup) -> Vec<(String, String)> {
     let mut all = Vec::new();
     for mount in spec.mounts().iter().flatten() {
-        let at = mount.destination().display().to_string();
+        let at = led(rootfs, mount.destination());
         let bind = mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
         match mount.typ().as_deref() {
             Some("cgroup" | "cgroup2") if group.is_unified() => {
@@ -174,16 +204,15 @@ pub(super) fn checkpoint(global: &Global, options: &Options) -> Result<(), Error
     let (dir, record) = commands::open(global, options.id()?)?;
     let lock = dir.lock()?;
     commands::need(&record, &dir, &[Status::Running, Status::Paused], "checkpointed")?;
-    if has_terminal(&record.spec) {
-        return Err(Error::unsupported("a container with a terminal cannot be checkpointed"));
-    }
-    check_mode(options)?;
-    let (images, work) = paths(options)?;
     let before = options.has("pre-dump");
-    let mut args = Arguments::new(if before { "pre-dump" } else { "dump" });
-    args.common(options, &images, &work).pair("-t", record.pid.to_string()).pair("-o", "dump.log");
+    let task = if before { Task::PreDump } else { Task::Dump };
+    mode(options)?;
+    let places = Places::open(options)?;
+    let images = &places.images;
+    let mut asked = common(task, options, &places)?;
+    asked.number(option::PID, u64::from(record.pid.unsigned_abs()));
     if options.has("leave-running") && !before {
-        args.flag("--leave-running");
+        asked.yes(option::LEAVE_RUNNING);
     }
     if let Some(parent) = options.text("parent-path") {
         if parent.starts_with('/') || !images.join(parent).is_dir() {
@@ -191,46 +220,45 @@ pub(super) fn checkpoint(global: &Global, options: &Options) -> Result<(), Error
                 "--parent-path {parent:?} is not a directory relative to the images"
             )));
         }
-        args.pair("--prev-images-dir", parent);
+        asked.text(option::PARENT_IMG, parent);
     }
     if before || options.has("parent-path") {
-        args.flag("--track-mem");
+        asked.yes(option::TRACK_MEM);
     }
     if let Some(server) = options.text("page-server") {
         let (address, port) = server
             .rsplit_once(':')
             .ok_or_else(|| Error::invalid(format!("--page-server {server:?} is not ADDRESS:PORT")))?;
-        args.flag("--page-server").pair("--address", address).pair("--port", port);
+        let port: u16 =
+            port.parse().map_err(|_unused| Error::invalid(format!("--page-server: {port:?} is no port")))?;
+        let mut at = Message::default();
+        asked.message(option::PAGE_SERVER, at.text(1, address).number(2, port.into()));
     }
-    if let Some(fd) = options.number::<u32>("status-fd")? {
-        args.pair("--status-fd", fd.to_string());
-    }
+    let ready = options.number::<i32>("status-fd")?.map(|number| {
+        let failed = |e| Error::os(format!("--status-fd {number}"), e);
+        descriptors::adopt(number).map_err(failed)
+    });
+    let ready = ready.transpose()?;
     if let Some(freezer) = record.cgroup.v1_dir("freezer").or_else(|| record.cgroup.v2_dir()) {
-        args.pair("--freeze-cgroup", freezer.display().to_string());
+        asked.text(option::FREEZE_CGROUP, &freezer.display().to_string());
     }
-    for (at, _) in outside(&record.spec, &record.bundle, &record.cgroup) {
-        args.pair("--external", format!("mnt[{at}]:{at}"));
+    for (at, _) in outside(&record.spec, &record.bundle, &record.rootfs, &record.cgroup) {
+        asked.text(option::EXTERNAL, &format!("mnt[{at}]:{at}"));
     }
     for (name, key, path) in joined(&record.spec) {
         use std::os::unix::fs::MetadataExt;
         let inode =
             fs::metadata(&path).map_err(|e| Error::os(format!("reading {}", path.display()), e))?.ino();
-        args.pair("--external", format!("{name}[{inode}]:{key}"));
+        asked.text(option::EXTERNAL, &format!("{name}[{inode}]:{key}"));
     }
     let standard = standard(record.pid)?;
     for name in standard.iter().filter(|name| name.starts_with("file[")) {
-        args.pair("--external", name.as_str());
+        asked.text(option::EXTERNAL, name);
     }
     let text = serde_json::to_vec(&standard).unwrap_or_default();
     let file = images.join(DESCRIPTORS);
     fs::write(&file, text).map_err(|e| Error::os(format!("writing {}", file.display()), e))?;
-    let what = args.0[1].clone();
-    let mut command = Command::new(program(global)?);
-    command.args(&args.0[1..]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let status = command.status().map_err(|e| Error::os("executing criu", e))?;
-    if !status.success() {
-        return Err(told(&what, &status.to_string(), &work.join("dump.log")));
-    }
+    swrk::ask(&program(global)?, task, &asked, &[], ready, None).map_err(|e| told(task, &e, &places))?;
     if before || options.has("leave-running") {
         return Ok(());
     }
@@ -240,14 +268,12 @@ pub(super) fn checkpoint(global: &Global, options: &Options) -> Result<(), Error
 
 pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
     let id = options.id()?;
-    check_mode(options)?;
+    mode(options)?;
     let bundle = options.path("bundle").unwrap_or_else(|| PathBuf::from("."));
     let bundle = fs::canonicalize(&bundle)
         .map_err(|e| Error::os(format!("opening bundle {}", bundle.display()), e))?;
     let spec = commands::load_spec(&bundle, global)?;
-    if has_terminal(&spec) || options.has("console-socket") {
-        return Err(Error::unsupported("a container with a terminal cannot be restored"));
-    }
+    commands::check_terminal(has_terminal(&spec), options.has("detach"), options)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = fs::canonicalize(bundle.join(root.path()))
         .map_err(|e| Error::os(format!("opening the root file system {:?}", root.path().display()), e))?;
@@ -256,7 +282,7 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
     let bytes = fs::read(&file).map_err(|e| Error::os(format!("reading {}", file.display()), e))?;
     let standard: Vec<String> = serde_json::from_slice(&bytes)
         .map_err(|e| Error::invalid(format!("reading {}: {e}", file.display())))?;
-    let (images, work) = paths(options)?;
+    let mut places = Places::open(options)?;
     let signals = (!options.has("detach")).then(forwarded).transpose()?;
     let root = global.root();
     let dir = Dir::new(&root, id);
@@ -265,25 +291,25 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
         // What keeps a scope is let go of when the container's processes are in it.
         let (cgroup, _placeholder) =
             crate::launch::make_cgroup(id, &spec, global.systemd_cgroup, global.is_rootless())?;
-        let pid = (|| {
+        let restored = (|| {
             let at = dir.path.join("criu-root");
             fs::create_dir(&at).map_err(|e| Error::os(format!("creating {}", at.display()), e))?;
             let mut kept = Vec::new();
-            let mut args = Arguments::new("restore");
-            args.common(options, &images, &work).pair("-o", "restore.log");
-            args.flag("--restore-detached").flag("--restore-sibling");
-            args.pair("--root", at.display().to_string());
-            args.pair("--pidfile", dir.path.join("criu.pid").display().to_string());
-            for flag in ["lsm-profile", "lsm-mount-context"] {
+            let mut asked = common(Task::Restore, options, &places)?;
+            asked.yes(option::RST_SIBLING).text(option::ROOT, &at.display().to_string());
+            for (flag, field) in
+                [("lsm-profile", option::LSM_PROFILE), ("lsm-mount-context", option::LSM_MOUNT_CONTEXT)]
+            {
                 if let Some(value) = options.text(flag) {
-                    args.pair(&format!("--{flag}"), value);
+                    asked.text(field, value);
                 }
             }
             for (name, _) in cgroup.paths().iter().filter(|(name, _)| !name.is_empty()) {
-                args.pair("--cgroup-root", format!("{name}:{}", cgroup.path()));
+                let mut root = Message::default();
+                asked.message(option::CG_ROOT, root.text(1, name).text(2, cgroup.path()));
             }
-            for (key, source) in outside(&spec, &bundle, &cgroup) {
-                args.pair("--external", format!("mnt[{key}]:{source}"));
+            for (key, source) in outside(&spec, &bundle, &rootfs, &cgroup) {
+                asked.text(option::EXTERNAL, &format!("mnt[{key}]:{source}"));
             }
             let failed = |e| Error::os("handing descriptors to criu", e);
             for (_, key, path) in joined(&spec) {
@@ -297,18 +323,18 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
                 kept.push((rustix::io::fcntl_dupfd_cloexec(fd, 20).map_err(failed)?, name.clone()));
             }
             for (fd, key) in &kept {
-                args.pair("--inherit-fd", format!("fd[{}]:{key}", fd.as_raw_fd()));
+                let mut inherited = Message::default();
+                asked.message(option::INHERIT_FD, inherited.text(1, key).fd(2, fd));
             }
-            execute(global, &args, &kept, &rootfs, &at, &work)?;
-            let file = dir.path.join("criu.pid");
-            let text =
-                fs::read_to_string(&file).map_err(|e| Error::os(format!("reading {}", file.display()), e))?;
-            text.trim()
-                .parse::<i32>()
-                .map_err(|_unused| Error::invalid(format!("criu's process id {text:?}")))
+            let kept: Vec<BorrowedFd<'_>> = kept.iter().map(|(fd, _)| fd.as_fd()).collect();
+            let [images, work] = &mut places.opened;
+            let dirs = [(&*places.images, images), (&*places.work, work)];
+            let view = View { from: &rootfs, at: &at, group: &cgroup, dirs };
+            swrk::ask(&program(global)?, Task::Restore, &asked, &kept, None, Some(view))
+                .map_err(|e| told(Task::Restore, &e, &places))
         })();
-        let pid = match pid {
-            Ok(pid) => pid,
+        let (pid, mut master) = match restored {
+            Ok(answer) => (answer.pid.unwrap_or_default(), answer.terminal),
             Err(error) => {
                 // The first failure is the one to tell.
                 drop(cgroup.kill_all());
@@ -328,13 +354,18 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
             spec,
         };
         dir.save(&record)?;
+        if let Some(socket) = options.path("console-socket")
+            && let Some(fd) = master.take()
+        {
+            terminal::hand_over(&socket, fd.as_fd(), b"/dev/ptmx")?;
+        }
         if let Some(file) = options.path("pid-file") {
             commands::write_pid(&file, pid)?;
         }
-        Ok(record)
+        Ok((record, master))
     })();
-    let record = match restored {
-        Ok(record) => record,
+    let (record, master) = match restored {
+        Ok(restored) => restored,
         Err(error) => {
             drop(dir.remove());
             return Err(error);
@@ -346,71 +377,9 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
     let failed = |e: rustix::io::Errno| Error::os("opening the restored process", e);
     let pid = Pid::from_raw(record.pid).ok_or_else(|| failed(rustix::io::Errno::SRCH))?;
     let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed)?;
-    let status = attend(pidfd.as_fd(), None, &signals, None)?;
+    let status = attend(pidfd.as_fd(), master, &signals, None)?;
     commands::destroy(&dir, &record)?;
     Ok(status)
-}
-
-/// Runs criu in a mount namespace in which `rootfs` is mounted at `at`.
-fn execute(
-    global: &Global,
-    args: &Arguments,
-    kept: &[(OwnedFd, String)],
-    rootfs: &Path,
-    at: &Path,
-    work: &Path,
-) -> Result<(), Error> {
-    use std::os::unix::ffi::OsStrExt;
-    let path = |path: &Path| c_string(path.as_os_str().as_bytes(), "path");
-    let (program, rootfs, at) = (path(&program(global)?)?, path(rootfs)?, path(at)?);
-    let argv = args.0.iter().map(|a| c_string(a.as_str(), "argument")).collect::<Result<Vec<_>, _>>()?;
-    let argv = StringVector::new(argv);
-    let mut env: Vec<CString> = Vec::new();
-    for (name, value) in std::env::vars_os() {
-        env.push(c_string([name.as_bytes(), b"=", value.as_bytes()].concat(), "environment variable")?);
-    }
-    let envp = StringVector::new(env);
-    let child = spawn::clone(ns::MOUNT, None, || {
-        process::reset_signals();
-        let prepared = (|| {
-            use rustix::mount::MountPropagationFlags as Flags;
-            rustix::mount::mount_change(c"/", Flags::DOWNSTREAM | Flags::REC)?;
-            let flags = OpenTreeFlags::OPEN_TREE_CLONE
-                | OpenTreeFlags::OPEN_TREE_CLOEXEC
-                | OpenTreeFlags::AT_RECURSIVE;
-            let tree = rustix::mount::open_tree(rustix::fs::CWD, &rootfs, flags)?;
-            let empty = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-            rustix::mount::move_mount(&tree, c"", rustix::fs::CWD, &at, empty)?;
-            for (fd, _) in kept {
-                descriptors::keep_on_exec(fd.as_raw_fd())?;
-            }
-            Ok::<(), rustix::io::Errno>(())
-        })();
-        match prepared {
-            Ok(()) => {
-                execve(&program, &argv, &envp);
-                127
-            }
-            Err(_) => 126,
-        }
-    })
-    .map_err(|e| Error::os("starting criu", e))?;
-    let status = loop {
-        match waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED) {
-            Err(rustix::io::Errno::INTR) => {}
-            other => break other.map_err(|e| Error::os("waiting for criu", e))?,
-        }
-    };
-    match status.map(|s| (s.exit_status(), s.terminating_signal())) {
-        Some((Some(0), _)) => Ok(()),
-        Some((Some(code), _)) => {
-            Err(told("restore", &format!("exit status: {code}"), &work.join("restore.log")))
-        }
-        Some((_, Some(signal))) => {
-            Err(told("restore", &format!("signal: {signal}"), &work.join("restore.log")))
-        }
-        _ => Err(told("restore", "it ended", &work.join("restore.log"))),
-    }
 }
 
 /// criu itself: what `--criu` names, or in PATH.
@@ -431,10 +400,11 @@ fn program(global: &Global) -> Result<PathBuf, Error> {
 }
 
 /// criu's failure, with the last error of its log.
-fn told(command: &str, how: &str, log: &Path) -> Error {
+fn told(task: Task, how: &Error, places: &Places) -> Error {
     use std::io::{Read, Seek, SeekFrom};
     let mut text = Vec::new();
-    if let Ok(mut file) = fs::File::open(log) {
+    let log = places.log(task);
+    if let Ok(mut file) = fs::File::open(&log) {
         let length = file.metadata().map_or(0, |m| m.len());
         // What it said is an extra; the end of the log is enough.
         if file.seek(SeekFrom::Start(length.saturating_sub(64 << 10))).is_ok() {
@@ -444,5 +414,5 @@ fn told(command: &str, how: &str, log: &Path) -> Error {
     let text = String::from_utf8_lossy(&text);
     let mut errors = text.lines().filter(|l| l.contains("Error (") && !l.contains("FAILED"));
     let said = errors.next_back().map_or("it says nothing", |l| l.split("): ").last().unwrap_or(l));
-    Error::new(Kind::Os, format!("criu {command}: {how}: {said} (log: {})", log.display()))
+    Error::new(Kind::Os, format!("criu {}: {how}: {said} (log: {})", task.name(), log.display()))
 }

@@ -14,6 +14,7 @@ mod notify;
 mod options;
 mod record;
 mod show;
+mod swrk;
 mod template;
 mod terminal;
 mod update;

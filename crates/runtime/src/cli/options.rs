@@ -60,6 +60,7 @@ macro_rules! criu_flags {
             switch("ext-unix-sk", None),
             switch("shell-job", None),
             switch("lazy-pages", None),
+            switch("link-remap", None),
             switch("file-locks", None),
             value("manage-cgroups-mode", None, "MODE"),
             value("empty-ns", None, "NAMESPACE"),
