@@ -24,6 +24,11 @@ impl Program {
         (code.collect(), self.flags)
     }
 
+    /// `SECCOMP_FILTER_FLAG_…` bits, as seccomp(2) takes them.
+    pub fn flags(&self) -> u32 {
+        self.flags
+    }
+
     /// Instructions (the kernel takes at most 4096).
     pub fn len(&self) -> usize {
         self.code.len()
@@ -90,11 +95,14 @@ struct Verdict {
 pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
     let listener = check_notification(filter)?;
     let default = action(filter.default_action(), filter.default_errno_ret())?;
-    let mut flags = 0;
+    // Without a word on flags, programs keep their speed: what this flag allows is what the kernel allows processes
+    // without a filter, and what runc does.
+    let mut flags = if filter.flags().is_none() { flag::SPEC_ALLOW } else { 0 };
     for word in filter.flags().iter().flatten() {
         flags |= match word {
             LinuxSeccompFilterFlag::SeccompFilterFlagLog => flag::LOG,
-            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => flag::TSYNC,
+            // The process has one thread.
+            LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow => flag::SPEC_ALLOW,
             // Of no meaning without a listener, and refused by the kernel then.
             LinuxSeccompFilterFlag::SeccompFilterFlagWaitKillableRecv if listener => flag::WAIT_KILLABLE_RECV,
@@ -102,10 +110,12 @@ pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
         };
     }
     if listener {
-        // The process has one thread; the kernel does not take both flags together.
-        flags = flags & !flag::TSYNC | flag::NEW_LISTENER;
+        flags |= flag::NEW_LISTENER;
     }
-    if default == RET_ALLOW && filter.syscalls().as_ref().is_none_or(Vec::is_empty) && flags == 0 {
+    if default == RET_ALLOW
+        && filter.syscalls().as_ref().is_none_or(Vec::is_empty)
+        && flags & !flag::SPEC_ALLOW == 0
+    {
         return Ok(None);
     }
     let mut arches: Vec<Abi> = vec![Abi::native()?];
@@ -118,8 +128,16 @@ pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
         }
     }
     let rules = rules(filter)?;
-    let tables: Vec<_> = arches.iter().map(|abi| (*abi, table(&rules, *abi, default))).collect();
+    let tables: Vec<_> = arches.iter().map(|abi| table(&rules, *abi, default)).collect();
     Ok(Some(Program { code: assemble(&tables, default)?, flags }))
+}
+
+/// An architecture's verdicts by number, ascending, and the first number that the filter's author cannot have known.
+type Table = (Abi, Vec<(u32, Verdict)>, Option<u32>);
+
+/// Whether what is not mentioned is refused.
+fn stern(default: u32) -> bool {
+    !matches!(default, RET_ALLOW | RET_LOG | RET_USER_NOTIF)
 }
 
 /// Whether any rule asks its listener.
@@ -297,9 +315,8 @@ fn rules(filter: &LinuxSeccomp) -> Result<Vec<Rule<'_>>, Error> {
     filter.syscalls().iter().flatten().map(understood).collect()
 }
 
-/// Verdicts by number, ascending. Names the ABI does not have are skipped: a profile is written
-/// for many kernels.
-fn table(rules: &[Rule<'_>], abi: Abi, default: u32) -> Vec<(u32, Verdict)> {
+/// Names the ABI does not have are skipped: a profile is written for many kernels.
+fn table(rules: &[Rule<'_>], abi: Abi, default: u32) -> Table {
     let mut numbered: Vec<(u32, &Rule<'_>)> = Vec::with_capacity(512);
     for rule in rules {
         numbered.extend(rule.names.iter().filter_map(|name| Some((abi.number(name)?, rule))));
@@ -308,7 +325,11 @@ fn table(rules: &[Rule<'_>], abi: Abi, default: u32) -> Vec<(u32, Verdict)> {
     numbered.sort_by_key(|(number, _)| *number);
     let same = numbered.chunk_by(|(a, _), (b, _)| a == b);
     let verdicts = same.filter_map(|same| Some((same.first()?.0, verdict(same, default))));
-    verdicts.filter(|(_, v)| v.otherwise != default || !v.clauses.is_empty()).collect()
+    let told = verdicts.filter(|(_, v)| v.otherwise != default || !v.clauses.is_empty()).collect();
+    // A call newer than the newest that the filter's author knew of is one that this kernel does not have: programs then do
+    // with an older one, which they would not for any other error.
+    let beyond = numbered.last().filter(|_| stern(default)).map(|(last, _)| last + 1);
+    (abi, told, beyond)
 }
 
 /// What the rules for one number come to.
@@ -400,14 +421,14 @@ impl Assembler {
     }
 }
 
-fn assemble(tables: &[(Abi, Vec<(u32, Verdict)>)], default: u32) -> Result<Vec<(u16, u8, u8, u32)>, Error> {
+fn assemble(tables: &[Table], default: u32) -> Result<Vec<(u16, u8, u8, u32)>, Error> {
     let mut out = Assembler::default();
     // An unknown architecture gets what seccomp(2) advises: it must not slip by.
     let stray = out.ret(RET_KILL_PROCESS);
     let mut blocks: Vec<(u32, Label)> = Vec::new();
     let mut x32_block = None;
-    for (abi, table) in tables.iter().rev() {
-        let tree = search(&mut out, table, default);
+    for (abi, table, beyond) in tables.iter().rev() {
+        let tree = search(&mut out, table, *beyond, default);
         if *abi == Abi::X32 {
             x32_block = Some(tree);
         } else {
@@ -452,12 +473,12 @@ fn trampoline_load(out: &mut Assembler, next: Label) -> Label {
 }
 
 /// Leaves: maximal runs of numbers with one verdict, including the default's gaps.
-fn search(out: &mut Assembler, table: &[(u32, Verdict)], default: u32) -> Label {
-    let default = Verdict { clauses: Vec::new(), otherwise: default };
+fn search(out: &mut Assembler, table: &[(u32, Verdict)], beyond: Option<u32>, default: u32) -> Label {
+    let plain = |action| Verdict { clauses: Vec::new(), otherwise: action };
+    let (default, unknown) = (plain(default), plain(RET_ERRNO | libc::ENOSYS as u32));
     let mut leaves: Vec<(u32, &Verdict)> = Vec::with_capacity(table.len());
-    for (from, verdict) in
-        std::iter::once((0, &default)).chain(table.iter().flat_map(|(n, v)| [(*n, v), (n + 1, &default)]))
-    {
+    let told = table.iter().flat_map(|(n, v)| [(*n, v), (n + 1, &default)]);
+    for (from, verdict) in std::iter::once((0, &default)).chain(told).chain(beyond.map(|n| (n, &unknown))) {
         if leaves.last().is_some_and(|(start, _)| *start == from) {
             leaves.pop();
         }
@@ -604,6 +625,27 @@ mod tests {
     }
 
     #[test]
+    fn calls_from_after_the_filters_time_do_not_exist() {
+        let with = |action: &str| {
+            filter(serde_json::json!({
+                "defaultAction": action, "syscalls": [
+                    {"names": ["read", "clone3"], "action": "SCMP_ACT_ALLOW"},
+                    {"names": ["openat2"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]}))
+        };
+        let p = with("SCMP_ACT_ERRNO");
+        let newest = number("openat2");
+        assert_eq!(run(&p, native(), newest, [0; 6]), RET_ERRNO | 1);
+        assert_eq!(run(&p, native(), newest - 5, [0; 6]), RET_ERRNO | 1);
+        for later in [newest + 1, newest + 1000] {
+            assert_eq!(run(&p, native(), later, [0; 6]), RET_ERRNO | libc::ENOSYS as u32);
+        }
+        let kill = with("SCMP_ACT_KILL_PROCESS");
+        assert_eq!(run(&kill, native(), newest + 1, [0; 6]), RET_ERRNO | libc::ENOSYS as u32);
+        // Nobody asked for calls to be refused.
+        assert_eq!(run(&with("SCMP_ACT_LOG"), native(), newest + 1, [0; 6]), RET_LOG);
+    }
+
+    #[test]
     fn an_abi_that_is_not_listed_is_shut() {
         let p = filter(serde_json::json!({
             "defaultAction": "SCMP_ACT_ALLOW",
@@ -735,7 +777,7 @@ mod tests {
         fn any_set_of_calls_is_found(numbers in proptest::collection::btree_set(0_u32..460, 0..300), probe in 0_u32..470) {
             let verdict = Verdict { clauses: vec![(vec![Test { index: 0, op: LinuxSeccompOperator::ScmpCmpEq, value: 7, second: 0 }], RET_TRAP)], otherwise: RET_ALLOW };
             let table: Vec<_> = numbers.iter().map(|n| (*n, verdict.clone())).collect();
-            let code = assemble(&[(Abi::native().unwrap(), table)], RET_ERRNO).unwrap();
+            let code = assemble(&[(Abi::native().unwrap(), table, None)], RET_ERRNO).unwrap();
             let p = Program { code, flags: 0 };
             let known = numbers.contains(&probe);
             prop_assert_eq!(run(&p, native(), probe, [0; 6]), if known { RET_ALLOW } else { RET_ERRNO });

@@ -8,7 +8,6 @@ use crate::check;
 
 /// `SECCOMP_FILTER_FLAG_…` bits.
 pub mod flag {
-    pub const TSYNC: u32 = 1;
     pub const LOG: u32 = 2;
     pub const SPEC_ALLOW: u32 = 4;
     pub const NEW_LISTENER: u32 = 8;
