@@ -7,6 +7,7 @@
 mod devices;
 mod hierarchy;
 mod limits;
+mod rdt;
 mod stats;
 mod systemd;
 
@@ -22,8 +23,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::plan::Step;
-use crate::spec::LinuxResources;
+use crate::spec::{LinuxIntelRdt, LinuxResources};
 use hierarchy::Hierarchies;
+use rdt::Class;
 use systemd::Unit;
 
 pub(crate) use systemd::Placeholder;
@@ -48,6 +50,9 @@ pub struct Cgroup {
     /// Whose it is, if it is systemd's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     unit: Option<Unit>,
+    /// The class of service that its processes have besides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    class: Option<Class>,
 }
 
 impl Cgroup {
@@ -71,7 +76,7 @@ impl Cgroup {
         if v1.is_empty() && v2.is_none() {
             return Err(Error::new(Kind::State, format!("cgroup {path:?} does not exist")));
         }
-        Ok(Self { path, v1, v2, unit: None })
+        Ok(Self { path, v1, v2, unit: None, class: None })
     }
 
     /// Creates the group at `path` and writes the limits; on failure nothing is left.
@@ -79,7 +84,7 @@ impl Cgroup {
         let path = clean(path)?;
         let found = Hierarchies::get()?;
         let wanted = limits::controllers(resources);
-        let mut group = Self { path, v1: Vec::new(), v2: None, unit: None };
+        let mut group = Self { path, v1: Vec::new(), v2: None, unit: None, class: None };
         let mut made = Vec::new();
         match group.make(found, &wanted, resources, &mut made) {
             Ok(()) => Ok(group),
@@ -107,7 +112,7 @@ impl Cgroup {
         let unit = Unit::parse(path, id, user)?;
         let description = format!("container {id}");
         let placeholder = unit.start(&description, resources, annotations, found.v1.is_empty())?;
-        let mut group = Self { path: String::new(), v1: Vec::new(), v2: None, unit: Some(unit) };
+        let mut group = Self { path: String::new(), v1: Vec::new(), v2: None, unit: Some(unit), class: None };
         let made = systemd::path_of(placeholder.pid).and_then(|path| {
             group.path = path;
             let mut wanted = limits::controllers(resources);
@@ -126,8 +131,28 @@ impl Cgroup {
         }
     }
 
+    /// Gives what runs in the group a class of service.
+    pub(crate) fn classify(&mut self, id: &str, wish: &LinuxIntelRdt) -> Result<(), Error> {
+        self.class = Some(Class::make(id, wish)?);
+        Ok(())
+    }
+
+    /// Changes the class of service: lines of resctrl's schemata.
+    pub(crate) fn reclassify(&self, lines: &[String]) -> Result<(), Error> {
+        match &self.class {
+            Some(class) => class.write(lines),
+            None => Err(Error::new(
+                Kind::State,
+                "the container has no class of service: its spec has no linux.intelRdt",
+            )),
+        }
+    }
+
     /// Moves the container's process into the group by the hand of its manager, if the caller's own cannot.
     pub(crate) fn attach(&self, pid: i32) -> Result<(), Error> {
+        if let Some(class) = &self.class {
+            class.enter(pid)?;
+        }
         match &self.unit {
             Some(unit) if unit.is_users() => unit.attach(pid),
             _ => Ok(()),
@@ -140,7 +165,7 @@ impl Cgroup {
 
     /// No group at all: processes stay where their creator is.
     pub(crate) fn none(path: &str) -> Self {
-        Self { path: path.to_owned(), v1: Vec::new(), v2: None, unit: None }
+        Self { path: path.to_owned(), v1: Vec::new(), v2: None, unit: None, class: None }
     }
 
     /// Whether a group that could not be made for `error` is nothing that anybody asked for.
@@ -190,6 +215,7 @@ impl Cgroup {
                 other => other.clone(),
             },
             unit: None,
+            class: self.class.clone(),
         })
     }
 
@@ -276,6 +302,11 @@ impl Cgroup {
         self.v2.as_deref()
     }
 
+    /// Whether this machine has no hierarchy of version 1.
+    pub(crate) fn version_2_alone() -> Result<bool, Error> {
+        Ok(Hierarchies::get()?.v1.is_empty())
+    }
+
     /// True where the unified hierarchy is the only one.
     pub fn is_unified(&self) -> bool {
         self.v1.is_empty()
@@ -337,7 +368,7 @@ impl Cgroup {
         for dir in self.directories() {
             write(&dir.join("cgroup.procs"), &text)?;
         }
-        Ok(())
+        self.class.as_ref().map_or(Ok(()), |class| class.enter(pid))
     }
 
     pub fn stats(&self) -> Result<Stats, Error> {
@@ -541,7 +572,7 @@ impl Cgroup {
         for dir in self.directories() {
             remove(dir)?;
         }
-        Ok(())
+        self.class.as_ref().map_or(Ok(()), Class::delete)
     }
 
     /// Removes the group if nobody is in it and nothing below it; whether that was so. systemd's groups are not.

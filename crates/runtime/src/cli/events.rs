@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::options::{Options, duration};
@@ -13,19 +14,26 @@ use super::{Global, commands, print};
 use crate::cgroup::{BlkioEntry, HugetlbStats, PressureStats, Stats};
 use crate::error::Error;
 
+/// In runc's order: there are readers that look at a line's beginning.
+#[derive(Debug, Serialize)]
+struct Event<'a> {
+    #[serde(rename = "type")]
+    kind: &'a str,
+    id: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<Value>,
+}
+
 pub(super) fn run(global: &Global, options: &Options) -> Result<(), Error> {
     let (dir, record) = commands::open(global, options.id()?)?;
     let interval = options.text("interval").map_or(Ok(Duration::from_secs(5)), duration)?;
     commands::need(&record, &dir, &[Status::Created, Status::Running, Status::Paused], "watched")?;
-    let event = |kind: &str, data: Value| {
-        let mut event = json!({"type": kind, "id": record.id});
-        if let Some(fields) = event.as_object_mut().filter(|_| !data.is_null()) {
-            fields.insert("data".to_owned(), data);
-        }
-        print(&event.to_string())
+    let event = |kind: &str, data: Option<Value>| {
+        let line = serde_json::to_string(&Event { kind, id: &record.id, data });
+        print(&line.map_err(|e| Error::os("writing JSON", std::io::Error::from(e)))?)
     };
     if options.has("stats") {
-        return event("stats", shown(&record.cgroup.stats()?));
+        return event("stats", Some(shown(&record.cgroup.stats()?)));
     }
     let failed = |e: rustix::io::Errno| Error::os("watching the container", e);
     let pid = Pid::from_raw(record.pid).ok_or_else(|| failed(rustix::io::Errno::SRCH))?;
@@ -49,7 +57,7 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<(), Error> {
         }
         let now = record.cgroup.oom_kills()?;
         for _ in kills..now {
-            event("oom", Value::Null)?;
+            event("oom", None)?;
         }
         kills = kills.max(now);
         if ended || !record.alive() {
@@ -58,7 +66,7 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<(), Error> {
         if std::time::Instant::now() >= next {
             next += interval;
             if record.cgroup.exists() {
-                event("stats", shown(&record.cgroup.stats()?))?;
+                event("stats", Some(shown(&record.cgroup.stats()?)))?;
             }
         }
     }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::commands;
 use super::options::Options;
+use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind};
 use crate::profile;
 use crate::spec::Capability;
@@ -18,6 +19,12 @@ pub(super) fn spec(options: &Options) -> Result<(), Error> {
         return Err(Error::new(Kind::State, format!("{} exists; remove it first", file.display())));
     }
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
+    let mut namespaces = vec!["pid", "network", "ipc", "uts", "mount"];
+    if Cgroup::version_2_alone()? {
+        // With version 1 a container sees by default where its groups are, as with runc and docker.
+        namespaces.push("cgroup");
+    }
+    let namespaces: Vec<Value> = namespaces.iter().map(|typ| json!({"type": typ})).collect();
     let mut spec = serde_json::json!({
         "ociVersion": crate::OCI_VERSION,
         "process": {
@@ -35,8 +42,7 @@ pub(super) fn spec(options: &Options) -> Result<(), Error> {
         "mounts": profile::mounts(65_536 << 10),
         "linux": {
             "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "namespaces": [{"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
-                {"type": "mount"}, {"type": "cgroup"}],
+            "namespaces": namespaces,
             "maskedPaths": profile::masked_paths(),
             "readonlyPaths": profile::readonly_paths(),
         },
@@ -103,7 +109,7 @@ pub(super) fn features() -> Value {
             },
             "apparmor": {"enabled": true},
             "selinux": {"enabled": true},
-            "intelRdt": {"enabled": false},
+            "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {
                 "modes": ["MPOL_BIND", "MPOL_DEFAULT", "MPOL_INTERLEAVE", "MPOL_LOCAL", "MPOL_PREFERRED",
                     "MPOL_PREFERRED_MANY", "MPOL_WEIGHTED_INTERLEAVE"],

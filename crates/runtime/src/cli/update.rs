@@ -19,10 +19,10 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<(), Error> {
     let (dir, mut record) = commands::open(global, options.id()?)?;
     let _lock = dir.lock()?;
     commands::need(&record, &dir, &[Status::Created, Status::Running, Status::Paused], "updated")?;
-    for flag in ["l3-cache-schema", "mem-bw-schema"] {
-        if options.has(flag) {
-            return Err(Error::unsupported(format!("--{flag}: the container has no Intel RDT group")));
-        }
+    let schemata = ["l3-cache-schema", "mem-bw-schema"].map(|flag| options.text(flag).map(str::to_owned));
+    let schemata: Vec<String> = schemata.into_iter().flatten().collect();
+    if !schemata.is_empty() {
+        record.cgroup.reclassify(&schemata)?;
     }
     let changes = match options.path("resources") {
         Some(file) => from_file(&file)?,
