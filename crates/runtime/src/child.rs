@@ -3,10 +3,11 @@
 //! Invariant: nothing here allocates, locks, logs or panics. Paths inside the root file system are
 //! opened with `RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS` and from then on used by descriptor.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use brigantine_sys::exec::StringVector;
 use brigantine_sys::mount::{self, Change};
 use brigantine_sys::{fd as descriptors, process, spawn};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -18,7 +19,8 @@ use rustix::mount::{
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use crate::plan::{
-    Failure, FsMount, Message, Node, Part, Place, Plan, Role, Step, Target, Terminal, Tree, TreeMount,
+    Failure, FsMount, InsideTree, Message, Node, Part, PathTree, Place, Plan, Role, Step, Target, Terminal,
+    Tree, TreeMount,
 };
 use crate::{copy, finish, inside};
 
@@ -31,6 +33,10 @@ const DEVPTS_MAGIC: u64 = 0x1cd1;
 /// What earlier steps leave for later ones.
 struct Stage<'a> {
     channel: BorrowedFd<'a>,
+    /// The place of the step that is carried out.
+    at: u16,
+    /// The parent has said so already, while something else was waited for.
+    in_cgroup: bool,
     root: Option<OwnedFd>,
     dev: Option<OwnedFd>,
     /// What is mounted at /proc and /sys: whoever moves those directories away moves nothing here.
@@ -54,6 +60,8 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
     rustix::process::umask(Mode::empty());
     let mut stage = Stage {
         channel,
+        at: 0,
+        in_cgroup: false,
         root: None,
         dev: None,
         proc: None,
@@ -68,7 +76,8 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         return fail(channel, Place::Last(crate::plan::Last::ParentDeath, 0), e);
     }
     for (index, step) in plan.steps.iter().enumerate() {
-        if let Err((part, errno)) = stage.execute(step, plan.proc.as_fd()) {
+        stage.at = index as u16;
+        if let Err((part, errno)) = stage.execute(step, plan.proc.as_fd(), &plan.process.envp) {
             return fail(channel, Place::Step(index as u16, part), errno);
         }
     }
@@ -106,7 +115,7 @@ pub(crate) fn send_refusal(channel: BorrowedFd<'_>, place: u8, errno: Errno) -> 
     }
 }
 
-fn send_with(channel: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(crate) fn send_with(channel: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
@@ -119,12 +128,16 @@ fn send_with(channel: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_>) -> Resul
 
 /// Waits for one particular message; an end of the channel is the parent's death.
 pub(crate) fn expect(channel: BorrowedFd<'_>, wanted: Message) -> Result<(), Errno> {
+    if answer(channel)? == wanted { Ok(()) } else { Err(Errno::PROTO) }
+}
+
+/// The parent's next message.
+fn answer(channel: BorrowedFd<'_>) -> Result<Message, Errno> {
     let mut buffer = [0_u8; crate::plan::MESSAGE_LENGTH];
     loop {
         return match rustix::net::recv(channel, &mut buffer[..], rustix::net::RecvFlags::empty()) {
             Ok((0, _)) => Err(Errno::PIPE),
-            Ok((length, _)) if buffer.get(..length).and_then(Message::decode) == Some(wanted) => Ok(()),
-            Ok(_) => Err(Errno::PROTO),
+            Ok((length, _)) => buffer.get(..length).and_then(Message::decode).ok_or(Errno::PROTO),
             Err(Errno::INTR) => continue,
             Err(e) => Err(e),
         };
@@ -136,7 +149,7 @@ fn at(part: Part) -> impl Fn(Errno) -> (Part, Errno) {
 }
 
 impl Stage<'_> {
-    fn execute(&mut self, step: &Step, proc: BorrowedFd<'_>) -> Outcome {
+    fn execute(&mut self, step: &Step, proc: BorrowedFd<'_>, env: &StringVector) -> Outcome {
         let whole = at(Part::Whole);
         match step {
             Step::Enter { namespace, bit, .. } => spawn::setns(namespace.as_fd(), *bit).map_err(whole),
@@ -152,7 +165,9 @@ impl Stage<'_> {
             // machine, for which the kernel would first wait several milliseconds (an RCU grace period).
             Step::JoinCgroup { tasks, .. } => rustix::io::write(tasks, b"0").map(|_| ()).map_err(whole),
             Step::AwaitCgroup { new_namespace } => {
-                expect(self.channel, Message::InCgroup).map_err(at(Part::Prepare))?;
+                if !self.in_cgroup {
+                    expect(self.channel, Message::InCgroup).map_err(at(Part::Prepare))?;
+                }
                 if *new_namespace { spawn::unshare(spawn::ns::CGROUP).map_err(whole) } else { Ok(()) }
             }
             Step::AwaitHooks => {
@@ -174,7 +189,7 @@ impl Stage<'_> {
             },
             Step::Hook(hook) => {
                 // Its working directory is the container's root, which it cannot name.
-                inside::run(hook, Some(self.root()?))
+                inside::run(hook, Some(self.root()?), env)
                     .map_err(|failure| (Part::Hook, Errno::from_raw_os_error(failure.encode())))
             }
             Step::Mount(mount) => self.mount(mount),
@@ -205,7 +220,9 @@ impl Stage<'_> {
             }
             Step::Readonly(target) => self.readonly(target),
             Step::Mask(target) => self.mask(target),
-            Step::PivotRoot { propagation, readonly, moved } => self.pivot(*propagation, *readonly, *moved),
+            Step::PivotRoot { propagation, readonly, moved } => {
+                self.pivot(*propagation, *readonly, moved.as_deref())
+            }
             Step::FindTerminals => {
                 let root = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
                     .map_err(at(Part::Open))?;
@@ -350,7 +367,8 @@ impl Stage<'_> {
                 .map_err(at(Part::Open))?;
         self.root = Some(match tree {
             Tree::Open(fd) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(at(Part::Open))?,
-            Tree::Path(_) => detach(tree)?,
+            Tree::Path(tree) => detach(tree)?,
+            Tree::Inside(_) => return Err((Part::Outside, Errno::BADF)),
         });
         attach(self.root()?, target.as_fd())
     }
@@ -365,10 +383,18 @@ impl Stage<'_> {
             }
             .map_err(at(Part::Parameter))?;
         }
+        if m.keep_mode
+            && let Ok(covered) = self.open_at(&m.target.path, OFlags::PATH, m.target.strict)
+        {
+            // As an option, so that it is there to be read, and for a mount that begins read-only.
+            let mode = rustix::fs::fstat(&covered).map_err(at(Part::Open))?.st_mode & 0o7777;
+            let mut digits = [0_u8; 5];
+            rustix::mount::fsconfig_set_string(&context, c"mode", octal(mode, &mut digits))
+                .map_err(at(Part::Parameter))?;
+        }
         rustix::mount::fsconfig_create(&context).map_err(at(Part::Prepare))?;
         // What is read-only cannot be filled or changed first.
-        let filled = m.copy_up || m.keep_mode;
-        let later = if filled { m.attributes & mount::attr::RDONLY as u32 } else { 0 };
+        let later = if m.copy_up { m.attributes & mount::attr::RDONLY as u32 } else { 0 };
         let mounted = rustix::mount::fsmount(
             &context,
             FsMountFlags::FSMOUNT_CLOEXEC,
@@ -384,11 +410,6 @@ impl Stage<'_> {
                 .open_at(&m.target.path, OFlags::RDONLY | OFlags::DIRECTORY, m.target.strict)
                 .map_err(at(Part::CopyUp))?;
             copy::directory(from.as_fd(), mounted.as_fd(), 0).map_err(at(Part::CopyUp))?;
-        }
-        if m.keep_mode {
-            let mode = rustix::fs::fstat(&target).map_err(at(Part::Open))?.st_mode & 0o7777;
-            rustix::fs::chmodat(&mounted, c".", Mode::from_raw_mode(mode), AtFlags::empty())
-                .map_err(at(Part::Owner))?;
         }
         if later != 0 {
             let change = Change { set: later.into(), ..Change::default() };
@@ -409,15 +430,46 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn attach(&self, m: &TreeMount) -> Outcome {
-        let target = self.ensure(&m.target, m.directory)?;
+    fn attach(&mut self, m: &TreeMount) -> Outcome {
+        let (directory, detached) = match &m.tree {
+            Tree::Open(_) => (m.directory, None),
+            Tree::Path(tree) => (m.directory, Some(detach(tree)?)),
+            Tree::Inside(tree) => {
+                let detached = self.detach_inside(tree)?;
+                let stat = rustix::fs::fstat(&detached).map_err(at(Part::Source))?;
+                (FileType::from_raw_mode(stat.st_mode).is_dir(), Some(detached))
+            }
+        };
+        let target = self.ensure(&m.target, directory)?;
         if !m.over_proc {
             refuse_proc(target.as_fd())?;
         }
-        match &m.tree {
-            Tree::Open(tree) => attach(tree.as_fd(), target.as_fd()),
-            Tree::Path(_) => attach(detach(&m.tree)?.as_fd(), target.as_fd()),
+        match (&m.tree, &detached) {
+            (Tree::Open(tree), _) | (_, Some(tree)) => attach(tree.as_fd(), target.as_fd()),
+            (_, None) => Err((Part::Source, Errno::BADF)),
         }
+    }
+
+    /// A part of the container's own root, as it is now.
+    fn detach_inside(&mut self, tree: &InsideTree) -> Result<OwnedFd, (Part, Errno)> {
+        let source =
+            self.open_at(&tree.source.path, OFlags::PATH, tree.source.strict).map_err(at(Part::Source))?;
+        let detached = clone_tree(source.as_fd(), tree.recursive).map_err(at(Part::Source))?;
+        for (change, recursive) in &tree.changes {
+            mount::set_attributes(detached.as_fd(), *recursive, *change, None)
+                .map_err(at(Part::Attributes))?;
+        }
+        if tree.ids.is_some() {
+            send_with(self.channel, &Message::MapIds(self.at).encode(), detached.as_fd())
+                .map_err(at(Part::Source))?;
+            let waiting = |errno| (Part::Source, errno);
+            if answer(self.channel).map_err(waiting)? == Message::InCgroup {
+                // Said in the meantime.
+                self.in_cgroup = true;
+                expect(self.channel, Message::Mapped).map_err(waiting)?;
+            }
+        }
+        Ok(detached)
     }
 
     fn node(&self, node: &Node) -> Outcome {
@@ -529,8 +581,11 @@ impl Stage<'_> {
         self.null.as_ref().map(AsFd::as_fd).ok_or((Part::Open, Errno::BADF))
     }
 
-    fn pivot(&mut self, propagation: u64, readonly: bool, moved: bool) -> Outcome {
-        if moved {
+    fn pivot(&mut self, propagation: u64, readonly: bool, moved: Option<&[CString]>) -> Outcome {
+        if let Some(exposed) = moved {
+            for mounted in exposed {
+                hide(mounted)?;
+            }
             let slash =
                 rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(at(Part::Open))?;
@@ -629,9 +684,31 @@ fn refuse_proc(target: BorrowedFd<'_>) -> Outcome {
     if magic == PROC_MAGIC { Err((Part::OnProc, Errno::PERM)) } else { Ok(()) }
 }
 
+/// Takes a mount of the host's away, or covers it where it is locked: while any proc or sys file system is seen whole, the
+/// kernel lets others be mounted that no mask covers.
+fn hide(mounted: &CStr) -> Outcome {
+    match rustix::mount::unmount(mounted, UnmountFlags::DETACH) {
+        // Gone with one above it.
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::INVAL | Errno::PERM) => {
+            let none = rustix::mount::MountFlags::empty();
+            rustix::mount::mount(c"tmpfs", mounted, c"tmpfs", none, None::<&CStr>).map_err(at(Part::Prepare))
+        }
+        Err(e) => Err((Part::Prepare, e)),
+    }
+}
+
+/// A mode's digits.
+fn octal(mode: u32, buffer: &mut [u8; 5]) -> &CStr {
+    for (place, digit) in buffer.iter_mut().take(4).enumerate() {
+        *digit = b'0' + (mode >> (9 - 3 * place) & 7) as u8;
+    }
+    buffer[4] = 0;
+    CStr::from_bytes_with_nul(buffer).unwrap_or(c"0755")
+}
+
 /// A tree that the parent could not detach.
-fn detach(tree: &Tree) -> Result<OwnedFd, (Part, Errno)> {
-    let Tree::Path(tree) = tree else { return Err((Part::Prepare, Errno::BADF)) };
+fn detach(tree: &PathTree) -> Result<OwnedFd, (Part, Errno)> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if tree.recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -646,14 +723,29 @@ fn detach(tree: &Tree) -> Result<OwnedFd, (Part, Errno)> {
 /// Makes a time namespace, sets its clocks while nobody is in it, and enters it.
 fn time_offsets(proc: BorrowedFd<'_>, lines: &[u8]) -> Outcome {
     spawn::unshare(spawn::ns::TIME).map_err(at(Part::Create))?;
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-    let file =
-        rustix::fs::openat(proc, c"self/timens_offsets", flags, Mode::empty()).map_err(at(Part::Open))?;
+    let file = match open_offsets(proc) {
+        // Root of a user namespace is a stranger to the files of a process that has changed its ids, as long as that
+        // process may not be looked into.
+        Err(Errno::ACCESS) => {
+            use rustix::process::{DumpableBehavior, set_dumpable_behavior};
+            set_dumpable_behavior(DumpableBehavior::Dumpable).map_err(at(Part::Open))?;
+            let file = open_offsets(proc);
+            set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(at(Part::Open))?;
+            file
+        }
+        other => other,
+    }
+    .map_err(at(Part::Open))?;
     rustix::io::write(&file, lines).map_err(at(Part::Parameter))?;
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let namespace = rustix::fs::openat(proc, c"self/ns/time_for_children", flags, Mode::empty())
         .map_err(at(Part::Open))?;
     spawn::setns(namespace.as_fd(), spawn::ns::TIME).map_err(at(Part::Whole))
+}
+
+fn open_offsets(proc: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC;
+    rustix::fs::openat(proc, c"self/timens_offsets", flags, Mode::empty())
 }
 
 fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno> {
@@ -705,5 +797,12 @@ mod tests {
         assert_eq!(below(c"proc/sys", b"proc"), Some(c"sys"));
         assert_eq!(below(c"proc", b"proc"), Some(c"."));
         assert_eq!(below(c"process", b"proc"), None);
+    }
+
+    #[test]
+    fn modes_are_octal() {
+        for (mode, text) in [(0o7777, c"7777"), (0o710, c"0710"), (0, c"0000")] {
+            assert_eq!(octal(mode, &mut [0; 5]), text);
+        }
     }
 }

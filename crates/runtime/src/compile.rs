@@ -1,8 +1,9 @@
 //! Spec to plan: every decision about a container, taken before its process exists.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use brigantine_sys::spawn::ns;
 use rustix::fs::{FileType, Mode, OFlags};
@@ -30,6 +31,9 @@ pub(crate) struct Compiled {
     pub oom_score: Option<i32>,
     pub net_devices: Vec<netdev::Move>,
 }
+
+/// Namespaces that need not belong to the user namespace that is joined with them.
+const BEFORE_USER: u64 = ns::NETWORK | ns::IPC | ns::UTS | ns::TIME;
 
 pub(crate) fn bit(typ: LinuxNamespaceType) -> (u64, &'static str) {
     use LinuxNamespaceType as T;
@@ -81,11 +85,6 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let spec = &launch.spec;
     let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("the spec has no linux section"))?;
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("the spec has no process"))?;
-    if linux.intel_rdt().is_some() {
-        return Err(Error::unsupported(
-            "linux.intelRdt is given, but Intel RDT (resctrl) is not supported by this runtime",
-        ));
-    }
     let label = linux.mount_label().as_deref().filter(|l| !l.is_empty());
     if let Some(label) = label
         && !identity::selinux()
@@ -159,12 +158,17 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let mut around = Vec::new();
     let mut first = Vec::new();
     let mut own_cgroup_namespace = None;
-    // Whoever is in it may enter what belongs to it; so it comes before the others.
-    joined.sort_by_key(|(_, bit, _)| *bit != ns::USER);
+    // Whoever is in it may enter what belongs to it, but nothing that belongs to others: it comes before what a caller
+    // without privileges may enter only then, and behind what one with privileges may enter anyway.
+    joined.sort_by_key(|(_, bit, _)| match *bit {
+        ns::USER => 1,
+        bit if !late && BEFORE_USER & bit != 0 => 0,
+        _ => 2,
+    });
     for (fd, bit, name) in joined {
         if bit == ns::CGROUP {
             own_cgroup_namespace = Some(fd);
-        } else if bit == ns::USER || joined_user && bit == ns::PID {
+        } else if bit == ns::USER || joined_user && (bit == ns::PID || !late && BEFORE_USER & bit != 0) {
             first.push((fd, bit, name));
         } else if user_namespace || bit == ns::PID {
             around.push((fd, bit, name));
@@ -189,8 +193,9 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
             Some(parse_propagation(word).ok_or_else(invalid)?.0)
         }
     };
-    let user = match (first.first(), linux.uid_mappings(), linux.gid_mappings()) {
-        (Some((fd, ns::USER, _)), uid, gid) => Some(mounts::UserMaps::Joined(
+    let joined_user = first.iter().find(|(_, bit, _)| *bit == ns::USER);
+    let user = match (joined_user, linux.uid_mappings(), linux.gid_mappings()) {
+        (Some((fd, _, _)), uid, gid) => Some(mounts::UserMaps::Joined(
             fd,
             uid.as_deref().unwrap_or_default(),
             gid.as_deref().unwrap_or_default(),
@@ -199,6 +204,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         _ => None,
     };
     let (tree, at) = mounts::open_root(&launch.rootfs, propagation, late, user)?;
+    let root = PathBuf::from(OsStr::from_bytes(at.to_bytes()));
     steps.push(Step::AttachRoot { tree, at });
 
     let new_cgroup_namespace = new & ns::CGROUP != 0;
@@ -210,10 +216,8 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         late,
         user,
         label,
-        rootfs: match &launch.rootfs {
-            crate::launch::Rootfs::Path(path) => Some(path),
-            crate::launch::Rootfs::Overlay { .. } => None,
-        },
+        // At `/` nothing on the host is below it.
+        rootfs: (root != Path::new("/")).then_some(&*root),
     };
     let mut afterwards = Vec::new();
     for entry in spec.mounts().iter().flatten() {
@@ -222,7 +226,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let foreign_dev = spec.mounts().iter().flatten().any(|m| {
         m.destination() == Path::new("/dev") && m.typ().as_deref().is_none_or(|t| t == "bind" || t.is_empty())
     });
-    devices(spec, foreign_dev, user_namespace || joined_user, &context, &mut steps)?;
+    devices(spec, foreign_dev, user_namespace || joined_user.is_some(), &context, &mut steps)?;
     let wants_terminal = matches!(launch.stdio, Stdio::Terminal);
     if wants_terminal {
         let console = (!foreign_dev).then(|| target(Path::new("/dev/console"), true)).transpose()?;
@@ -262,7 +266,8 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         steps.push(Step::Mask(target(Path::new(&path), false)?));
     }
     let readonly = spec.root().as_ref().and_then(crate::spec::Root::readonly).unwrap_or_default();
-    steps.push(Step::PivotRoot { propagation: propagation.unwrap_or(0), readonly, moved: launch.no_pivot });
+    let moved = launch.no_pivot.then(|| mounts::exposed(&root)).transpose()?;
+    steps.push(Step::PivotRoot { propagation: propagation.unwrap_or(0), readonly, moved });
     steps.push(Step::AwaitCgroup { new_namespace: new_cgroup_namespace });
     if let Some(namespace) = own_cgroup_namespace {
         steps.push(Step::Enter { namespace, bit: ns::CGROUP, name: "cgroup" });

@@ -15,6 +15,8 @@ pub(crate) struct Subject {
     pub gid: u32,
     pub limits: Vec<String>,
     pub start_hooks: Vec<String>,
+    /// A filter is loaded before the program is executed; it may end the process before it can say anything.
+    pub filtered: bool,
 }
 
 impl Subject {
@@ -36,12 +38,34 @@ impl Subject {
             gid: p.gid.as_raw(),
             limits: p.rlimits.iter().map(limit).collect(),
             start_hooks: p.start_hooks.iter().map(hook_name).collect(),
+            filtered: p.seccomp.is_some(),
         }
     }
 }
 
 fn hook_name(hook: &HookPlan) -> String {
     hooks::name(hook.kind, hook.index, std::path::Path::new(&*hook.path.to_string_lossy()))
+}
+
+/// A signal that ended a program, in the words that shells and Go's programs have for it.
+fn signal_name(number: i32) -> String {
+    let name = match number {
+        libc::SIGHUP => "hangup",
+        libc::SIGINT => "interrupt",
+        libc::SIGQUIT => "quit",
+        libc::SIGILL => "illegal instruction",
+        libc::SIGTRAP => "trace/breakpoint trap",
+        libc::SIGABRT => "aborted",
+        libc::SIGBUS => "bus error",
+        libc::SIGFPE => "floating point exception",
+        libc::SIGKILL => "killed",
+        libc::SIGSEGV => "segmentation fault",
+        libc::SIGPIPE => "broken pipe",
+        libc::SIGTERM => "terminated",
+        libc::SIGSYS => "bad system call",
+        other => return other.to_string(),
+    };
+    name.to_owned()
 }
 
 fn hook_failed(name: &str, code: i32, said: &str) -> Error {
@@ -51,7 +75,7 @@ fn hook_failed(name: &str, code: i32, said: &str) -> Error {
             return Error::os(name, std::io::Error::from_raw_os_error(errno));
         }
         HookFailure::Exit(status) => format!("exit status: {status}"),
-        HookFailure::Signal(signal) => format!("signal: {signal}"),
+        HookFailure::Signal(signal) => format!("signal: {}", signal_name(signal)),
         HookFailure::TimedOut => "timed out".to_owned(),
     };
     Error::new(Kind::Os, format!("{name}: {how}{said}"))
@@ -71,6 +95,7 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
         Part::Outside => " (there is no root file system yet)",
         Part::NotADevice => " (something else is in its place)",
         Part::CopyUp => " (copying what is there into it)",
+        Part::Source => " (opening the source)",
         Part::Hook | Part::NoFilesystem => "",
     };
     let what = match step {
@@ -114,7 +139,7 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
 
 /// The error for a failure in the last part.
 fn last(subject: &Subject, last: Last, index: u16, errno: i32, told: &[u8]) -> Error {
-    let why = binary::words(told, errno);
+    let why = (last == Last::Exec).then(|| binary::words(told, errno)).flatten();
     let cause = describe_errno(errno);
     let program = &subject.program;
     let found = subject.candidates.get(usize::from(index)).unwrap_or(program);
@@ -151,6 +176,11 @@ fn last(subject: &Subject, last: Last, index: u16, errno: i32, told: &[u8]) -> E
         }
         Last::Label => os("setting the security label".into()),
         Last::Personality => os("setting the personality".into()),
+        Last::Scheduling if errno == libc::EPERM => os(
+            "setting the scheduling policy (the process scheduler can't be used together with AllowedCPUs: \
+             SCHED_DEADLINE needs every processor; others need CAP_SYS_NICE)"
+                .into(),
+        ),
         Last::Scheduling => os("setting the scheduling policy".into()),
         Last::IoPriority => os("setting the I/O priority".into()),
         Last::Bounding => os(format!("dropping capability {index} from the bounding set")),
@@ -173,7 +203,7 @@ fn last(subject: &Subject, last: Last, index: u16, errno: i32, told: &[u8]) -> E
         Last::StartHook => {
             let name =
                 subject.start_hooks.get(usize::from(index)).map_or("startContainer hook", String::as_str);
-            return hook_failed(name, errno, "");
+            return hook_failed(name, errno, &hooks::one_line(told));
         }
     };
     error.with_errno(errno)

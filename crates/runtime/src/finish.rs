@@ -1,6 +1,6 @@
 //! The last part of the child: privileges, program, gate, exec. Same invariant as `child`.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use brigantine_sys::exec::execve;
 use brigantine_sys::{fd as descriptors, process, seccomp};
@@ -12,6 +12,12 @@ use crate::child::{expect, fail, send};
 use crate::inside;
 use crate::plan::{Gate, Last, Message, Place, Plan, ProcessPlan};
 
+/// The most that is told beyond a failure's message.
+pub(crate) const TOLD: usize = 4096;
+
+/// Hooks, channel, gate: more descriptors than these are not kept open for a waiting process.
+const MOST_KEPT: usize = 64;
+
 type Outcome<T = ()> = Result<T, (Last, u16, Errno)>;
 
 fn at(last: Last) -> impl Fn(Errno) -> (Last, u16, Errno) {
@@ -20,10 +26,14 @@ fn at(last: Last) -> impl Fn(Errno) -> (Last, u16, Errno) {
 
 /// Everything after the file systems; returns only on failure, with the exit status.
 pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
-    let program = match prepare(plan) {
+    let program = match prepare(plan, channel) {
         Ok(program) => program,
         Err((last, index, errno)) => return fail(channel, Place::Last(last, index), errno),
     };
+    if rustix::process::getpid().is_init() {
+        // Whoever ends a container that waits to be started need not know what a first process is spared.
+        process::end_by_signals();
+    }
     if send(channel, Message::Ready).is_err() {
         return 127;
     }
@@ -38,21 +48,43 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         },
     };
     let channel = starter.as_ref().map_or(channel, AsFd::as_fd);
-    for (index, hook) in plan.process.start_hooks.iter().enumerate() {
-        if let Err(failure) = inside::run(hook, None) {
-            let errno = Errno::from_raw_os_error(failure.encode());
-            return fail(channel, Place::Last(Last::StartHook, index as u16), errno);
-        }
-    }
-    let (last, errno) = leave(&plan.process, program, channel);
-    let status = fail(channel, Place::Last(last, program as u16), errno);
-    if last == Last::Exec
-        && let Some(path) = plan.process.candidates.get(program)
-    {
+    let (last, index, errno) = leave(&plan.process, program as u16, channel);
+    let status = fail(channel, Place::Last(last, index), errno);
+    let p = &plan.process;
+    let (path, hook) = (p.candidates.get(program), p.start_hooks.get(usize::from(index)));
+    match (last, path, hook.and_then(|hook| hook.said.as_ref())) {
         // What the program would have needed; the kernel's word for it is one number.
-        crate::binary::tell(path, channel);
+        (Last::Exec, Some(path), _) => crate::binary::tell(path, channel),
+        (Last::StartHook, _, Some(said)) => tell_said(said, channel),
+        _ => {}
     }
     status
+}
+
+impl Plan {
+    /// The descriptors that are needed from here on, and how many they are.
+    fn kept(&self, channel: BorrowedFd<'_>) -> ([u32; MOST_KEPT], usize) {
+        let gate = match &self.gate {
+            Gate::Channel => None,
+            Gate::Listener(listener) => Some(listener.as_fd()),
+        };
+        let said = self.process.start_hooks.iter().filter_map(|hook| hook.said.as_ref()).map(AsFd::as_fd);
+        let mut kept = [0; MOST_KEPT];
+        let mut count = 0;
+        for (place, fd) in kept.iter_mut().zip([channel].into_iter().chain(gate).chain(said)) {
+            *place = fd.as_raw_fd().cast_unsigned();
+            count += 1;
+        }
+        (kept, count)
+    }
+}
+
+/// What a hook said on stderr, after the message that it failed.
+fn tell_said(said: &OwnedFd, channel: BorrowedFd<'_>) {
+    let mut buffer = [0_u8; TOLD];
+    let length = rustix::io::pread(said, &mut buffer, 0).unwrap_or_default();
+    // Whoever does not listen any more does not want to know.
+    rustix::net::send(channel, &buffer[..length], rustix::net::SendFlags::NOSIGNAL).ok();
 }
 
 /// Accepts connections until one says to start.
@@ -69,7 +101,8 @@ fn await_start(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
 }
 
 /// Up to right before the gate; the result is the program's place among the candidates.
-fn prepare(plan: &mut Plan) -> Outcome<usize> {
+fn prepare(plan: &mut Plan, channel: BorrowedFd<'_>) -> Outcome<usize> {
+    let own = plan.kept(channel);
     let p = &mut plan.process;
     if let Some(stdio) = &plan.stdio {
         redirect(stdio)?;
@@ -80,6 +113,10 @@ fn prepare(plan: &mut Plan) -> Outcome<usize> {
         let fd = rustix::fs::openat(&plan.proc, file, flags, Mode::empty()).map_err(at(Last::Label))?;
         rustix::io::write(&fd, text).map_err(at(Last::Label))?;
     }
+    // What the plan was made of is used up. It must not count towards the program's limit, nor be there to be found
+    // while the container waits to be started.
+    let (mut kept, count) = own;
+    descriptors::close_all_but(3 + p.preserve_fds, &mut kept[..count]).map_err(at(Last::Descriptors))?;
     if p.keyring {
         match process::join_new_session_keyring() {
             // A kernel without keyrings has nothing to hide.
@@ -349,36 +386,42 @@ fn find_program(p: &ProcessPlan) -> Outcome<usize> {
     Err(denied.unwrap_or((Last::NotFound, 0, Errno::NOENT)))
 }
 
-/// Behind the gate: filter, descriptors, exec.
-fn leave(p: &ProcessPlan, program: usize, channel: BorrowedFd<'_>) -> (Last, Errno) {
-    let Some(path) = p.candidates.get(program) else { return (Last::Exec, Errno::NOENT) };
+/// Behind the gate: descriptors, filter, hooks under it, exec. What failed, and which of its kind.
+fn leave(p: &ProcessPlan, program: u16, channel: BorrowedFd<'_>) -> (Last, u16, Errno) {
+    let Some(path) = p.candidates.get(usize::from(program)) else {
+        return (Last::Exec, program, Errno::NOENT);
+    };
     if let Err(e) = descriptors::close_on_exec_from(3 + p.preserve_fds) {
-        return (Last::Descriptors, e);
+        return (Last::Descriptors, 0, e);
     }
     for number in 3..3 + p.preserve_fds {
         match descriptors::keep_on_exec(number as i32) {
             Ok(()) | Err(Errno::BADF) => {}
-            Err(e) => return (Last::Descriptors, e),
+            Err(e) => return (Last::Descriptors, 0, e),
         }
     }
     if let Some((code, flags)) = &p.seccomp {
         match seccomp::load(code, *flags) {
-            Err(e) => return (Last::Seccomp, e),
+            Err(e) => return (Last::Seccomp, 0, e),
             Ok(None) => {}
             Ok(Some(listener)) => {
                 if let Err(e) = hand_over(&listener, channel) {
-                    return (Last::Seccomp, e);
+                    return (Last::Seccomp, 0, e);
                 }
             }
         }
     }
-    (Last::Exec, execve(path, &p.argv, &p.envp))
+    for (index, hook) in p.start_hooks.iter().enumerate() {
+        if let Err(failure) = inside::run(hook, None, &p.envp) {
+            return (Last::StartHook, index as u16, Errno::from_raw_os_error(failure.encode()));
+        }
+    }
+    (Last::Exec, program, execve(path, &p.argv, &p.envp))
 }
 
 /// The filter is in force already: `write`, which it may not put before its listener, tells the
 /// parent where the listener's descriptor is; whatever follows is the listener's to answer.
 fn hand_over(listener: &OwnedFd, channel: BorrowedFd<'_>) -> Result<(), Errno> {
-    use std::os::fd::AsRawFd;
     rustix::io::write(channel, &Message::Listener(listener.as_raw_fd()).encode())?;
     let mut answer = [0_u8; crate::plan::MESSAGE_LENGTH];
     let length = rustix::io::read(channel, &mut answer)?;

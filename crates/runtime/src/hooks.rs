@@ -75,7 +75,12 @@ fn compile_one(
     };
     let args = hook.args().iter().flatten().map(String::as_str).collect::<Vec<_>>();
     let argv = if args.is_empty() { vec![path.clone()] } else { strings(args)? };
-    let env = hook.env().iter().flatten().map(String::as_str).collect::<Vec<_>>();
+    let envp = match hook.env() {
+        Some(env) => Some(StringVector::new(strings(env.iter().map(String::as_str).collect())?)),
+        // What the program will have; before that there is nothing to inherit.
+        None if kind == "startContainer" => None,
+        None => Some(StringVector::new(Vec::new())),
+    };
     let said = memory_file()?;
     let text = state.to_string();
     let open = text.trim_end_matches('}');
@@ -84,7 +89,7 @@ fn compile_one(
         index,
         path,
         argv: StringVector::new(argv),
-        envp: StringVector::new(strings(env)?),
+        envp,
         timeout: deadline.map(|d| d.as_millis() as u64),
         state: (format!("{open},\"pid\":").into_bytes(), b"}".to_vec()),
         said: Some(said),
@@ -142,7 +147,10 @@ fn run_one(kind: &str, index: usize, hook: &Hook, state: &[u8], bundle: Option<&
     if let Some((name, rest)) = hook.args().as_ref().and_then(|a| a.split_first()) {
         command.arg0(name).args(rest);
     }
-    command.env_clear();
+    // One that has no environment of its own has its caller's.
+    if hook.env().is_some() {
+        command.env_clear();
+    }
     for variable in hook.env().iter().flatten() {
         if let Some((name, value)) = variable.split_once('=') {
             command.env(name, value);
@@ -195,5 +203,9 @@ pub(crate) fn words(said: &impl std::os::fd::AsFd) -> String {
     let mut buffer = [0_u8; 4096];
     // What it said is an extra; what cannot be read is not worth another error.
     let length = rustix::io::pread(said, &mut buffer, 0).unwrap_or_default();
-    String::from_utf8_lossy(&buffer[..length]).trim().replace('\n', "; ")
+    one_line(&buffer[..length])
+}
+
+pub(crate) fn one_line(said: &[u8]) -> String {
+    String::from_utf8_lossy(said).trim().replace('\n', "; ")
 }

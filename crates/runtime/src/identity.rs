@@ -85,6 +85,17 @@ fn bits(set: Option<&Capabilities>) -> u64 {
     bits & known
 }
 
+/// Ambient capabilities that are asked for in vain: the kernel raises only what is permitted and inheritable.
+pub(crate) fn unraised(process: &Process) -> Vec<String> {
+    let sets = process.capabilities().as_ref();
+    let ambient = bits(sets.and_then(|s| s.ambient().as_ref()));
+    let permitted = bits(sets.and_then(|s| s.permitted().as_ref()));
+    let inheritable = bits(sets.and_then(|s| s.inheritable().as_ref()));
+    let lost = ambient & !(permitted & inheritable);
+    let names = CAPABILITIES.iter().enumerate().filter(|(number, _)| lost & 1 << number != 0);
+    names.map(|(_, capability)| format!("CAP_{capability}")).collect()
+}
+
 pub(crate) fn compile(
     process: &Process,
     filter: Option<seccomp::Program>,
@@ -117,10 +128,7 @@ pub(crate) fn compile(
     let ambient = bits(sets.and_then(|s| s.ambient().as_ref()));
     let known = (1_u64 << (last_capability() + 1)) - 1;
     let set = CapabilitySet::from_bits_retain;
-    let mut groups: Vec<Gid> =
-        user.additional_gids().iter().flatten().map(|&gid| gid_of(gid)).collect::<Result<_, _>>()?;
-    groups.sort_unstable_by_key(|g| g.as_raw());
-    groups.dedup();
+    let groups = user.additional_gids().iter().flatten().map(|&gid| gid_of(gid)).collect::<Result<_, _>>()?;
     Ok(ProcessPlan {
         program: program.clone(),
         candidates,
@@ -364,7 +372,14 @@ pub(crate) fn memory_policy(
     });
     let mode = flags.fold(mode, |all, flag| all | flag);
     let nodes = policy.nodes().as_deref().filter(|n| !n.is_empty());
-    let nodes = nodes.map(|n| bit_list(n, "memoryPolicy.nodes")).transpose()?.unwrap_or_default();
+    let nodes = nodes.map(|n| bit_list(n, "invalid memory policy nodes:")).transpose()?.unwrap_or_default();
+    let count: u32 = nodes.iter().map(|word| word.count_ones()).sum();
+    if count > 0 && matches!(policy.mode(), M::MpolDefault | M::MpolLocal) {
+        return Err(Error::invalid(format!(
+            "invalid memory policy: {:?} mode requires 0 nodes but got {count}",
+            policy.mode()
+        )));
+    }
     Ok(Some(crate::plan::MemoryPolicy { mode, nodes }))
 }
 

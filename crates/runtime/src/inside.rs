@@ -3,7 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use brigantine_sys::exec::execve;
+use brigantine_sys::exec::{StringVector, execve};
 use brigantine_sys::{fd as descriptors, spawn};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SeekFrom};
@@ -15,8 +15,12 @@ use crate::plan::{HookFailure, HookPlan};
 /// What a hook's process exits with if its program cannot be executed; the error number is added.
 const NOT_EXECUTED: i32 = 0;
 
-/// Runs one hook to its end, in `dir` if one is given.
-pub(crate) fn run(hook: &HookPlan, dir: Option<BorrowedFd<'_>>) -> Result<(), HookFailure> {
+/// Runs one hook to its end, in `dir` if one is given; `env` is for one that has no environment of its own.
+pub(crate) fn run(
+    hook: &HookPlan,
+    dir: Option<BorrowedFd<'_>>,
+    env: &StringVector,
+) -> Result<(), HookFailure> {
     let os = |e: Errno| HookFailure::Os(e.raw_os_error());
     // A memory file rather than a pipe: a hook need not read its state.
     let state = rustix::fs::memfd_create(c"state", MemfdFlags::CLOEXEC).map_err(os)?;
@@ -29,7 +33,7 @@ pub(crate) fn run(hook: &HookPlan, dir: Option<BorrowedFd<'_>>) -> Result<(), Ho
     // The error number of a failed exec comes back through memory that both share.
     let failed = rustix::fs::memfd_create(c"errno", MemfdFlags::CLOEXEC).map_err(os)?;
     let child = spawn::clone(0, None, || {
-        let errno = become_hook(hook, state.as_fd(), dir);
+        let errno = become_hook(hook, state.as_fd(), dir, env);
         match rustix::io::pwrite(&failed, &errno.raw_os_error().to_le_bytes(), 0) {
             Ok(_) | Err(_) => NOT_EXECUTED,
         }
@@ -62,7 +66,12 @@ pub(crate) fn run(hook: &HookPlan, dir: Option<BorrowedFd<'_>>) -> Result<(), Ho
 }
 
 /// The hook's process; returns only with what kept it from its program.
-fn become_hook(hook: &HookPlan, state: BorrowedFd<'_>, dir: Option<BorrowedFd<'_>>) -> Errno {
+fn become_hook(
+    hook: &HookPlan,
+    state: BorrowedFd<'_>,
+    dir: Option<BorrowedFd<'_>>,
+    env: &StringVector,
+) -> Errno {
     let attempt = || {
         if let Some(dir) = dir {
             rustix::process::fchdir(dir)?;
@@ -82,7 +91,7 @@ fn become_hook(hook: &HookPlan, state: BorrowedFd<'_>, dir: Option<BorrowedFd<'_
         Ok(())
     };
     match attempt() {
-        Ok(()) => execve(&hook.path, &hook.argv, &hook.envp),
+        Ok(()) => execve(&hook.path, &hook.argv, hook.envp.as_ref().unwrap_or(env)),
         Err(e) => e,
     }
 }

@@ -17,10 +17,11 @@ use crate::child;
 use crate::compile::{self, Compiled, within};
 use crate::describe::{self, Subject};
 use crate::error::{Error, Kind};
+use crate::finish::TOLD;
 use crate::listener::Listener;
-use crate::plan::{Gate, Last, MESSAGE_LENGTH, Message, Place, Plan, Step, Terminal};
+use crate::plan::{Gate, Last, MESSAGE_LENGTH, Message, Part, Place, Plan, Step, Terminal, Tree, TreeMount};
 use crate::spec::{LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process, Spec};
-use crate::{binary, hooks, identity, idmap, netdev, seccomp};
+use crate::{hooks, identity, idmap, mounts, netdev, seccomp};
 
 /// Where the container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,7 +189,8 @@ pub fn start_waiting(
     let mut plan = identity::compile(process, None, false)?;
     let hooks = spec.hooks().as_ref().and_then(|h| h.start_container().as_ref());
     plan.start_hooks = hooks::compile("startContainer", hooks, &serde_json::json!({}))?;
-    let subject = Subject::of_process(&plan);
+    let mut subject = Subject::of_process(&plan);
+    subject.filtered = spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
     let pidfd = open_process(pid)?;
     start_over(connection, &subject, (pid, pidfd.as_fd()), listener)
 }
@@ -219,14 +221,24 @@ fn start_over(
                     "the container's process ended before it handed its seccomp listener over",
                 ));
             }
-            // The exec closed the channel.
+            // The exec closed the channel; or the end of a process that its filter did not let speak.
+            (None, _) if subject.filtered && executed(pid) == Some(false) => {
+                return Err(Error::new(
+                    Kind::Os,
+                    format!(
+                        "exec {:?}: the process was ended before its program was executed: its seccomp filter \
+                         does not allow what is needed for that (execve at least)",
+                        subject.program
+                    ),
+                ));
+            }
             (None, _) => return Ok(()),
             (Some(Message::Failed(failure)), _) => {
-                // The process says what its program lacks, and ends.
-                let mut told = [0_u8; binary::LONGEST + 1];
-                let about_program = matches!(failure.place, Place::Last(Last::Exec, _));
+                // The process says what its program lacks or its hook said, and ends.
+                let mut told = [0_u8; TOLD];
+                let tells = matches!(failure.place, Place::Last(Last::Exec | Last::StartHook, _));
                 let length = match rustix::net::recv(channel, &mut told[..], RecvFlags::empty()) {
-                    Ok((length, _)) if about_program => length.min(told.len()),
+                    Ok((length, _)) if tells => length.min(told.len()),
                     _ => 0,
                 };
                 return Err(describe::failure_told(&[], subject, failure, &told[..length]));
@@ -243,6 +255,16 @@ fn start_over(
             (Some(_), _) => return Err(lost(rustix::io::Errno::PROTO)),
         }
     }
+}
+
+/// Whether the process has executed a program since it was cloned (`PF_FORKNOEXEC` in field 9 of proc_pid_stat(5));
+/// nobody knows of one that has been reaped.
+fn executed(pid: i32) -> Option<bool> {
+    const PF_FORKNOEXEC: u64 = 0x40;
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name is in parentheses and may hold anything.
+    let flags: u64 = text.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse().ok()?;
+    Some(flags & PF_FORKNOEXEC == 0)
 }
 
 /// Another process for a running container.
@@ -319,6 +341,24 @@ pub(crate) fn create_beside(
 
 /// The container's group, by either driver; what comes with a scope keeps it while it has no process.
 pub(crate) fn make_cgroup(
+    id: &str,
+    spec: &Spec,
+    systemd: bool,
+    rootless: bool,
+) -> Result<(Cgroup, Option<Placeholder>), Error> {
+    let (mut group, placeholder) = make_group(id, spec, systemd, rootless)?;
+    if let Some(wish) = spec.linux().as_ref().and_then(|l| l.intel_rdt().as_ref())
+        && let Err(error) = group.classify(id, wish)
+    {
+        drop(placeholder);
+        // The first failure is the one to tell.
+        drop(group.delete());
+        return Err(error);
+    }
+    Ok((group, placeholder))
+}
+
+fn make_group(
     id: &str,
     spec: &Spec,
     systemd: bool,
@@ -561,6 +601,10 @@ impl Setup<'_> {
             match receive(self.channel)? {
                 (Some(Message::Ready), _) => return Ok(()),
                 (Some(Message::Terminal), Some(fd)) => self.terminal = Some(fd),
+                (Some(Message::MapIds(step)), Some(tree)) => {
+                    self.map_ids(step, tree.as_fd())?;
+                    self.say(Message::Mapped)?;
+                }
                 (Some(Message::Mounted), _) => {
                     on_mounted()?;
                     self.say(Message::HooksDone)?;
@@ -580,6 +624,18 @@ impl Setup<'_> {
                 }
             }
         }
+    }
+
+    /// Maps the ids of a tree that the child has detached.
+    fn map_ids(&self, step: u16, tree: BorrowedFd<'_>) -> Result<(), Error> {
+        let asked = self.plan.steps.get(usize::from(step)).and_then(|step| match step {
+            Step::Attach(TreeMount { tree: Tree::Inside(inside), .. }) => Some((step, inside.ids.as_ref()?)),
+            _ => None,
+        });
+        let Some((step, (namespace, recursive))) = asked else {
+            return Err(Error::os("talking to the container's process", rustix::io::Errno::PROTO));
+        };
+        mounts::map_ids(tree, namespace.as_fd(), *recursive, &|| describe::step(step, Part::Whole))
     }
 
     /// If the child has already reported a failure of its own, that is the cause.

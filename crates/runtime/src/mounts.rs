@@ -12,7 +12,7 @@ use rustix::mount::OpenTreeFlags;
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::launch::Rootfs;
-use crate::plan::{FsMount, PathTree, Role, Step, Target, Tree, TreeMount};
+use crate::plan::{FsMount, InsideTree, PathTree, Role, Step, Target, Tree, TreeMount};
 use crate::spec::{LinuxIdMapping, Mount};
 use crate::{idmap, overlay};
 
@@ -252,8 +252,16 @@ pub(crate) struct Context<'a> {
     pub user: Option<UserMaps<'a>>,
     /// SELinux' context for new file systems.
     pub label: Option<&'a str>,
-    /// The container's root on the host: what lies below it may be mounted by earlier entries.
+    /// The container's root on the host, without links: what lies below it may be mounted by earlier entries.
     pub rootfs: Option<&'a Path>,
+}
+
+impl Context<'_> {
+    /// A path that begins with the root's own on the host, as one of the container; any other stays.
+    fn in_root(&self, path: &Path) -> PathBuf {
+        let inner = self.rootfs.and_then(|root| path.strip_prefix(root).ok());
+        inner.map_or_else(|| path.to_owned(), |inner| Path::new("/").join(inner))
+    }
 }
 
 /// Where the container's user namespace comes from.
@@ -312,7 +320,7 @@ pub(crate) fn compile(
     late: &mut Vec<Step>,
 ) -> Result<(), Error> {
     // Seen from the root, whatever it looks like.
-    let destination = &normal(entry.destination());
+    let destination = &context.in_root(&normal(entry.destination()));
     let words = entry.options().iter().flatten().map(String::as_str);
     let options = Options::parse(words)?;
     let typ = entry.typ().as_deref().unwrap_or_default();
@@ -346,17 +354,15 @@ pub(crate) fn compile(
             _ => source.clone(),
         };
         let what = || format!("mounting {:?} at {:?}", source.display(), destination.display());
-        let tree = tree(&source, &options, context).map_err(|e| Error::os(what(), e))?;
+        let mut tree = tree(&source, &options, context, &what)?;
         if own_maps || options.idmap.is_some() {
-            idmap(entry, &options, context, &tree, &what)?;
+            idmap(entry, &options, context, &mut tree, &what)?;
         }
         let directory = match &tree {
             Tree::Open(fd) => is_directory(fd)?,
-            Tree::Path(_) => std::fs::metadata(&source).map_or_else(
-                // Earlier mounts may bring it.
-                |e| if context.late { Err(Error::os(what(), e)) } else { Ok(true) },
-                |m| Ok(m.is_dir()),
-            )?,
+            Tree::Path(_) => std::fs::metadata(&source).map_err(|e| Error::os(what(), e))?.is_dir(),
+            // Earlier mounts may bring it: the child looks.
+            Tree::Inside(_) => true,
         };
         steps.push(Step::Attach(TreeMount {
             tree,
@@ -482,18 +488,27 @@ fn changes(options: &Options) -> Vec<(Change, bool)> {
 }
 
 /// A bind mount's tree, changed as its options say.
-fn tree(source: &Path, options: &Options, context: &Context<'_>) -> Result<Tree, rustix::io::Errno> {
+fn tree(
+    source: &Path,
+    options: &Options,
+    context: &Context<'_>,
+    what: &dyn Fn() -> String,
+) -> Result<Tree, Error> {
     let changes = changes(options);
-    if context.late || context.rootfs.is_some_and(|root| source.starts_with(root)) {
-        use std::os::unix::ffi::OsStrExt;
-        let Ok(path) = CString::new(source.as_os_str().as_bytes()) else {
-            return Err(rustix::io::Errno::INVAL);
-        };
-        return Ok(Tree::Path(Box::new(PathTree { path, recursive: options.recursive, changes })));
+    let recursive = options.recursive;
+    if context.rootfs.is_some_and(|root| source.starts_with(root)) {
+        let source = target(&context.in_root(source), false)?;
+        return Ok(Tree::Inside(Box::new(InsideTree { source, recursive, changes, ids: None })));
     }
-    let tree = open_tree(source, options.recursive)?;
+    if context.late {
+        use std::os::unix::ffi::OsStrExt;
+        let path = c_string(source.as_os_str().as_bytes(), "mount source")?;
+        return Ok(Tree::Path(Box::new(PathTree { path, recursive, changes })));
+    }
+    let failed = |e: rustix::io::Errno| Error::os(what(), e);
+    let tree = open_tree(source, recursive).map_err(failed)?;
     for (change, recursive) in changes {
-        mount::set_attributes(tree.as_fd(), recursive, change, None)?;
+        mount::set_attributes(tree.as_fd(), recursive, change, None).map_err(failed)?;
     }
     Ok(Tree::Open(tree))
 }
@@ -503,12 +518,12 @@ fn idmap(
     entry: &Mount,
     options: &Options,
     context: &Context<'_>,
-    tree: &Tree,
+    tree: &mut Tree,
     what: &dyn Fn() -> String,
 ) -> Result<(), Error> {
-    let Tree::Open(tree) = tree else {
+    if context.late {
         return Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what())));
-    };
+    }
     let list = |m: &Option<Vec<LinuxIdMapping>>| m.clone().unwrap_or_default();
     let (uid, gid) = (list(entry.uid_mappings()), list(entry.gid_mappings()));
     let namespace = match (uid.is_empty(), gid.is_empty(), context.user) {
@@ -524,14 +539,31 @@ fn idmap(
             return Err(Error::invalid(format!("{}: uidMappings and gidMappings go together", what())));
         }
     };
+    let recursive = options.idmap == Some(true);
+    match tree {
+        Tree::Inside(inside) => {
+            let kept = namespace.as_fd().try_clone_to_owned().map_err(|e| Error::os(what(), e))?;
+            inside.ids = Some((kept, recursive));
+            Ok(())
+        }
+        Tree::Open(tree) => map_ids(tree.as_fd(), namespace.as_fd(), recursive, what),
+        Tree::Path(_) => Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what()))),
+    }
+}
+
+/// Gives a tree that is nowhere yet the maps of a user namespace.
+pub(crate) fn map_ids(
+    tree: BorrowedFd<'_>,
+    namespace: BorrowedFd<'_>,
+    recursive: bool,
+    what: &dyn Fn() -> String,
+) -> Result<(), Error> {
     let change = Change { set: attr::IDMAP, ..Change::default() };
-    mount::set_attributes(tree.as_fd(), options.idmap == Some(true), change, Some(namespace.as_fd())).map_err(
-        |e| {
-            let hint =
-                if e == rustix::io::Errno::INVAL { " (this file system has no idmapped mounts)" } else { "" };
-            Error::os(format!("{}: mapping its ids{hint}", what()), e)
-        },
-    )
+    mount::set_attributes(tree, recursive, change, Some(namespace)).map_err(|e| {
+        let hint =
+            if e == rustix::io::Errno::INVAL { " (this file system has no idmapped mounts)" } else { "" };
+        Error::os(format!("{}: mapping its ids{hint}", what()), e)
+    })
 }
 
 /// The container's own groups at `destination`: on v1 a directory per hierarchy, on v2 the group.
@@ -544,7 +576,7 @@ fn cgroup(
     let Some(group) = context.cgroup else { return Ok(()) };
     let own = |dir: &Path, at: &Path| -> Result<Step, Error> {
         let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
-        let tree = tree(dir, options, context).map_err(|e| Error::os(what(), e))?;
+        let tree = tree(dir, options, context, &what)?;
         Ok(Step::Attach(TreeMount {
             tree,
             directory: true,
@@ -589,6 +621,26 @@ fn cgroup(
     Ok(())
 }
 
+/// Where the host's proc and sys file systems are, but those below `root`; what is above comes before what is below.
+pub(crate) fn exposed(root: &Path) -> Result<Vec<CString>, Error> {
+    let what = "reading /proc/self/mountinfo";
+    let table = std::fs::read_to_string("/proc/self/mountinfo").map_err(|e| Error::os(what, e))?;
+    proc_and_sys(&table, root).map(|point| c_string(point, "mount point")).collect()
+}
+
+fn proc_and_sys<'a>(table: &'a str, root: &'a Path) -> impl Iterator<Item = String> + 'a {
+    table.lines().filter_map(move |line| {
+        let (mount, kind) = line.split_once(" - ")?;
+        if !kind.starts_with("proc ") && !kind.starts_with("sysfs ") {
+            return None;
+        }
+        let point = mount.split(' ').nth(4)?;
+        let point =
+            point.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\");
+        (!Path::new(&point).starts_with(root)).then_some(point)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -603,6 +655,18 @@ mod tests {
         assert_eq!(o.clear, attr::ATIME);
         assert_eq!(o.propagation, [(propagation::PRIVATE, true)]);
         assert_eq!(o.parameters, [("size".to_owned(), Some("64k".to_owned()))]);
+    }
+
+    #[test]
+    fn the_hosts_proc_and_sys_are_found_wherever_they_are() {
+        let table = "\
+22 1 0:21 / / rw - ext4 /dev/root rw\n\
+23 22 0:22 / /proc rw - proc proc rw\n\
+24 22 0:23 / /srv/a\\040b/sys rw shared:1 - sysfs sysfs rw\n\
+25 22 0:24 / /c/root/proc rw - proc proc rw\n\
+26 22 0:24 / /procs rw - procs none rw\n";
+        let found: Vec<String> = proc_and_sys(table, Path::new("/c/root")).collect();
+        assert_eq!(found, ["/proc", "/srv/a b/sys"]);
     }
 
     #[test]

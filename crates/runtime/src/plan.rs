@@ -106,8 +106,9 @@ pub(crate) enum Step {
     PivotRoot {
         propagation: u64,
         readonly: bool,
-        /// Without pivot_root, which an initial ram disk does not have.
-        moved: bool,
+        /// Without pivot_root, which an initial ram disk does not have: the host's proc and sys file systems, which then
+        /// stay where they are and must be out of reach.
+        moved: Option<Vec<CString>>,
     },
     /// Open the devpts of the container just entered.
     FindTerminals,
@@ -149,7 +150,7 @@ pub(crate) struct FsMount {
     pub propagation: Vec<u64>,
     pub target: Target,
     pub role: Role,
-    /// Give the new root the mode of the directory it covers.
+    /// Give it the mode of the directory that it covers, if there is one.
     pub keep_mode: bool,
     /// Begin with a copy of what it covers.
     pub copy_up: bool,
@@ -164,6 +165,18 @@ pub(crate) enum Tree {
     Open(OwnedFd),
     /// To be detached by the child, which has privileges that its parent lacks.
     Path(Box<PathTree>),
+    /// A part of the container's own root, with what earlier steps have mounted there.
+    Inside(Box<InsideTree>),
+}
+
+#[derive(Debug)]
+pub(crate) struct InsideTree {
+    pub source: Target,
+    pub recursive: bool,
+    /// (what, recursively).
+    pub changes: Vec<(Change, bool)>,
+    /// The user namespace whose maps it gets, and whether recursively: the parent's to do, which has the privileges.
+    pub ids: Option<(OwnedFd, bool)>,
 }
 
 #[derive(Debug)]
@@ -183,7 +196,8 @@ pub(crate) struct HookPlan {
     pub index: usize,
     pub path: CString,
     pub argv: StringVector,
-    pub envp: StringVector,
+    /// `None`: the program's own.
+    pub envp: Option<StringVector>,
     /// Milliseconds.
     pub timeout: Option<u64>,
     /// The container's state, before and after the number of its process.
@@ -344,6 +358,7 @@ pub(crate) enum Part {
     NoFilesystem,
     /// The error number is what [`HookFailure`] encodes.
     Hook,
+    Source,
 }
 
 const PARTS: &[Part] = &[
@@ -361,6 +376,7 @@ const PARTS: &[Part] = &[
     Part::CopyUp,
     Part::NoFilesystem,
     Part::Hook,
+    Part::Source,
 ];
 
 /// Where in the plan.
@@ -424,6 +440,8 @@ pub(crate) enum Message {
     Start,
     /// The seccomp listener's descriptor in the child: take it, then say [`Message::HooksDone`].
     Listener(i32),
+    /// With the tree of this step ([`InsideTree::ids`]): map its ids, then say [`Message::Mapped`].
+    MapIds(u16),
 }
 
 pub(crate) const MESSAGE_LENGTH: usize = 8;
@@ -456,6 +474,10 @@ impl Message {
                 let f = fd.to_le_bytes();
                 [10, 0, 0, 0, f[0], f[1], f[2], f[3]]
             }
+            Self::MapIds(step) => {
+                let i = step.to_le_bytes();
+                [11, 0, i[0], i[1], 0, 0, 0, 0]
+            }
         }
     }
 
@@ -475,6 +497,7 @@ impl Message {
             8 => Self::HooksDone,
             9 => Self::Start,
             10 => Self::Listener(errno),
+            11 => Self::MapIds(index),
             _ => return None,
         })
     }
@@ -495,8 +518,14 @@ mod tests {
             let m = Message::Failed(Failure { place: Place::Last(*last, 7), errno: 2 });
             assert_eq!(Message::decode(&m.encode()), Some(m));
         }
-        for m in [Message::Terminal, Message::Mounted, Message::Ready, Message::Start, Message::Listener(517)]
-        {
+        for m in [
+            Message::Terminal,
+            Message::Mounted,
+            Message::Ready,
+            Message::Start,
+            Message::Listener(517),
+            Message::MapIds(258),
+        ] {
             assert_eq!(Message::decode(&m.encode()), Some(m));
         }
         for f in [HookFailure::Os(2), HookFailure::Exit(1), HookFailure::Signal(9), HookFailure::TimedOut] {

@@ -338,3 +338,39 @@ fn a_signal_reaches_a_container_with_a_terminal() {
     assert_eq!(fs::read_to_string(&out).unwrap(), "ready\ncaught\n");
     bundle.assert_nothing_left();
 }
+
+#[test]
+fn a_container_that_waits_holds_nothing_and_can_be_ended() {
+    let bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    let source = bundle.path("source");
+    fs::create_dir(&source).unwrap();
+    bundle.configure(|c| {
+        for number in 0..40 {
+            c["mounts"]
+                .as_array_mut()
+                .unwrap()
+                .push(json!({"destination": format!("/tmp/{number}"), "type": "bind",
+                "source": source, "options": ["bind"]}));
+        }
+        // What it was made of does not count.
+        c["process"]["rlimits"] = json!([{"type": "RLIMIT_NOFILE", "soft": 10, "hard": 10}]);
+    });
+    let words = format!(
+        "exec {} --root {1}/state create --bundle {1} {2} 9</etc/passwd >/dev/null 2>&1",
+        bundle.exe.display(),
+        bundle.dir(),
+        bundle.id
+    );
+    assert!(std::process::Command::new("sh").args(["-c", &words]).status().unwrap().success());
+    let pid = bundle.state()["pid"].to_string();
+    for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten() {
+        let (name, leads) = (fd.file_name(), fs::read_link(fd.path()).unwrap().display().to_string());
+        let standard = ["0", "1", "2"].iter().any(|n| name == *n);
+        assert!(standard || leads.starts_with("socket:"), "{} is {leads}", name.display());
+    }
+    // The first process of a PID namespace is spared signals that it has no handlers for.
+    bundle.good(&["kill", &bundle.id, "TERM"]);
+    eventually("it ends", || bundle.status() == "stopped");
+    bundle.good(&["delete", &bundle.id]);
+    bundle.assert_nothing_left();
+}

@@ -357,13 +357,13 @@ fn process_attributes_reach_the_program() {
     bundle.configure(|c| c["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "700"}));
     assert!(refusal(&bundle).contains("setting the memory policy: invalid argument"));
     bundle.configure(|c| c["linux"]["memoryPolicy"] = json!({"mode": "MPOL_BIND", "nodes": "x"}));
-    assert!(refusal(&bundle).contains("memoryPolicy.nodes \"x\""));
+    assert!(refusal(&bundle).contains("invalid memory policy nodes: \"x\""));
     bundle.configure(|c| {
         drop(c["linux"].as_object_mut().unwrap().remove("memoryPolicy"));
         c["linux"]["intelRdt"] = json!({"closID": "x"});
     });
     if !fs::exists("/sys/fs/resctrl/schemata").unwrap() {
-        assert!(refusal(&bundle).contains("Intel RDT"), "honest where there is none");
+        assert!(refusal(&bundle).contains("no resctrl file system is mounted"), "honest where there is none");
     }
 }
 
@@ -507,4 +507,164 @@ fn a_missing_mount_point_behind_a_link_to_nothing_is_made_inside() {
     });
     assert_eq!(run(&bundle), "text\ntext\n");
     assert!(bundle.root().join("real/deep").is_dir());
+}
+
+fn with_user_namespace(bundle: &Bundle) {
+    bundle.configure(|c| {
+        c["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user"}));
+        for maps in ["uidMappings", "gidMappings"] {
+            c["linux"][maps] = json!([{"containerID": 0, "hostID": 100_000, "size": 1000}]);
+        }
+    });
+    fs::set_permissions(bundle.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    Command::new("chown").args(["-hR", "100000:100000"]).arg(bundle.root()).status().unwrap();
+}
+
+#[test]
+fn sources_inside_the_root_are_taken_as_earlier_mounts_left_them() {
+    for (user, mapped) in [(false, false), (true, false), (false, true), (true, true)] {
+        let script = "cat /final/file; stat -c %u /final/file; grep -c ' /final ' /proc/self/mountinfo; cat /stolen/passwd || echo none";
+        let bundle = Bundle::new(&["/bin/sh", "-c", script]);
+        applet(&bundle, "stat");
+        let (root, outside) = (bundle.root().canonicalize().unwrap(), bundle.path("outside"));
+        fs::create_dir(&outside).unwrap();
+        fs::write(format!("{outside}/file"), "from outside\n").unwrap();
+        // A link of the image's leads to its own files, not to the host's.
+        symlink("/etc", root.join("link")).unwrap();
+        if user {
+            with_user_namespace(&bundle);
+        }
+        std::os::unix::fs::chown(format!("{outside}/file"), Some(5), Some(5)).unwrap();
+        bundle.configure(|c| {
+            let mounts = c["mounts"].as_array_mut().unwrap();
+            mounts.push(json!({"destination": "/first", "type": "bind", "source": outside, "options": ["rbind"]}));
+            let mut second = json!({"destination": root.join("final"), "type": "bind", "source": root.join("first"), "options": ["rbind"]});
+            if mapped {
+                second["options"] = json!(["rbind", "ridmap"]);
+                for maps in ["uidMappings", "gidMappings"] {
+                    second[maps] = json!([{"containerID": 5, "hostID": 100_007, "size": 1}]);
+                }
+            }
+            mounts.push(second);
+            mounts.push(json!({"destination": "/stolen", "type": "bind", "source": root.join("link"), "options": ["rbind"]}));
+        });
+        let id = match (user, mapped) {
+            (false, false) => 5,
+            (false, true) => 100_007,
+            (true, false) => 65_534,
+            (true, true) => 7,
+        };
+        let done = bundle.run(&["run", "--bundle", bundle.dir(), &bundle.id]);
+        assert_eq!(done.out, format!("from outside\n{id}\n1\nnone\n"), "{user} {mapped}: {}", done.err);
+        assert!(!root.join(&bundle.dir()[1..]).exists(), "the destination's whole path is made inside");
+        bundle.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_tmpfs_has_the_covered_directorys_mode_or_its_own_default() {
+    let bundle =
+        Bundle::new(&["/bin/sh", "-c", "stat -c %a /covered /new/one /given; grep -w tmpfs /proc/mounts"]);
+    applet(&bundle, "stat");
+    fs::create_dir(bundle.root().join("covered")).unwrap();
+    fs::set_permissions(bundle.root().join("covered"), fs::Permissions::from_mode(0o3710)).unwrap();
+    bundle.configure(|c| {
+        for (at, options) in
+            [("/covered", json!(["ro"])), ("/new/one", json!([])), ("/given", json!(["mode=1500"]))]
+        {
+            let mount = json!({"destination": at, "type": "tmpfs", "source": "tmpfs", "options": options});
+            c["mounts"].as_array_mut().unwrap().push(mount);
+        }
+    });
+    let out = run(&bundle);
+    assert!(out.starts_with("3710\n1777\n1500\n"), "{out}");
+    let line = |at: &str| out.lines().find(|l| l.contains(at)).unwrap().to_owned();
+    assert!(line(" /covered ").contains(" ro,") && line(" /covered ").contains("mode=3710"), "{out}");
+    assert!(!line(" /new/one ").contains("mode="), "{out}");
+}
+
+#[test]
+fn clocks_have_their_offsets_in_a_user_namespace_too() {
+    let bundle = Bundle::new(&["/bin/cat", "/proc/self/timens_offsets"]);
+    with_user_namespace(&bundle);
+    bundle.configure(|c| {
+        c["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "time"}));
+        c["linux"]["timeOffsets"] =
+            json!({"monotonic": {"secs": 7881, "nanosecs": 5}, "boottime": {"secs": 1337}});
+    });
+    let out = run(&bundle);
+    assert!(out.split_whitespace().eq(["monotonic", "7881", "5", "boottime", "1337", "0"]), "{out}");
+}
+
+#[test]
+fn a_user_namespace_is_joined_with_a_network_that_is_not_its() {
+    let (user, network) = (Holder::new(&["--user"]), Holder::new(&["--net"]));
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{map}", user.0.id()), "0 100000 1000").unwrap();
+    }
+    let bundle = Bundle::new(&["/bin/sh", "-c", "readlink /proc/self/ns/user; readlink /proc/self/ns/net"]);
+    with_user_namespace(&bundle);
+    bundle.configure(|c| {
+        drop(c["linux"].as_object_mut().unwrap().remove("uidMappings"));
+        drop(c["linux"].as_object_mut().unwrap().remove("gidMappings"));
+    });
+    namespaces(&bundle, |list| {
+        list.retain(|n| n["type"] != "network" && n["type"] != "user");
+        list.push(json!({"type": "user", "path": user.path("user")}));
+        list.push(json!({"type": "network", "path": network.path("net")}));
+    });
+    assert_eq!(run(&bundle), format!("{}\n{}\n", user.namespace("user"), network.namespace("net")));
+}
+
+#[test]
+fn without_pivot_root_no_bare_proc_can_be_mounted() {
+    let script = "unshare -mrpf sh -c 'mount -t proc none /proc && echo mounted'";
+    let bundle = Bundle::new(&["/bin/sh", "-c", script]);
+    applet(&bundle, "unshare");
+    applet(&bundle, "mount");
+    bundle.configure(|c| {
+        let caps = json!(["CAP_SETFCAP", "CAP_SYS_ADMIN", "CAP_SETUID", "CAP_SETGID"]);
+        c["process"]["capabilities"] = json!({"bounding": caps, "effective": caps, "permitted": caps});
+        c["linux"]["maskedPaths"] = json!(["/proc/kcore"]);
+        c["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
+    });
+    for flags in [&["run"][..], &["run", "--no-pivot"]] {
+        let words = [flags, &["--bundle", bundle.dir(), &bundle.id]].concat();
+        let done = bundle.run(&words);
+        assert!(done.code != 0 && !done.out.contains("mounted"), "{flags:?}: {done:?}");
+        assert!(
+            done.err.contains("ermission denied") || done.err.contains("not permitted"),
+            "{flags:?}: {done:?}"
+        );
+    }
+}
+
+#[test]
+fn a_process_that_its_filter_ends_before_the_exec_has_not_started() {
+    let killing = |names: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": names, "action": "SCMP_ACT_KILL_PROCESS"}]});
+    let bundle = Bundle::new(&["/bin/sleep", "1000"]);
+    // The exec itself; and a failed exec, whose message the filter holds back.
+    for (program, names) in
+        [("/bin/sleep", json!(["execve"])), ("/etc/text", json!(["sendto", "sendmsg", "write"]))]
+    {
+        fs::write(bundle.root().join("etc/text"), "no program").unwrap();
+        fs::set_permissions(bundle.root().join("etc/text"), fs::Permissions::from_mode(0o755)).unwrap();
+        bundle.configure(|c| {
+            c["process"]["args"] = json!([program]);
+            c["linux"]["seccomp"] = killing(names);
+        });
+        let says = refusal(&bundle);
+        assert!(says.contains("was ended before its program was executed"), "{says}");
+        bundle.good(&["create", "--bundle", bundle.dir(), &bundle.id]);
+        let says = bundle.bad(&["start", &bundle.id]);
+        assert!(says.contains("was ended before its program was executed"), "{says}");
+        bundle.good(&["delete", "--force", &bundle.id]);
+    }
+    // A program that its filter ends has started.
+    bundle.configure(|c| {
+        c["process"]["args"] = json!(["/bin/mkdir", "/made"]);
+        c["linux"]["seccomp"] = killing(json!(["mkdir", "mkdirat"]));
+    });
+    let done = bundle.run(&["run", "--bundle", bundle.dir(), &bundle.id]);
+    assert_eq!((done.code, done.err.as_str()), (128 + 31, ""));
 }

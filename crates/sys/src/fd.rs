@@ -23,6 +23,23 @@ pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
     check(result).map(drop)
 }
 
+/// Closes every descriptor from `first` up but those in `kept`, whoever in this process believes to own them. For a process
+/// that uses and drops none of them any more: a copy that will be another program or end. Usable after a clone.
+pub fn close_all_but(first: u32, kept: &mut [u32]) -> Result<(), Errno> {
+    // SAFETY: no memory is touched; that nobody uses or closes these descriptors any more is the caller's word.
+    let close =
+        |from: u32, to: u32| check(unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) }).map(drop);
+    kept.sort_unstable();
+    let mut from = first;
+    for &number in kept.iter().filter(|number| **number >= first) {
+        if number > from {
+            close(from, number - 1)?;
+        }
+        from = number + 1;
+    }
+    close(from, u32::MAX)
+}
+
 /// Clears close-on-exec on descriptor `number`, which the caller inherited. Usable after a clone.
 pub fn keep_on_exec(number: i32) -> Result<(), Errno> {
     // SAFETY: F_SETFD changes a flag of the descriptor if it is open and fails with EBADF otherwise.
@@ -47,4 +64,30 @@ pub fn adopt(number: i32) -> Result<OwnedFd, Errno> {
     check(libc::c_long::from(open))?;
     // SAFETY: the descriptor is open (just checked) and, by the caller's word, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spawn;
+    use rustix::process::{WaitId, WaitIdOptions, waitid};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn only_what_is_kept_stays_open() {
+        let files: Vec<OwnedFd> = (0..5).map(|_| std::fs::File::open("/dev/null").unwrap().into()).collect();
+        let first = files[0].as_raw_fd() as u32;
+        let child = spawn::clone(0, None, || {
+            let kept = [files[3].as_raw_fd() as u32, files[1].as_raw_fd() as u32];
+            if close_all_but(first, &mut kept.clone()).is_err() {
+                return 100;
+            }
+            // SAFETY: F_GETFD only reads flags.
+            let open = |fd: &OwnedFd| unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) } >= 0;
+            files.iter().enumerate().map(|(at, fd)| i32::from(open(fd)) << at).sum()
+        })
+        .unwrap();
+        let status = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
+        assert_eq!(status.exit_status(), Some(0b01010));
+    }
 }

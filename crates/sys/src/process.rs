@@ -34,6 +34,27 @@ pub fn reset_signals() {
     };
 }
 
+/// Lets a signal that ends processes end this one even if it is the first of its PID namespace, which the kernel spares:
+/// with 128 and the signal's number. Whatever is executed has the default actions again. Usable after a clone.
+pub fn end_by_signals() {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit is made for handlers of signals.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    for signal in [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGTERM,
+    ] {
+        // SAFETY: the handler calls nothing but _exit. Setting one fails for no signal of these.
+        unsafe { libc::signal(signal, end as *const () as libc::sighandler_t) };
+    }
+}
+
 /// Sets the ids by which the calling thread makes files (setfsuid(2), setfsgid(2)). Leaving 0 takes the thread's
 /// capabilities over files with it.
 pub fn set_file_ids(uid: u32, gid: u32) -> Result<(), Errno> {

@@ -16,10 +16,10 @@ use super::options::{COMMANDS, Command, Options, on, parse, signal, text, wrong}
 use super::record::{Dir, Record, Status, started, timestamp};
 use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
-use crate::hooks;
 use crate::launch::{Created, Launch, Rootfs, Stdio, create_beside, start_waiting};
 use crate::listener::Listener;
 use crate::spec::{Process, Spec};
+use crate::{hooks, identity, seccomp};
 
 /// A dead process is waited for this long.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -217,7 +217,20 @@ pub(super) fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
         return Err(Error::invalid(format!("{}: {size} bytes are too many", what())));
     }
     let bytes = fs::read(&file).map_err(|e| Error::os(what(), e))?;
-    lenient::spec(&bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())))
+    let spec = lenient::spec(&bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())))?;
+    let version = spec.version();
+    let numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
+    if numbers.clone().count() != 3 || !numbers.clone().all(|n| n.parse::<u32>().is_ok()) {
+        return Err(Error::invalid(format!(
+            "{}: ociVersion {version:?} is not a version like 1.2.0",
+            what()
+        )));
+    }
+    for name in spec.process().iter().flat_map(identity::unraised) {
+        let why = "it is not permitted and inheritable as well";
+        global.write(&format!("can't raise ambient capability {name}: {why}"), "warning");
+    }
+    Ok(spec)
 }
 
 /// The service manager's descriptors are the container's process's now.
@@ -256,6 +269,11 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error
         hand_on_listen_fds(&mut spec);
         notify::prepare(&dir.notify(), &mut spec)?;
         let mut launch = Launch::new(id, spec.clone(), Rootfs::Path(rootfs.clone()), stdio);
+        if let Some(filter) = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) {
+            launch.seccomp = seccomp::compile(filter)?;
+            let flags = launch.seccomp.as_ref().map_or(0, seccomp::Program::flags);
+            global.debug(&format!("seccomp filter flags: {flags}"));
+        }
         launch.bundle = Some(bundle.clone());
         launch.systemd_cgroup = global.systemd_cgroup;
         launch.rootless = global.is_rootless();
@@ -284,6 +302,11 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error
         })?;
         let record = record.ok_or_else(|| Error::invalid("the container has no record"))?;
         dir.publish()?;
+        global.debug(&format!(
+            "process {} waits to be started in {}",
+            created.pid(),
+            created.cgroup().path()
+        ));
         let mut master = created.take_terminal();
         if let Some(master) = master.as_ref().filter(|_| options.path("console-socket").is_none()) {
             terminal::plain_lines(master)?;
