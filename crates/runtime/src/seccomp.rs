@@ -721,8 +721,14 @@ mod tests {
         (names, 0..ACTIONS.len(), tests).prop_map(|(names, action, tests)| RuleText { names, action, tests })
     }
 
-    /// What the rules mean, said plainly: conditions come before what holds without any, each in the filter's order.
+    /// What the rules mean, said plainly: conditions come before what holds without any, each in the filter's order; a
+    /// filter that refuses what it does not mention does not know of calls newer than its newest.
     fn meaning(rules: &[RuleText], default: u32, name: &str, args: [u64; 6]) -> u32 {
+        let newest = rules.iter().flat_map(|r| &r.names).map(|n| number(NAMES[*n])).max();
+        let refuses = ![RET_ALLOW, RET_LOG, RET_USER_NOTIF].contains(&default);
+        if refuses && newest.is_some_and(|newest| number(name) > newest) {
+            return RET_ERRNO | libc::ENOSYS as u32;
+        }
         let of_name = || rules.iter().filter(|r| r.names.iter().any(|n| NAMES[*n] == name));
         let conditional = of_name().filter(|r| !r.tests.is_empty()).find(|rule| {
             let mut indices: Vec<_> = rule.tests.iter().map(|t| t.0).collect();
