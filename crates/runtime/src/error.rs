@@ -37,7 +37,7 @@ pub struct Error {
 impl Error {
     /// An error whose whole text is `message`.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), errno: None }
+        Self { kind, message: one_line(message.into()), errno: None }
     }
 
     /// The spec is wrong: `message` says where.
@@ -58,7 +58,7 @@ impl Error {
             Some(raw) => describe_errno(raw),
             None => cause.to_string(),
         };
-        Self { kind: Kind::Os, message: format!("{step}: {text}"), errno }
+        Self { kind: Kind::Os, message: one_line(format!("{step}: {text}")), errno }
     }
 
     #[must_use]
@@ -85,6 +85,22 @@ impl Display for Error {
 
 impl std::error::Error for Error {}
 
+/// What a spec says may be part of an error; its line ends and other control characters must not be those of a log.
+fn one_line(message: String) -> String {
+    if !message.contains(char::is_control) {
+        return message;
+    }
+    let mut line = String::with_capacity(message.len() + 8);
+    for letter in message.chars() {
+        if letter.is_control() {
+            line.extend(letter.escape_default());
+        } else {
+            line.push(letter);
+        }
+    }
+    line
+}
+
 /// The C library's words for an error number, in lower case and without the number, as runc and
 /// docker print them and their users match on.
 pub(crate) fn describe_errno(raw: i32) -> String {
@@ -100,6 +116,13 @@ pub(crate) fn describe_errno(raw: i32) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_one_line() {
+        let e = Error::invalid("unknown variant `\n\u{1b}[1mnetwork`, ü");
+        assert_eq!(e.to_string(), "unknown variant `\\n\\u{1b}[1mnetwork`, ü");
+        assert_eq!(Error::os("a\nb", rustix::io::Errno::PERM).to_string(), "a\\nb: operation not permitted");
+    }
 
     #[test]
     fn os_errors_read_like_runcs() {

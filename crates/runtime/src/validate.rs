@@ -124,7 +124,10 @@ mod tests {
                 let file = file.unwrap().path();
                 match validate(&std::fs::read(&file).unwrap()) {
                     Ok(spec) => assert_eq!(validate(&serde_json::to_vec(&spec).unwrap()).unwrap(), spec),
-                    Err(e) => assert!(dir == "found", "{}: {e}", file.display()),
+                    Err(e) => {
+                        assert!(dir == "found", "{}: {e}", file.display());
+                        assert!(!e.to_string().contains('\n'), "{}: {e}", file.display());
+                    }
                 }
             }
         }

@@ -43,7 +43,16 @@ pub fn run(rounds: usize) -> Result<()> {
         };
         let said = say::read(Command::new(&exe).arg("--version"))?;
         let version = said.split_whitespace().find(|w| w.starts_with(|c: char| c.is_ascii_digit()));
-        contenders.push(Contender { name: format!("{name} {}", version.unwrap_or("?")), exe });
+        let contender = Contender { name: format!("{name} {}", version.unwrap_or("?")), exe };
+        // A peer that was built without this machine's cgroups, say, is no reason to measure nobody.
+        let tried = run_command(&work, &contender, "bare", "tried").output()?;
+        if tried.status.success() {
+            contenders.push(contender);
+        } else {
+            let said = String::from_utf8_lossy(&tried.stderr);
+            let said = said.lines().find(|l| !l.is_empty()).unwrap_or_default();
+            say::note(&format!("{} runs no container here and is left out: {said}", contender.name));
+        }
     }
     let mut results = serde_json::Map::new();
     for bundle in ["bare", "docker"] {
