@@ -23,6 +23,7 @@ mod resolve;
 mod run;
 mod snapshot;
 mod solver;
+mod source;
 mod tree;
 mod users;
 mod write;
@@ -34,7 +35,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use brigantine_image::{Digest, Image, Reference, Store};
+use brigantine_image::{Digest, Image, Lease, Reference, Store};
 use brigantine_registry::{Client, Credentials, Progress};
 use brigantine_sys::SealedExe;
 use tokio::sync::mpsc;
@@ -48,11 +49,13 @@ pub use records::Snapshot;
 pub use run::{Joined, Network};
 
 use crate::caches::Caches;
+use crate::dockerfile::Warning;
 use crate::error::{Context as _, Result, invalid};
 use crate::graph::{NamedContext, VertexId};
 use crate::records::Records;
 use crate::run::Executor;
 use crate::solver::{Job, Solver, blocking};
+use crate::source::Source;
 use crate::tree::Tree;
 
 /// What a builder works with; fixed while it is open.
@@ -144,6 +147,34 @@ pub enum Event {
     Exporting,
 }
 
+/// What the build checks found.
+#[derive(Debug, Clone, serde::Serialize)]
+pub struct Checked {
+    pub warnings: Vec<Warning>,
+    /// The Dockerfile asks not to be built with them.
+    pub refused: bool,
+}
+
+/// A build that can begin.
+struct Prepared {
+    request: Request,
+    lease: Lease,
+    scratch: Scratch,
+    main: Option<Tree>,
+    plan: Arc<Plan>,
+    resolver: resolve::Images,
+}
+
+fn refused(warnings: &[Warning]) -> Error {
+    let mut rules: Vec<&str> = warnings.iter().map(|warning| warning.rule.name()).collect();
+    rules.sort_unstable();
+    rules.dedup();
+    invalid(format!(
+        "the Dockerfile's build checks ({}) are set to fail the build: see brig build --check",
+        rules.join(", ")
+    ))
+}
+
 /// A finished build.
 #[derive(Debug, Clone)]
 pub struct Built {
@@ -193,54 +224,35 @@ impl Builder {
 
     /// Builds. Dropping the future cancels the build: what only it was waiting for is ended and cleaned away.
     pub async fn build(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Built> {
-        let id = ids::new();
-        let scratch =
-            Scratch { dir: self.solver.tmp.join(&id), id: id.clone(), tmp: self.solver.tmp.clone() };
-        let solver = Arc::clone(&self.solver);
-        let Request {
-            context,
-            folders,
-            dockerfile,
-            dockerfile_text,
-            options,
-            pull,
-            tags,
-            secrets,
-            credentials,
-            registry,
-        } = request;
-        let lease = self.solver.store.lease().doing(|| "begin a build".to_owned())?;
-        let loaded = load(&solver, context, &scratch.dir, &dockerfile).await?;
-        let (main, text, name) = {
-            let hashes = Arc::clone(&solver.hashes);
-            blocking(move || frontend(loaded, &dockerfile, dockerfile_text, hashes)).await?
-        };
-        let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
-        let resolver = resolve::Images::new(
-            solver.store.clone(),
-            registry,
-            credentials,
-            pull,
-            lease.clone(),
-            events.clone(),
-        );
-        let plan = Arc::new(convert::convert(&file, &name, &text, &options, &resolver).await?);
+        let Prepared { request, lease, scratch, main, plan, resolver } = self.prepare(request, &events).await?;
+        if plan.refused {
+            return Err(refused(&plan.warnings));
+        }
         send(&events, Event::Planned(Arc::clone(&plan))).await;
+        let solver = Arc::clone(&self.solver);
         let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
         contexts.extend(main.map(|tree| (String::new(), Arc::new(tree))));
-        for (name, path) in folders {
+        for (name, path) in request.folders {
             let hashes = Arc::clone(&solver.hashes);
-            let tree = blocking(move || named_folder(&path, hashes)).await?;
+            let tree = blocking(move || source::named_folder(&path, hashes)).await?;
             contexts.insert(name, Arc::new(tree));
         }
-        let epoch = epoch(&options)?;
-        let namespace = match options.build_args.get("BUILDKIT_CACHE_MOUNT_NS") {
+        let epoch = epoch(&request.options)?;
+        let namespace = match request.options.build_args.get("BUILDKIT_CACHE_MOUNT_NS") {
             Some(Some(namespace)) => namespace.clone(),
             _ => String::new(),
         };
-        let graph = Arc::new(plan.graph.clone());
-        let job =
-            Job::new(solver, id, graph, contexts, secrets, lease.clone(), events.clone(), epoch, namespace);
+        let job = Job::new(
+            solver,
+            scratch.id.clone(),
+            Arc::new(plan.graph.clone()),
+            contexts,
+            request.secrets,
+            lease.clone(),
+            events.clone(),
+            epoch,
+            namespace,
+        );
         // However this ends, no work is kept alive by the job's own memory of it.
         let stop = Stop(Arc::clone(&job));
         let target = job.result(plan.target).await?;
@@ -251,7 +263,7 @@ impl Builder {
             }
         }
         send(&events, Event::Exporting).await;
-        let solver = Arc::clone(&self.solver);
+        let (solver, tags) = (Arc::clone(&self.solver), request.tags);
         let bases = resolver.layers();
         let export =
             blocking(move || export::image(&solver, &lease, &plan, &target, &layers, &bases, epoch, tags))
@@ -259,6 +271,37 @@ impl Builder {
         drop(stop);
         drop(scratch);
         export
+    }
+
+    /// What the build checks have to say of a Dockerfile; nothing is run. Base images are pulled if they must be, for
+    /// some checks need their configuration.
+    pub async fn check(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Checked> {
+        let prepared = self.prepare(request, &events).await?;
+        Ok(Checked { warnings: prepared.plan.warnings.clone(), refused: prepared.plan.refused })
+    }
+
+    /// Everything up to the plan.
+    async fn prepare(&self, mut request: Request, events: &mpsc::Sender<Event>) -> Result<Prepared> {
+        let id = ids::new();
+        let scratch =
+            Scratch { dir: self.solver.tmp.join(&id), id: id.clone(), tmp: self.solver.tmp.clone() };
+        let lease = self.solver.store.lease().doing(|| "begin a build".to_owned())?;
+        let context = std::mem::replace(&mut request.context, ContextSource::Nothing);
+        let dockerfile = std::mem::take(&mut request.dockerfile);
+        let given = request.dockerfile_text.take();
+        let Source { tree: main, ignore, text, name } =
+            source::source(&self.solver, context, &scratch.dir, dockerfile, given).await?;
+        let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
+        let resolver = resolve::Images::new(
+            self.solver.store.clone(),
+            request.registry.clone(),
+            std::mem::take(&mut request.credentials),
+            request.pull,
+            lease.clone(),
+            events.clone(),
+        );
+        let plan = convert::convert(&file, &name, &text, &request.options, &ignore, &resolver).await?;
+        Ok(Prepared { request, lease, scratch, main, plan: Arc::new(plan), resolver })
     }
 
     /// The diff ids of layers in the image store that the cache leads to: not to be collected.
@@ -329,138 +372,6 @@ impl Drop for Stop {
         self.0.stop();
         self.0.solver.mounts.forget();
     }
-}
-
-/// A context's folder with what is known of it.
-struct Loaded {
-    path: PathBuf,
-    hashes: HashMap<Vec<u8>, [u8; 32]>,
-    /// A remote Dockerfile rather than a context.
-    text: Option<String>,
-    ignored: bool,
-}
-
-async fn load(
-    solver: &Arc<Solver>,
-    source: ContextSource,
-    dir: &Path,
-    dockerfile: &str,
-) -> Result<Option<Loaded>> {
-    let make = |dir: &Path| {
-        fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
-    };
-    match source {
-        ContextSource::Nothing => Ok(None),
-        ContextSource::Folder(path) => {
-            Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: true }))
-        }
-        ContextSource::Archive(source) => {
-            make(dir)?;
-            let (target, dockerfile) = (dir.to_owned(), dockerfile.to_owned());
-            let unpacked = blocking(move || context::unpack(source, &target, &dockerfile)).await?;
-            tracing::debug!(bytes = unpacked.bytes, "unpacked a build context");
-            Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
-        }
-        ContextSource::Remote(url) => {
-            if let op @ graph::Op::Git { .. } = remote::source(&url) {
-                remote::checkout(&op, dir).await?;
-                let graph::Op::Git { subdir, .. } = &op else { return Err(invalid("not a git source")) };
-                let path = if subdir.is_empty() {
-                    dir.to_owned()
-                } else {
-                    let root =
-                        Tree::folder(tree::open_dir(dir)?, Ignore::default(), Arc::clone(&solver.hashes));
-                    dir.join(run::resolve_source(&root, subdir)?)
-                };
-                Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: false }))
-            } else {
-                make(dir)?;
-                let file = dir.with_extension("download");
-                remote::download(&url, None, &file).await?;
-                let (target, from) = (dir.to_owned(), file.clone());
-                let loaded = blocking(move || {
-                    let open = || fs::File::open(&from).doing(|| format!("open {}", from.display()));
-                    if compression::is_archive(open()?).doing(|| format!("read {}", from.display()))? {
-                        let unpacked = context::unpack(open()?, &target, "")?;
-                        return Ok(Loaded {
-                            path: target,
-                            hashes: unpacked.hashes,
-                            text: None,
-                            ignored: false,
-                        });
-                    }
-                    let mut text = String::new();
-                    open()?.take(dockerfile::MOST as u64 + 1).read_to_string(&mut text).map_err(|_bad| {
-                        invalid("the remote context is neither a tar archive nor a Dockerfile")
-                    })?;
-                    Ok(Loaded { path: target, hashes: HashMap::new(), text: Some(text), ignored: false })
-                })
-                .await;
-                fs::remove_file(&file).doing(|| format!("remove {}", file.display()))?;
-                loaded.map(Some)
-            }
-        }
-    }
-}
-
-/// The context's tree, the Dockerfile's text and its name. Blocks.
-fn frontend(
-    loaded: Option<Loaded>,
-    dockerfile: &str,
-    given: Option<String>,
-    hashes: Arc<hashes::Hashes>,
-) -> Result<(Option<Tree>, String, String)> {
-    let name = if dockerfile.is_empty() { "Dockerfile" } else { dockerfile };
-    let Some(loaded) = loaded else {
-        let text = given.ok_or_else(|| invalid("neither a build context nor a Dockerfile was sent"))?;
-        return Ok((None, text, name.to_owned()));
-    };
-    let open = || tree::open_dir(&loaded.path);
-    let whole = Tree::folder(open()?, Ignore::default(), Arc::clone(&hashes));
-    let (text, name) = match given.or(loaded.text) {
-        Some(text) => (text, name.to_owned()),
-        None => read_dockerfile(&whole, name)?,
-    };
-    if !loaded.ignored {
-        return Ok((Some(whole.with_known(loaded.hashes)), text, name));
-    }
-    let own = format!("{}.dockerignore", pattern::clean(&name));
-    let (rules, from) = match whole.read(&own)? {
-        Some(rules) => (Some(rules), own),
-        None => (whole.read(".dockerignore")?, ".dockerignore".to_owned()),
-    };
-    let ignore = match rules {
-        None => Ignore::default(),
-        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules))
-            .map_err(|error| invalid(format!("{from}: {error}")))?,
-    };
-    Ok((Some(Tree::folder(open()?, ignore, hashes).with_known(loaded.hashes)), text, name))
-}
-
-fn read_dockerfile(tree: &Tree, name: &str) -> Result<(String, String)> {
-    if name.split('/').any(|part| part == "..") && pattern::clean(name).is_empty() || name.starts_with("../")
-    {
-        return Err(invalid(format!("forbidden path outside the build context: {name}")));
-    }
-    let path = pattern::clean(name);
-    let lower = (path == "Dockerfile").then_some("dockerfile");
-    for candidate in std::iter::once(path.as_str()).chain(lower) {
-        if let Some(raw) = tree.read(candidate)? {
-            let text =
-                String::from_utf8(raw).map_err(|_bad| invalid(format!("{candidate} is not valid UTF-8")))?;
-            return Ok((text, candidate.to_owned()));
-        }
-    }
-    Err(invalid(format!("Cannot locate specified Dockerfile: {name}")))
-}
-
-fn named_folder(path: &Path, hashes: Arc<hashes::Hashes>) -> Result<Tree> {
-    let whole = Tree::folder(tree::open_dir(path)?, Ignore::default(), Arc::clone(&hashes));
-    let ignore = match whole.read(".dockerignore")? {
-        None => return Ok(whole),
-        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules)).map_err(invalid)?,
-    };
-    Ok(Tree::folder(tree::open_dir(path)?, ignore, hashes))
 }
 
 /// SOURCE_DATE_EPOCH, in seconds.

@@ -5,22 +5,21 @@ use std::future::Future;
 use std::pin::Pin;
 
 use brigantine_image::model::{Healthcheck as ImageHealthcheck, RootFs};
-use brigantine_image::{ImageConfig, Platform};
+use brigantine_image::{ImageConfig, Platform, Reference};
 
+use super::copy::Copy;
+use super::state::State;
+use super::text::{command_words, health_text, is_signal, ports, quoted};
 use super::vars::{self, Globals};
-use super::{Base, HistoryItem, Options, Plan, Resolver, Step, at, from_parts, reach, stage_by_name};
-use crate::dockerfile::instruction::Healthcheck;
-use crate::dockerfile::{
-    Command, Dockerfile, Fault, Flags, Form, Heredoc, Instruction, Mount, MountKind, Shell, Span, Warning,
-};
+use super::{Base, Options, Plan, Resolver, Step, at, from_parts, reach, stage_by_name};
+use crate::dockerfile::checks::suggestion;
+use crate::dockerfile::{Checks, Command, Dockerfile, Fault, Instruction, Rule, Shell, Span, Warning};
 use crate::error::Error;
-use crate::graph::{Action, Around, Graph, How, NamedContext, Op, Run, RunMount, Vertex, VertexId};
-use crate::pattern::clean;
+use crate::graph::{Action, Graph, How, NamedContext, Op, Vertex, VertexId};
+use crate::pattern::Ignore;
 
 /// The search path of images that set none.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What history says made a step.
-const COMMENT: &str = "buildkit.dockerfile.v0";
 
 /// A stage could not be converted.
 pub(super) enum StageError {
@@ -40,76 +39,23 @@ impl From<Error> for StageError {
     }
 }
 
-/// A stage as far as it has come.
-#[derive(Debug, Clone)]
-struct State {
-    root: VertexId,
-    config: ImageConfig,
-    env: Vec<(String, String)>,
-    /// Declared arguments with a value, in order.
-    args: Vec<(String, String)>,
-    history: Vec<HistoryItem>,
-    cmd_set: bool,
-    no_cache: bool,
-    label: String,
-    /// What the label's counter counts to.
-    total: usize,
-    done: usize,
-}
-
-impl State {
-    fn env_map(&self) -> BTreeMap<String, String> {
-        let mut map: BTreeMap<String, String> = self.args.iter().cloned().collect();
-        map.extend(self.env.iter().cloned());
-        map
-    }
-
-    fn shell(&self) -> Vec<String> {
-        self.config.config.shell.clone().unwrap_or_else(|| vec!["/bin/sh".to_owned(), "-c".to_owned()])
-    }
-
-    fn set_env(&mut self, name: &str, value: &str) {
-        match self.env.iter_mut().find(|(known, _)| known == name) {
-            Some((_, known)) => value.clone_into(known),
-            None => self.env.push((name.to_owned(), value.to_owned())),
-        }
-        self.config.config.env =
-            Some(self.env.iter().map(|(name, value)| format!("{name}={value}")).collect());
-    }
-
-    fn record(&mut self, created_by: String, vertex: Option<VertexId>) {
-        self.history.push(HistoryItem { created_by, vertex, comment: COMMENT.to_owned(), author: None });
-    }
-
-    /// `cwd` joined with a path that may be relative.
-    fn absolute(&self, path: &str) -> String {
-        let cwd = &self.config.config.working_dir;
-        let absolute = if path.starts_with('/') {
-            format!("/{}", clean(path))
-        } else {
-            format!("/{}", clean(&format!("{cwd}/{path}")))
-        };
-        if (path.ends_with('/') || path.ends_with("/.") || path == ".") && absolute != "/" {
-            format!("{absolute}/")
-        } else {
-            absolute
-        }
-    }
-}
-
 /// A Dockerfile on its way to a plan.
 pub(super) struct Conversion<'f> {
-    file: &'f Dockerfile,
-    options: &'f Options,
+    pub(super) file: &'f Dockerfile,
+    pub(super) options: &'f Options,
+    /// What the main context does not show.
+    pub(super) ignore: &'f Ignore,
     platform: Platform,
     pub globals: Globals,
+    /// The same without the request's build arguments.
+    defaults: Globals,
     target: usize,
-    graph: Graph,
+    pub(super) graph: Graph,
     stages: BTreeMap<usize, State>,
     contexts: BTreeMap<String, VertexId>,
     images: BTreeMap<(String, String), Base>,
     steps: Vec<Step>,
-    warnings: Vec<Warning>,
+    pub(super) warnings: Vec<Warning>,
     used_args: Vec<String>,
 }
 
@@ -117,8 +63,9 @@ impl<'f> Conversion<'f> {
     pub fn new(
         file: &'f Dockerfile,
         options: &'f Options,
+        ignore: &'f Ignore,
         platform: Platform,
-        globals: Globals,
+        [globals, defaults]: [Globals; 2],
         target: usize,
     ) -> Self {
         Self {
@@ -126,8 +73,10 @@ impl<'f> Conversion<'f> {
             warnings: file.warnings.clone(),
             file,
             options,
+            ignore,
             platform,
             globals,
+            defaults,
             target,
             graph: Graph::default(),
             stages: BTreeMap::new(),
@@ -164,7 +113,7 @@ impl<'f> Conversion<'f> {
         Ok(base)
     }
 
-    fn context(&mut self, name: &str, span: Span) -> VertexId {
+    pub(super) fn context(&mut self, name: &str, span: Span) -> VertexId {
         if let Some(id) = self.contexts.get(name) {
             return *id;
         }
@@ -183,7 +132,7 @@ impl<'f> Conversion<'f> {
     }
 
     /// What a name in `--from` or `from=` stands for.
-    async fn named(
+    pub(super) async fn named(
         &mut self,
         name: &str,
         stage: usize,
@@ -271,6 +220,8 @@ impl<'f> Conversion<'f> {
         let shell = Shell::new(self.file.directives.escape, &self.globals.values);
         let image = shell.word(image).map_err(at(span))?;
         let platform = platform.map(|text| shell.word(text)).transpose().map_err(at(span))?;
+        let unset = shell.unset();
+        self.check_from(number, &unset);
         if image.is_empty() {
             let (written, _) = from_parts(&stage.from.command);
             return Err(Fault::new(span, format!("base name ({written}) should not be blank")).into());
@@ -349,6 +300,7 @@ impl<'f> Conversion<'f> {
             let mut state = state.clone();
             state.no_cache = no_cache;
             state.cmd_set = false;
+            state.declared.clear();
             label.clone_into(&mut state.label);
             return Ok(state);
         }
@@ -357,8 +309,10 @@ impl<'f> Conversion<'f> {
             config: ImageConfig::default(),
             env: Vec::new(),
             args: Vec::new(),
+            declared: Vec::new(),
             history: Vec::new(),
             cmd_set: false,
+            workdir_set: false,
             no_cache,
             label: label.to_owned(),
             total: 0,
@@ -390,6 +344,17 @@ impl<'f> Conversion<'f> {
                     _ => image.to_owned(),
                 };
                 let base = self.image(&name, platform, resolver).await?;
+                let (os, architecture) = (&base.config.os, &base.config.architecture);
+                if !architecture.is_empty()
+                    && (os.as_str(), architecture.as_str())
+                        != (platform.os.as_str(), platform.architecture.as_str())
+                {
+                    self.warnings.push(Warning::new(
+                        Rule::InvalidBaseImagePlatform,
+                        span,
+                        format!("the image {name} is for {os}/{architecture}, not for {platform}"),
+                    ));
+                }
                 state.root = self.image_vertex(&name, &base, span);
                 state.config = base.config.clone();
             }
@@ -527,6 +492,15 @@ impl<'f> Conversion<'f> {
             Command::OnBuild(text) => state.config.config.on_build.get_or_insert_default().push(text.clone()),
             Command::Workdir(text) => {
                 let path = word(text)?;
+                if path.starts_with('/') {
+                    state.workdir_set = true;
+                } else if !state.workdir_set {
+                    self.warnings.push(Warning::new(
+                        Rule::WorkdirRelativePath,
+                        span,
+                        format!("the relative path {path:?} depends on the base image: no absolute WORKDIR comes before it"),
+                    ));
+                }
                 let path = state.absolute(&path);
                 let path = if path.len() > 1 { path.trim_end_matches('/').to_owned() } else { path };
                 state.config.config.working_dir.clone_from(&path);
@@ -545,7 +519,47 @@ impl<'f> Conversion<'f> {
                 self.copy(state, stage, instruction, &copy, resolver).await?;
             }
         }
+        self.check_variables(state, &shell.unset(), span);
         Ok(())
+    }
+
+    /// Remarks on variables that an instruction uses and nothing sets.
+    pub(super) fn check_variables(&mut self, state: &State, unset: &[String], span: Span) {
+        for name in unset.iter().filter(|name| !state.declared.contains(name)) {
+            // The shell's own parameters are no variables of the Dockerfile.
+            if !name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') {
+                continue;
+            }
+            let known = state.env.iter().chain(&state.args).map(|(name, _)| name.as_str());
+            let near = suggestion(name, known);
+            let message = format!("${name} is used, but neither ARG nor ENV sets it{near}");
+            self.warnings.push(Warning::new(Rule::UndefinedVar, span, message));
+        }
+    }
+
+    /// Remarks on the variables of a FROM.
+    fn check_from(&mut self, number: usize, unset: &[String]) {
+        let from = &self.file.stages[number].from;
+        let span = from.span;
+        for name in unset.iter().filter(|name| !self.globals.declared.contains(name)) {
+            let near = suggestion(name, self.globals.values.keys().map(String::as_str));
+            let message = format!("FROM uses ${name}, but no ARG before the first FROM declares it{near}");
+            self.warnings.push(Warning::new(Rule::UndefinedArgInFrom, span, message));
+        }
+        let (written, _) = from_parts(&from.command);
+        if !written.contains('$') {
+            return;
+        }
+        let by_default = Shell::new(self.file.directives.escape, &self.defaults.values).word(written);
+        let Ok(name) = by_default else { return };
+        let named = name == "scratch" || stage_by_name(self.file, &name, number).is_some();
+        if !named && name.parse::<Reference>().is_err() {
+            self.warnings.push(Warning::new(
+                Rule::InvalidDefaultArgInFrom,
+                span,
+                format!("without build arguments {written} is {name:?}, which is no image's name: give the ARG a default"),
+            ));
+        }
     }
 
     fn arg(
@@ -561,6 +575,7 @@ impl<'f> Conversion<'f> {
             let name = shell.word(name).map_err(at(span))?;
             let default = default.as_deref().map(|text| shell.word(text)).transpose().map_err(at(span))?;
             self.used_args.push(name.clone());
+            state.declared.push(name.clone());
             let value = match (self.options.build_args.get(&name), &default) {
                 (Some(Some(given)), _) => Some(given.clone()),
                 (_, Some(default)) => Some(default.clone()),
@@ -580,7 +595,7 @@ impl<'f> Conversion<'f> {
     }
 
     /// Puts an operation on top of the stage.
-    fn layer(&mut self, state: &mut State, op: Op, mut inputs: Vec<VertexId>, text: &str, span: Span) {
+    pub(super) fn layer(&mut self, state: &mut State, op: Op, mut inputs: Vec<VertexId>, text: &str, span: Span) {
         state.done += 1;
         let label = if state.label.is_empty() { String::new() } else { format!("{} ", state.label) };
         let name = format!("[{label}{}/{}] {text}", state.done, state.total);
@@ -588,265 +603,8 @@ impl<'f> Conversion<'f> {
         state.root = self.graph.add(Vertex { op, inputs, name, no_cache: state.no_cache, span });
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the parts of one instruction")]
-    async fn run(
-        &mut self,
-        state: &mut State,
-        stage: usize,
-        instruction: &Instruction,
-        form: &Form,
-        flags: &Flags,
-        heredocs: &[Heredoc],
-        resolver: &dyn Resolver,
-    ) -> Result<(), StageError> {
-        let span = instruction.span;
-        let variables = state.env_map();
-        let mut scripts = Vec::new();
-        let args = match form {
-            Form::Exec(words) => words.clone(),
-            Form::Shell(text) => {
-                let mut text = text.clone();
-                let mut words = state.shell();
-                match heredocs {
-                    [only] if is_only_heredoc(&text) => {
-                        if only.content.starts_with("#!") {
-                            scripts.push((only.name.clone(), only.content.clone()));
-                            words = vec![format!("/dev/pipes/{}", only.name)];
-                        } else {
-                            words.push(only.content.clone());
-                        }
-                    }
-                    heredocs => {
-                        for heredoc in heredocs {
-                            text.push('\n');
-                            text.push_str(&heredoc.content);
-                            text.push_str(&heredoc.name);
-                        }
-                        words.push(text);
-                    }
-                }
-                words
-            }
-        };
-        let mut inputs = Vec::new();
-        let mut mounts = Vec::new();
-        let mut agents = 0;
-        for text in &flags.mounts {
-            let shell = Shell::new(self.file.directives.escape, &variables);
-            let mount = Mount::parse(text, &|value| shell.word(value)).map_err(at(span))?;
-            let input = match &mount.from {
-                Some(from) => Some(self.named(from, stage, span, resolver).await?),
-                None if mount.kind == MountKind::Bind => Some(self.context("", span)),
-                None => None,
-            };
-            let input = input.map(|id| {
-                inputs.push(id);
-                inputs.len()
-            });
-            mounts.push(run_mount(state, &mount, input, &mut agents).map_err(at(span))?);
-        }
-        let insecure = match flags.security.as_deref() {
-            None | Some("sandbox") => false,
-            Some("insecure") if self.options.allow_insecure => true,
-            Some("insecure") => {
-                return Err(Fault::new(span, "--security=insecure is not allowed: the build must be started with --allow security.insecure").into());
-            }
-            Some(other) => return Err(Fault::new(span, format!("unsupported security mode: {other}")).into()),
-        };
-        let network = match flags.network.as_deref() {
-            None | Some("default") => {
-                if self.options.network.is_empty() {
-                    "default".to_owned()
-                } else {
-                    self.options.network.clone()
-                }
-            }
-            Some(mode @ ("none" | "host")) => mode.to_owned(),
-            Some(other) => return Err(Fault::new(span, format!("unsupported network mode: {other}")).into()),
-        };
-        if let Some(device) = flags.devices.first() {
-            return Err(Error::NotImplemented(format!(
-                "RUN --device={device} is not built: devices cannot be given to a build step"
-            ))
-            .into());
-        }
-        let env_names: Vec<&String> = state.env.iter().map(|(name, _)| name).collect();
-        let given: Vec<String> = state
-            .args
-            .iter()
-            .filter(|(name, _)| !env_names.contains(&name))
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        let mut env: Vec<String> = state.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        env.extend(given.iter().cloned());
-        let mut history = given.clone();
-        history.retain(|line| !vars::PROXIES.iter().any(|proxy| line.starts_with(&format!("{proxy}="))));
-        let prefix = if history.is_empty() {
-            String::new()
-        } else {
-            format!("|{} {} ", history.len(), history.join(" "))
-        };
-        let created_by = format!("RUN {prefix}{} # buildkit", args.join(" "));
-        let proxy = vars::proxies(self.options)
-            .into_iter()
-            .filter(|line| {
-                !state.args.iter().chain(&state.env).any(|(name, _)| line.starts_with(&format!("{name}=")))
-            })
-            .collect();
-        let hostname = match self.options.build_args.get("BUILDKIT_SANDBOX_HOSTNAME") {
-            Some(Some(name)) => name.clone(),
-            _ => "buildkitsandbox".to_owned(),
-        };
-        let op = Op::Run(Box::new(Run {
-            around: Around {
-                proxy,
-                hosts: self.options.hosts.clone(),
-                hostname,
-                shm_size: self.options.shm_size,
-                limits: self.options.limits.clone(),
-                shown: args.join(" "),
-            },
-            args,
-            env,
-            cwd: if state.config.config.working_dir.is_empty() {
-                "/".to_owned()
-            } else {
-                state.config.config.working_dir.clone()
-            },
-            user: state.config.config.user.clone(),
-            network,
-            insecure,
-            mounts,
-            scripts,
-        }));
-        self.layer(state, op, inputs, &instruction.original, span);
-        state.record(created_by, Some(state.root));
-        Ok(())
-    }
-
-    async fn copy(
-        &mut self,
-        state: &mut State,
-        stage: usize,
-        instruction: &Instruction,
-        copy: &Copy<'_>,
-        resolver: &dyn Resolver,
-    ) -> Result<(), StageError> {
-        let span = instruction.span;
-        let variables = state.env_map();
-        let escape = self.file.directives.escape;
-        let shell = Shell::new(escape, &variables);
-        let word = |text: &str| shell.word(text).map_err(at(span));
-        let flags = copy.flags;
-        let written = word(copy.destination)?;
-        let destination = state.absolute(&written);
-        let sources = copy.sources.iter().map(|source| word(source)).collect::<Result<Vec<_>, _>>()?;
-        let how = How {
-            owner: flags.chown.as_deref().map(word).transpose()?,
-            chmod: flags.chmod.as_deref().map(word).transpose()?,
-            parents: flags.parents,
-            exclude: flags.exclude.clone(),
-            unpack: false,
-            link: flags.link,
-        };
-        if let Some(chmod) = &how.chmod {
-            crate::write::Chmod::parse(chmod).map_err(|error| Fault::new(span, error.to_string()))?;
-        }
-        let many = sources.len() + copy.heredocs.len() > 1;
-        if many && !destination.ends_with('/') {
-            let keyword = if copy.add { "ADD" } else { "COPY" };
-            return Err(Fault::new(
-                span,
-                format!("When using {keyword} with more than one source file, the destination must be a directory and end with a /"),
-            )
-            .into());
-        }
-        let mut inputs = Vec::new();
-        let mut actions = Vec::new();
-        let (remote, local): (Vec<String>, Vec<String>) =
-            sources.iter().cloned().partition(|source| crate::remote::is_remote(source));
-        if !copy.add
-            && let Some(source) = remote.first()
-        {
-            return Err(Fault::new(
-                span,
-                format!("source can't be a URL for COPY: {source} (ADD takes URLs)"),
-            )
-            .into());
-        }
-        if flags.checksum.is_some() && (remote.len() != 1 || many) {
-            return Err(Fault::new(span, "checksum can only be specified for one HTTP or git source").into());
-        }
-        for source in remote {
-            let checksum = flags.checksum.as_deref().map(word).transpose()?;
-            let mut op = crate::remote::source(&source);
-            crate::remote::with_flags(&mut op, checksum, flags.keep_git_dir).map_err(at(span))?;
-            let git = matches!(op, Op::Git { .. });
-            let id = self.graph.add(Vertex {
-                op,
-                inputs: Vec::new(),
-                name: source.clone(),
-                no_cache: false,
-                span,
-            });
-            inputs.push(id);
-            let input = inputs.len();
-            let mut how = how.clone();
-            actions.push(if git {
-                Action::Copy {
-                    input,
-                    sources: vec!["/".to_owned()],
-                    destination: destination.clone(),
-                    many: false,
-                    how,
-                }
-            } else {
-                how.unpack = flags.unpack.unwrap_or(false);
-                Action::Download { input, destination: destination.clone(), how }
-            });
-        }
-        if !local.is_empty() {
-            let id = match &flags.from {
-                Some(from) => self.named(from, stage, span, resolver).await?,
-                None => self.context("", span),
-            };
-            inputs.push(id);
-            let mut how = how.clone();
-            how.unpack = copy.add && flags.unpack != Some(false);
-            actions.push(Action::Copy {
-                input: inputs.len(),
-                sources: local,
-                destination: destination.clone(),
-                many,
-                how,
-            });
-        }
-        for heredoc in copy.heredocs {
-            let data = if heredoc.expand {
-                Shell::new(escape, &variables).raw().word(&heredoc.content).map_err(at(span))?
-            } else {
-                heredoc.content.clone()
-            };
-            actions.push(Action::Text {
-                name: heredoc.name.clone(),
-                data,
-                destination: destination.clone(),
-                how: how.clone(),
-            });
-        }
-        let mut shown = vec![if copy.add { "ADD" } else { "COPY" }.to_owned()];
-        shown.extend(how.owner.iter().map(|owner| format!("--chown={owner}")));
-        shown.extend(how.chmod.iter().map(|mode| format!("--chmod={mode}")));
-        shown.extend(sources);
-        shown.extend(copy.heredocs.iter().map(|heredoc| format!("<<{}", heredoc.name)));
-        shown.push(written);
-        shown.push("# buildkit".to_owned());
-        self.layer(state, Op::Files(actions), inputs, &instruction.original, span);
-        state.record(shown.join(" "), Some(state.root));
-        Ok(())
-    }
-
-    pub fn finish(mut self) -> Result<Plan, Fault> {
+    pub fn finish(mut self, checks: &Checks) -> Result<Plan, Fault> {
+        let warnings = checks.select(self.file, std::mem::take(&mut self.warnings));
         let Some(mut state) = self.stages.remove(&self.target) else {
             return Err(Fault::new(Span::default(), "the target stage was not made"));
         };
@@ -858,19 +616,11 @@ impl<'f> Conversion<'f> {
             config: state.config,
             history: state.history,
             steps: self.steps,
-            warnings: self.warnings,
+            refused: checks.error && !warnings.is_empty(),
+            warnings,
             unconsumed: vars::unconsumed(self.options, &self.used_args),
         })
     }
-}
-
-/// The parts of a COPY or ADD.
-struct Copy<'i> {
-    add: bool,
-    sources: &'i [String],
-    destination: &'i str,
-    flags: &'i Flags,
-    heredocs: &'i [Heredoc],
 }
 
 fn makes_layer(command: &Command) -> bool {
@@ -889,147 +639,4 @@ fn trigger_instruction(text: &str, span: Span, escape: char) -> Result<Instructi
         instruction.ok_or_else(|| Fault::new(span, format!("ONBUILD trigger {text:?} is empty")))?;
     instruction.span = span;
     Ok(instruction)
-}
-
-/// `<<EOF` and nothing else.
-fn is_only_heredoc(text: &str) -> bool {
-    let text = text.trim();
-    text.trim_start_matches(|c: char| c.is_ascii_digit()).starts_with("<<")
-        && !text.contains(char::is_whitespace)
-}
-
-fn command_words(form: &Form, state: &State) -> Vec<String> {
-    match form {
-        Form::Exec(words) => words.clone(),
-        Form::Shell(text) if text.is_empty() => Vec::new(),
-        Form::Shell(text) => {
-            let mut words = state.shell();
-            words.push(text.clone());
-            words
-        }
-    }
-}
-
-/// `["a" "b"]`, as history has it.
-fn quoted(words: &[String]) -> String {
-    let words: Vec<String> =
-        words.iter().map(|word| serde_json::to_string(word).unwrap_or_default()).collect();
-    format!("[{}]", words.join(" "))
-}
-
-fn health_text(check: &Healthcheck) -> String {
-    let duration = |nanos: Option<i64>| go_duration(nanos.unwrap_or_default());
-    format!(
-        "&{{{} {:?} {:?} {:?} {:?} {}}}",
-        quoted(&check.test),
-        duration(check.interval),
-        duration(check.timeout),
-        duration(check.start_period),
-        duration(check.start_interval),
-        check.retries.map_or_else(|| "'\\x00'".to_owned(), |retries| format!("'\\x{retries:02x}'")),
-    )
-}
-
-/// `1m30s`.
-fn go_duration(nanos: i64) -> String {
-    if nanos == 0 {
-        return "0s".to_owned();
-    }
-    let seconds = nanos as f64 / 1e9;
-    if seconds < 1.0 {
-        return format!("{}ms", nanos as f64 / 1e6);
-    }
-    let (hours, minutes) = (nanos / 3_600_000_000_000, nanos / 60_000_000_000 % 60);
-    let rest = seconds - (nanos / 60_000_000_000 * 60) as f64;
-    match (hours, minutes) {
-        (0, 0) => format!("{rest}s"),
-        (0, minutes) => format!("{minutes}m{rest}s"),
-        (hours, minutes) => format!("{hours}h{minutes}m{rest}s"),
-    }
-}
-
-/// `80`, `80/udp`, `8000-8010/tcp`.
-fn ports(text: &str) -> Option<Vec<String>> {
-    let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    let protocol = protocol.to_ascii_lowercase();
-    if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {
-        return None;
-    }
-    let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let (first, last): (u16, u16) = (first.parse().ok()?, last.parse().ok()?);
-    (first <= last).then(|| (first..=last).map(|port| format!("{port}/{protocol}")).collect())
-}
-
-/// A signal by number or name, with or without SIG.
-fn is_signal(text: &str) -> bool {
-    const NAMES: &[&str] = &[
-        "ABRT", "ALRM", "BUS", "CHLD", "CLD", "CONT", "FPE", "HUP", "ILL", "INT", "IO", "IOT", "KILL",
-        "PIPE", "POLL", "PROF", "PWR", "QUIT", "SEGV", "STKFLT", "STOP", "SYS", "TERM", "TRAP", "TSTP",
-        "TTIN", "TTOU", "URG", "USR1", "USR2", "VTALRM", "WINCH", "XCPU", "XFSZ",
-    ];
-    if let Ok(number) = text.parse::<u32>() {
-        return (1..=64).contains(&number);
-    }
-    let upper = text.to_ascii_uppercase();
-    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
-    NAMES.contains(&name)
-        || name
-            .strip_prefix("RTMIN+")
-            .or_else(|| name.strip_prefix("RTMAX-"))
-            .is_some_and(|number| number.parse::<u32>().is_ok_and(|number| number <= 15))
-        || matches!(name, "RTMIN" | "RTMAX")
-}
-
-fn run_mount(
-    state: &State,
-    mount: &Mount,
-    input: Option<usize>,
-    agents: &mut usize,
-) -> Result<RunMount, String> {
-    let target = match (&mount.target, mount.kind) {
-        (Some(target), _) if !target.is_empty() => state.absolute(target),
-        (_, MountKind::Secret) if mount.env.is_some() => String::new(),
-        (_, MountKind::Secret) => {
-            let id = mount.id.as_deref().or(mount.source.as_deref()).unwrap_or_default();
-            if id.is_empty() {
-                return Err("a secret mount needs an id or a target".to_owned());
-            }
-            format!("/run/secrets/{}", crate::tree::last(id))
-        }
-        (_, MountKind::Ssh) => {
-            let target = format!("/run/buildkit/ssh_agent.{agents}");
-            *agents += 1;
-            target
-        }
-        _ => return Err(format!("mount type '{}' needs target=", mount.kind.as_str())),
-    };
-    let target = if target.len() > 1 { target.trim_end_matches('/').to_owned() } else { target };
-    if target == "/" {
-        return Err("invalid mount target \"/\"".to_owned());
-    }
-    let id = match mount.kind {
-        MountKind::Cache => mount.id.clone().unwrap_or_else(|| target.clone()),
-        MountKind::Secret => mount
-            .id
-            .clone()
-            .or_else(|| mount.source.clone())
-            .unwrap_or_else(|| crate::tree::last(&target).to_owned()),
-        MountKind::Ssh => mount.id.clone().unwrap_or_else(|| "default".to_owned()),
-        MountKind::Bind | MountKind::Tmpfs => String::new(),
-    };
-    Ok(RunMount {
-        kind: mount.kind,
-        input,
-        source: clean(mount.source.as_deref().unwrap_or_default()),
-        read_only: mount.read_only.unwrap_or(mount.kind == MountKind::Bind),
-        id,
-        sharing: mount.sharing.clone(),
-        size: mount.size,
-        mode: mount.mode,
-        uid: mount.uid.unwrap_or_default(),
-        gid: mount.gid.unwrap_or_default(),
-        required: mount.required,
-        env: mount.env.clone(),
-        target,
-    })
 }

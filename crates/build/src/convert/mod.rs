@@ -2,9 +2,16 @@
 //!
 //! Invariant: only stages that the target needs are looked at; an image that only others need is not even resolved.
 
+mod copy;
 mod dispatch;
 mod reach;
+mod run;
+mod state;
+mod text;
 mod vars;
+
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -12,9 +19,10 @@ use std::pin::Pin;
 
 use brigantine_image::{ImageConfig, Platform};
 
-use crate::dockerfile::{Command, Dockerfile, Fault, Span, Warning};
-use crate::error::{Error, Result};
+use crate::dockerfile::{Checks, Command, Dockerfile, Fault, Span, Warning};
+use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Limits, NamedContext, NamedContexts, VertexId};
+use crate::pattern::Ignore;
 
 /// What decides about a build beside its Dockerfile.
 #[derive(Debug, Clone, Default)]
@@ -85,7 +93,10 @@ pub struct Plan {
     /// The base image's layers come first.
     pub history: Vec<HistoryItem>,
     pub steps: Vec<Step>,
+    /// What the build checks have to say.
     pub warnings: Vec<Warning>,
+    /// The Dockerfile wants to be refused when there are warnings (`# check=error=true`).
+    pub refused: bool,
     /// Build arguments nobody asked for.
     pub unconsumed: Vec<String>,
 }
@@ -96,13 +107,16 @@ pub async fn convert(
     name: &str,
     text: &str,
     options: &Options,
+    ignore: &Ignore,
     resolver: &dyn Resolver,
 ) -> Result<Plan> {
     let fault = |fault: Fault| Error::fault(fault, name, text);
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
     let globals = vars::globals(file, options, &platform).map_err(fault)?;
+    let defaults = vars::globals(file, &Options::default(), &platform).unwrap_or_default();
+    let checks = checks(file, options)?;
     let target = reach::target(file, options.target.as_deref()).map_err(fault)?;
-    let mut conversion = dispatch::Conversion::new(file, options, platform, globals, target);
+    let mut conversion = dispatch::Conversion::new(file, options, ignore, platform, [globals, defaults], target);
     // ONBUILD triggers may bring in further stages: those are found when their base is known.
     let wanted = reach::reachable(file, &conversion.globals, options, target).map_err(fault)?;
     conversion.count_globals();
@@ -112,7 +126,14 @@ pub async fn convert(
             dispatch::StageError::Error(error) => error,
         })?;
     }
-    conversion.finish().map_err(fault)
+    conversion.finish(&checks).map_err(fault)
+}
+
+/// Which checks are told: by the request, else by the Dockerfile.
+fn checks(file: &Dockerfile, options: &Options) -> Result<Checks> {
+    let asked = options.build_args.get("BUILDKIT_DOCKERFILE_CHECK").and_then(Option::as_deref);
+    let text = asked.or(file.directives.check.as_deref()).unwrap_or_default();
+    Checks::parse(text).map_err(invalid)
 }
 
 /// Parses `--build-context name=value` as the frontend names its kinds.

@@ -320,7 +320,7 @@ fn check_flags(keyword: &str, flags: &[(String, Option<String>)], allowed: &[&st
 }
 
 /// The word of `known` that a misspelt one may have meant.
-fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     known
         .iter()
         .map(|known| (distance(word, known), *known))

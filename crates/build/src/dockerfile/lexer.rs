@@ -1,6 +1,6 @@
 //! Text to logical lines: directives, comments, continuation lines, heredocs.
 
-use super::{Fault, Span, Warning};
+use super::{Fault, Rule, Span, Warning};
 
 /// What the comments at the very top say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -169,11 +169,11 @@ fn join(raw: &[&str], mut at: usize, escape: char, warnings: &mut Vec<Warning>) 
                 continue;
             }
             if trimmed.is_empty() {
-                warnings.push(Warning {
-                    rule: "NoEmptyContinuation".to_owned(),
-                    message: "Empty continuation line".to_owned(),
-                    span: Span { first: number, last: number, column: 1 },
-                });
+                warnings.push(Warning::new(
+                    Rule::NoEmptyContinuation,
+                    Span { first: number, last: number, column: 1 },
+                    "an empty line inside an instruction: the next versions of the language may end it here",
+                ));
                 continue;
             }
         }

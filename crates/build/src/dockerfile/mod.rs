@@ -5,10 +5,12 @@
 
 use std::fmt::Write as _;
 
+pub mod checks;
 pub mod instruction;
 mod lexer;
 pub mod shell;
 
+pub use checks::{Checks, Rule, Warning};
 pub use instruction::{Command, Flags, Form, Instruction, Mount, MountKind, Stage, parse_line};
 pub use lexer::{Directives, Heredoc, Line};
 pub use shell::Shell;
@@ -65,15 +67,6 @@ pub struct Dockerfile {
     pub warnings: Vec<Warning>,
 }
 
-/// A remark of one of the build checks.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Warning {
-    /// The check's name, e.g. `StageNameCasing`.
-    pub rule: String,
-    pub message: String,
-    pub span: Span,
-}
-
 /// Parses a Dockerfile.
 pub fn parse(text: &str) -> Result<Dockerfile, Fault> {
     if text.len() > MOST {
@@ -115,6 +108,8 @@ pub fn parse(text: &str) -> Result<Dockerfile, Fault> {
             "dockerfile contains no stages to build",
         ));
     }
+    let remarks = checks::remarks(&file, text);
+    file.warnings.extend(remarks);
     Ok(file)
 }
 

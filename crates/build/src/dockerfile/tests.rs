@@ -26,7 +26,7 @@ fn lines_are_joined_and_comments_dropped() {
     };
     assert_eq!(text, "echo    two    three");
     assert_eq!(file.stages[0].instructions[0].span, Span { first: 5, last: 9, column: 3 });
-    assert_eq!(file.warnings[0].rule, "NoEmptyContinuation");
+    assert_eq!(file.warnings[0].rule, Rule::NoEmptyContinuation);
 }
 
 #[test]

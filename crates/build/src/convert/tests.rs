@@ -1,0 +1,193 @@
+use std::sync::Mutex;
+
+use super::*;
+use crate::dockerfile::{Rule, parse};
+use crate::graph::{Action, Op};
+
+/// Images that are there, whatever they are called; what was asked for is remembered.
+#[derive(Default)]
+struct Shelf {
+    architecture: String,
+    on_build: Vec<String>,
+    asked: Mutex<Vec<String>>,
+}
+
+impl Resolver for Shelf {
+    fn resolve<'a>(
+        &'a self,
+        name: &'a str,
+        _platform: &'a Platform,
+    ) -> Pin<Box<dyn Future<Output = Result<Base>> + Send + 'a>> {
+        Box::pin(async move {
+            self.asked.lock().unwrap().push(name.to_owned());
+            let host = Platform::host();
+            let mut config = ImageConfig { os: host.os, ..ImageConfig::default() };
+            config.architecture =
+                if self.architecture.is_empty() { host.architecture } else { self.architecture.clone() };
+            config.config.env = Some(vec!["BASE=b".to_owned()]);
+            config.config.on_build = Some(self.on_build.clone()).filter(|all| !all.is_empty());
+            Ok(Base { config, diff_ids: vec![format!("sha256:{}", "0".repeat(64))] })
+        })
+    }
+}
+
+fn run(text: &str, options: &Options, ignore: &str, shelf: &Shelf) -> Result<Plan> {
+    let file = parse(text).map_err(|fault| Error::fault(fault, "Dockerfile", text))?;
+    let ignore = Ignore::parse(ignore).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(convert(&file, "Dockerfile", text, options, &ignore, shelf))
+}
+
+fn plan(text: &str) -> Plan {
+    run(text, &Options::default(), "", &Shelf::default()).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+fn told(text: &str, ignore: &str, shelf: &Shelf) -> Vec<(Rule, usize)> {
+    let plan = run(text, &Options::default(), ignore, shelf).unwrap_or_else(|error| panic!("{text}: {error}"));
+    plan.warnings.iter().map(|warning| (warning.rule, warning.span.first)).collect()
+}
+
+/// One Dockerfile that breaks each rule, with the line that is blamed, and one beside it that does not.
+#[test]
+fn every_check_finds_what_it_is_for_and_nothing_else() {
+    use Rule::*;
+    let host = Platform::host().architecture;
+    let cases: &[(Rule, usize, &str, &str)] = &[
+        (ConsistentInstructionCasing, 2, "FROM a\nrun x\nRUN y", "from a\nrun x\nrun y"),
+        (ConsistentInstructionCasing, 2, "FROM a\nRun x\nRUN y", "FROM a\nRUN x"),
+        (CopyIgnoredFile, 2, "FROM a\nCOPY sub/secret.key /", "FROM a\nCOPY sub/open.txt sub/*.key /x/"),
+        (DuplicateStageName, 2, "FROM a AS x\nFROM b AS x", "FROM a AS x\nFROM b AS y"),
+        (ExposeInvalidFormat, 2, "FROM a\nEXPOSE 127.0.0.1:80:8080", "FROM a\nEXPOSE 80 8000-8010/udp"),
+        (ExposeProtoCasing, 2, "FROM a\nEXPOSE 80/TcP", "FROM a\nEXPOSE 80/tcp"),
+        (FromAsCasing, 1, "FROM a as x", "FROM a AS x"),
+        (
+            FromPlatformFlagConstDisallowed,
+            1,
+            &format!("FROM --platform=linux/{host} a AS x"),
+            &format!("FROM --platform=linux/{host} a AS x-{host}"),
+        ),
+        (InvalidDefaultArgInFrom, 2, "ARG TAG\nFROM a:${TAG}", "ARG TAG=1\nFROM a:${TAG}"),
+        (
+            InvalidDefinitionDescription,
+            4,
+            "# check=experimental=all\n\n# something else\nARG A=1\nFROM a",
+            "# check=experimental=all\n\n# A is described\nARG A=1\n# far off\n\nFROM a AS x",
+        ),
+        (JsonArgsRecommended, 2, "FROM a\nCMD x y", "FROM a\nSHELL [\"/b\"]\nCMD x"),
+        (JsonArgsRecommended, 2, "FROM a\nENTRYPOINT x", "FROM a\nENTRYPOINT [\"x\"]"),
+        (LegacyKeyValueFormat, 2, "FROM a\nENV x y", "FROM a\nENV x=y"),
+        (LegacyKeyValueFormat, 2, "FROM a\nLABEL x y", "FROM a\nLABEL x=y"),
+        (MaintainerDeprecated, 2, "FROM a\nMAINTAINER me", "FROM a\nLABEL maintainer=me"),
+        (MultipleInstructionsDisallowed, 2, "FROM a\nCMD [\"x\"]\nCMD [\"y\"]", "FROM a\nCMD [\"y\"]"),
+        (NoEmptyContinuation, 3, "FROM a\nRUN x \\\n\n  y", "FROM a\nRUN x \\\n  y"),
+        (RedundantTargetPlatform, 1, "FROM --platform=$TARGETPLATFORM a", "FROM --platform=$BUILDPLATFORM a"),
+        (ReservedStageName, 1, "FROM a AS context", "FROM a AS contexts"),
+        (SecretsUsedInArgOrEnv, 2, "FROM a\nENV DB_PASSWORD=x", "FROM a\nENV SSH_PUBLIC_KEY=x KEYBOARD=y"),
+        (SecretsUsedInArgOrEnv, 2, "FROM a\nARG TOKEN", "FROM a\nARG TOKENS"),
+        (StageNameCasing, 1, "FROM a AS Build", "FROM a AS build"),
+        (UndefinedArgInFrom, 2, "ARG VERSION=1\nFROM a:1$VERSON", "ARG VERSION=1\nFROM a:1$VERSION"),
+        (UndefinedVar, 3, "FROM a\nENV NAME=x\nLABEL a=$NAM", "FROM a\nARG D\nENV N=$BASE\nLABEL a=$N$D${X:-y}"),
+        (UndefinedVar, 2, "FROM a\nCOPY $src /", "FROM a\nRUN echo $anything \"$1\""),
+        (WorkdirRelativePath, 2, "FROM a\nWORKDIR x", "FROM a\nWORKDIR /x\nWORKDIR y"),
+    ];
+    let ignore = "sub/*.key\n";
+    for (rule, line, bad, good) in cases {
+        assert_eq!(told(bad, ignore, &Shelf::default()), [(*rule, *line)], "{bad}");
+        assert_eq!(told(good, ignore, &Shelf::default()), [], "{good}");
+    }
+    let other = Shelf { architecture: "s390x".to_owned(), ..Shelf::default() };
+    assert_eq!(told("FROM a", "", &other), [(InvalidBaseImagePlatform, 1)]);
+    for rule in Rule::ALL {
+        let tried = cases.iter().any(|(one, ..)| *one == rule) || rule == InvalidBaseImagePlatform;
+        assert!(tried, "no case for {rule}");
+        assert_eq!(serde_json::to_value(rule).unwrap(), rule.name());
+    }
+}
+
+#[test]
+fn checks_are_switched_by_directive_comment_and_argument() {
+    let bad = "FROM a\nMAINTAINER me\nCMD x";
+    let with = |head: &str| plan(&format!("{head}{bad}"));
+    let rules = |plan: &Plan| plan.warnings.iter().map(|warning| warning.rule.name()).collect::<Vec<_>>();
+    assert_eq!(rules(&with("")), ["MaintainerDeprecated", "JSONArgsRecommended"]);
+    assert!(!with("").refused);
+    let skipped = with("# check=skip=maintainerdeprecated;error=true\n");
+    assert_eq!((rules(&skipped), skipped.refused), (vec!["JSONArgsRecommended"], true));
+    let silent = with("# check=skip=all;error=true\n");
+    assert!(silent.warnings.is_empty() && !silent.refused);
+    let one = plan("FROM a\n# check=skip=MaintainerDeprecated\nMAINTAINER me\nMAINTAINER you");
+    assert_eq!(one.warnings.iter().map(|w| w.span.first).collect::<Vec<_>>(), [4]);
+    let mut options = Options::default();
+    options.build_args.insert("BUILDKIT_DOCKERFILE_CHECK".to_owned(), Some("skip=all".to_owned()));
+    let text = format!("# check=error=true\n{bad}");
+    assert!(run(&text, &options, "", &Shelf::default()).unwrap().warnings.is_empty());
+    for wrong in ["skip", "error=perhaps", "only=x"] {
+        let error = run(&format!("# check={wrong}\n{bad}"), &Options::default(), "", &Shelf::default());
+        assert!(error.unwrap_err().to_string().contains("invalid check option"), "{wrong}");
+    }
+}
+
+/// What each instruction leaves in history and configuration, as BuildKit's frontend writes it.
+#[test]
+fn history_has_the_frontends_words() {
+    for (text, words) in [
+        ("ENV A=1 B=\"x y\"", "ENV A=1 B=x y"),
+        ("LABEL a=b", "LABEL a=b"),
+        ("EXPOSE 80 53/udp", "EXPOSE [53/udp 80/tcp]"),
+        ("VOLUME /a /b", "VOLUME [/a /b]"),
+        ("USER 1:2", "USER 1:2"),
+        ("STOPSIGNAL SIGINT", "STOPSIGNAL SIGINT"),
+        ("SHELL [\"/b\", \"-c\"]", "SHELL [/b -c]"),
+        ("CMD [\"a\", \"b\"]", "CMD [\"a\" \"b\"]"),
+        ("CMD a b", "CMD [\"/bin/sh\" \"-c\" \"a b\"]"),
+        ("WORKDIR /w", "WORKDIR /w"),
+        ("RUN true", "RUN /bin/sh -c true # buildkit"),
+        ("RUN [\"true\"]", "RUN true # buildkit"),
+        ("COPY --chown=1:2 a b/ /d/", "COPY --chown=1:2 a b/ /d/ # buildkit"),
+        ("ARG X=1", "ARG X=1"),
+    ] {
+        let plan = plan(&format!("FROM a\n{text}"));
+        let last = plan.history.last().unwrap();
+        assert_eq!((last.created_by.as_str(), last.comment.as_str()), (words, "buildkit.dockerfile.v0"), "{text}");
+    }
+    let with_args = plan("FROM a\nARG X=1\nARG HTTP_PROXY=p\nRUN true");
+    assert_eq!(with_args.history.last().unwrap().created_by, "RUN |1 X=1 /bin/sh -c true # buildkit");
+}
+
+#[test]
+fn only_what_the_target_needs_is_resolved() {
+    let shelf = Shelf::default();
+    let text = "FROM one AS a\nFROM two AS b\nFROM a AS c\nCOPY --from=three /x /\nFROM b";
+    let options = Options { target: Some("c".to_owned()), ..Options::default() };
+    run(text, &options, "", &shelf).unwrap();
+    assert_eq!(*shelf.asked.lock().unwrap(), ["one", "three"]);
+    let missing = Options { target: Some("d".to_owned()), ..Options::default() };
+    let error = run(text, &missing, "", &shelf).unwrap_err().to_string();
+    assert!(error.contains("could not be found (stages: a, b, c)"), "{error}");
+    for (text, words) in [
+        ("FROM a AS x\nCOPY --from=x /a /b", "copies from itself"),
+        ("FROM a AS z\nCOPY --from=later /a /b\nFROM b AS later\nFROM z", "comes later"),
+        ("FROM a\nCOPY --from=7 /a /b", "no stage of that number"),
+        ("FROM a\nRUN --mount=type=bind,target=/ true", "invalid mount target"),
+        ("FROM a\nRUN --security=insecure true", "not allowed"),
+        ("FROM a\nADD --checksum=sha256:0 a b /c/", "one HTTP or git source"),
+        ("FROM a\nCOPY http://x/y /z", "can't be a URL"),
+        ("FROM a\nEXPOSE x", "invalid containerPort"),
+        ("FROM a\nSTOPSIGNAL SIGNONE", "invalid signal"),
+        ("FROM \"\"", "should not be blank"),
+    ] {
+        let error = run(text, &Options::default(), "", &Shelf::default()).unwrap_err().to_string();
+        assert!(error.contains(words) && error.starts_with("Dockerfile:"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn triggers_of_the_base_run_first_and_are_gone() {
+    let shelf = Shelf { on_build: vec!["COPY a /a".to_owned(), "ENV T=1".to_owned()], ..Shelf::default() };
+    let plan = run("FROM base\nENV U=$T", &Options::default(), "", &shelf).unwrap();
+    assert_eq!(plan.config.config.on_build, None);
+    assert!(plan.config.config.env.iter().flatten().any(|line| line == "U=1"));
+    let Op::Files(actions) = &plan.graph.get(plan.target).op else { panic!() };
+    assert!(matches!(&actions[..], [Action::Copy { sources, .. }] if sources == &["a"]));
+    assert_eq!(plan.steps[0].triggers, 2);
+}

@@ -1,0 +1,179 @@
+//! A build's sources: the main context and the Dockerfile, from wherever they come.
+//!
+//! Invariant: nothing of the client's is followed out of its folder; what is left out by the ignore file is seen by
+//! nobody but the frontend (the Dockerfile itself).
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::Read as _;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::ContextSource;
+use crate::error::{Context as _, Result, invalid};
+use crate::graph::Op;
+use crate::hashes::Hashes;
+use crate::pattern::Ignore;
+use crate::solver::{Solver, blocking};
+use crate::tree::Tree;
+
+/// What a build is made from.
+pub(crate) struct Source {
+    /// The main context, if one came.
+    pub tree: Option<Tree>,
+    /// What it does not show.
+    pub ignore: Ignore,
+    /// The Dockerfile.
+    pub text: String,
+    /// Its name, for faults.
+    pub name: String,
+}
+
+/// Brings the context to `dir`, or finds it where it is, and reads the Dockerfile.
+pub(crate) async fn source(
+    solver: &Arc<Solver>,
+    context: ContextSource,
+    dir: &Path,
+    dockerfile: String,
+    text: Option<String>,
+) -> Result<Source> {
+    let loaded = load(solver, context, dir, &dockerfile).await?;
+    let hashes = Arc::clone(&solver.hashes);
+    blocking(move || look(loaded, &dockerfile, text, hashes)).await
+}
+
+/// A context's folder with what is known of it.
+struct Loaded {
+    path: PathBuf,
+    hashes: HashMap<Vec<u8>, [u8; 32]>,
+    /// A remote Dockerfile rather than a context.
+    text: Option<String>,
+    ignored: bool,
+}
+
+async fn load(
+    solver: &Arc<Solver>,
+    source: ContextSource,
+    dir: &Path,
+    dockerfile: &str,
+) -> Result<Option<Loaded>> {
+    let make = |dir: &Path| {
+        fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
+    };
+    match source {
+        ContextSource::Nothing => Ok(None),
+        ContextSource::Folder(path) => {
+            Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: true }))
+        }
+        ContextSource::Archive(source) => {
+            make(dir)?;
+            let (target, dockerfile) = (dir.to_owned(), dockerfile.to_owned());
+            let unpacked = blocking(move || crate::context::unpack(source, &target, &dockerfile)).await?;
+            tracing::debug!(bytes = unpacked.bytes, "unpacked a build context");
+            Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
+        }
+        ContextSource::Remote(url) => {
+            if let op @ Op::Git { .. } = crate::remote::source(&url) {
+                crate::remote::checkout(&op, dir).await?;
+                let Op::Git { subdir, .. } = &op else { return Err(invalid("not a git source")) };
+                let path = if subdir.is_empty() {
+                    dir.to_owned()
+                } else {
+                    let root =
+                        Tree::folder(crate::tree::open_dir(dir)?, Ignore::default(), Arc::clone(&solver.hashes));
+                    dir.join(crate::run::resolve_source(&root, subdir)?)
+                };
+                Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: false }))
+            } else {
+                make(dir)?;
+                let file = dir.with_extension("download");
+                crate::remote::download(&url, None, &file).await?;
+                let (target, from) = (dir.to_owned(), file.clone());
+                let loaded = blocking(move || {
+                    let open = || fs::File::open(&from).doing(|| format!("open {}", from.display()));
+                    if crate::compression::is_archive(open()?).doing(|| format!("read {}", from.display()))? {
+                        let unpacked = crate::context::unpack(open()?, &target, "")?;
+                        return Ok(Loaded {
+                            path: target,
+                            hashes: unpacked.hashes,
+                            text: None,
+                            ignored: false,
+                        });
+                    }
+                    let mut text = String::new();
+                    open()?.take(crate::dockerfile::MOST as u64 + 1).read_to_string(&mut text).map_err(|_bad| {
+                        invalid("the remote context is neither a tar archive nor a Dockerfile")
+                    })?;
+                    Ok(Loaded { path: target, hashes: HashMap::new(), text: Some(text), ignored: false })
+                })
+                .await;
+                fs::remove_file(&file).doing(|| format!("remove {}", file.display()))?;
+                loaded.map(Some)
+            }
+        }
+    }
+}
+
+/// What was loaded, looked into. Blocks.
+fn look(
+    loaded: Option<Loaded>,
+    dockerfile: &str,
+    given: Option<String>,
+    hashes: Arc<Hashes>,
+) -> Result<Source> {
+    let name = if dockerfile.is_empty() { "Dockerfile" } else { dockerfile };
+    let Some(loaded) = loaded else {
+        let text = given.ok_or_else(|| invalid("neither a build context nor a Dockerfile was sent"))?;
+        return Ok(Source { tree: None, ignore: Ignore::default(), text, name: name.to_owned() });
+    };
+    let open = || crate::tree::open_dir(&loaded.path);
+    let whole = Tree::folder(open()?, Ignore::default(), Arc::clone(&hashes));
+    let (text, name) = match given.or(loaded.text) {
+        Some(text) => (text, name.to_owned()),
+        None => read_dockerfile(&whole, name)?,
+    };
+    if !loaded.ignored {
+        let tree = Some(whole.with_known(loaded.hashes));
+        return Ok(Source { tree, ignore: Ignore::default(), text, name });
+    }
+    let own = format!("{}.dockerignore", crate::pattern::clean(&name));
+    let (rules, from) = match whole.read(&own)? {
+        Some(rules) => (Some(rules), own),
+        None => (whole.read(".dockerignore")?, ".dockerignore".to_owned()),
+    };
+    let ignore = match rules {
+        None => Ignore::default(),
+        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules))
+            .map_err(|error| invalid(format!("{from}: {error}")))?,
+    };
+    let tree = Tree::folder(open()?, ignore.clone(), hashes).with_known(loaded.hashes);
+    Ok(Source { tree: Some(tree), ignore, text, name })
+}
+
+fn read_dockerfile(tree: &Tree, name: &str) -> Result<(String, String)> {
+    if name.split('/').any(|part| part == "..") && crate::pattern::clean(name).is_empty() || name.starts_with("../")
+    {
+        return Err(invalid(format!("forbidden path outside the build context: {name}")));
+    }
+    let path = crate::pattern::clean(name);
+    let lower = (path == "Dockerfile").then_some("dockerfile");
+    for candidate in std::iter::once(path.as_str()).chain(lower) {
+        if let Some(raw) = tree.read(candidate)? {
+            let text =
+                String::from_utf8(raw).map_err(|_bad| invalid(format!("{candidate} is not valid UTF-8")))?;
+            return Ok((text, candidate.to_owned()));
+        }
+    }
+    Err(invalid(format!("Cannot locate specified Dockerfile: {name}")))
+}
+
+/// A named context that is a folder of this machine, without what its own ignore file says. Blocks.
+pub(crate) fn named_folder(path: &Path, hashes: Arc<Hashes>) -> Result<Tree> {
+    let whole = Tree::folder(crate::tree::open_dir(path)?, Ignore::default(), Arc::clone(&hashes));
+    let ignore = match whole.read(".dockerignore")? {
+        None => return Ok(whole),
+        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules)).map_err(invalid)?,
+    };
+    Ok(Tree::folder(crate::tree::open_dir(path)?, ignore, hashes))
+}
