@@ -4,15 +4,17 @@
 //! arrival, and several mounts of one step are taken in one order, so that no two steps wait for each other.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use brigantine_image::{Algorithm, layer};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
 use crate::dockerfile::MountKind;
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, invalid};
 use crate::graph::{Run, RunMount};
 
 /// All cache mounts of the builder.
@@ -38,12 +40,14 @@ enum Turn {
 
 /// A cache mount as people see it.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
 pub struct CacheMount {
     pub id: String,
     /// Bytes on disk.
     pub size: u64,
     pub in_use: bool,
     /// Nanoseconds since the epoch.
+    #[serde(rename = "LastUsed")]
     pub used: i64,
 }
 
@@ -151,6 +155,48 @@ impl Caches {
         found
     }
 
+    /// Writes what is in a cache mount as an archive. It is not given to a build meanwhile. Blocks.
+    pub fn export(&self, namespace: &str, id: &str, output: impl Write) -> Result<()> {
+        let name = name(namespace, id);
+        let turn = self.turn(&name);
+        let _alone = turn.try_write().map_err(|_taken| in_use(id))?;
+        let data = self.dir.join(&name).join("data");
+        if !data.is_dir() {
+            return Err(Error::NotFound(format!("there is no cache mount {id:?}: see brig builder cache ls")));
+        }
+        layer::pack(&data, output)
+            .map(drop)
+            .map_err(|error| Error::Executor(format!("export the cache mount {id}: {error}")))
+    }
+
+    /// Puts what an archive holds in place of a cache mount's contents; the mount is made if there is none. What was
+    /// there stays until the archive was read to its end. Blocks.
+    pub fn import(&self, namespace: &str, id: &str, input: impl Read) -> Result<()> {
+        let what = || format!("import the cache mount {id}");
+        let name = name(namespace, id);
+        let turn = self.turn(&name);
+        let _alone = turn.try_write().map_err(|_taken| in_use(id))?;
+        let top = self.dir.join(&name);
+        let new = top.join("new");
+        crate::snapshot::remove_tree(&new);
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&top).doing(what)?;
+        std::fs::DirBuilder::new().mode(0o755).create(&new).doing(what)?;
+        if let Err(error) = layer::apply(input, &new, Algorithm::Sha256) {
+            crate::snapshot::remove_tree(&new);
+            return Err(invalid(format!("import the cache mount {id}: {error}")));
+        }
+        std::fs::write(top.join("id"), id).doing(what)?;
+        let (data, old) = (top.join("data"), top.join("old"));
+        crate::snapshot::remove_tree(&old);
+        match std::fs::rename(&data, &old) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).doing(what),
+            _ => {}
+        }
+        std::fs::rename(&new, &data).doing(what)?;
+        crate::snapshot::remove_tree(&old);
+        Ok(())
+    }
+
     /// Removes a cache mount that nobody uses; the bytes it gave back.
     pub fn remove(&self, name: &str) -> u64 {
         let turn = self.turn(name);
@@ -162,8 +208,43 @@ impl Caches {
     }
 }
 
+fn in_use(id: &str) -> Error {
+    Error::Busy(format!("the cache mount {id} is in use by a build: try again when it has ended"))
+}
+
 fn name(namespace: &str, id: &str) -> String {
     let mut hasher = Sha256::new();
     hasher.update(format!("{}:{namespace}{id}", namespace.len()));
     hex::encode(&hasher.finalize()[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn contents_move_by_archive_and_a_bad_archive_changes_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let caches = Caches::new(dir.path().join("caches"));
+        std::fs::create_dir(dir.path().join("caches")).unwrap();
+        let missing = caches.export("", "/c", std::io::sink()).unwrap_err();
+        assert!(matches!(missing, Error::NotFound(_)), "{missing}");
+        let data = caches.dir.join(name("", "/c")).join("data");
+        std::fs::create_dir_all(&data).unwrap();
+        std::fs::write(data.join("a"), "kept").unwrap();
+        let mut archive = Vec::new();
+        caches.export("", "/c", &mut archive).unwrap();
+        caches.import("other", "/d", &archive[..]).unwrap();
+        let copy = caches.dir.join(name("other", "/d")).join("data/a");
+        assert_eq!(std::fs::read_to_string(&copy).unwrap(), "kept");
+        assert!(caches.import("other", "/d", &archive[..700]).is_err());
+        assert!(caches.import("other", "/d", &b"no archive at all"[..]).is_err());
+        assert_eq!(std::fs::read_to_string(&copy).unwrap(), "kept");
+        let names: Vec<_> = std::fs::read_dir(copy.parent().unwrap().parent().unwrap()).unwrap().collect();
+        assert_eq!(names.len(), 2, "only the data and its id are left: {names:?}");
+        let turn = caches.turn(&name("", "/c"));
+        let _held = turn.try_read().unwrap();
+        assert!(matches!(caches.export("", "/c", std::io::sink()), Err(Error::Busy(_))));
+        assert!(matches!(caches.import("", "/c", &archive[..]), Err(Error::Busy(_))));
+    }
 }

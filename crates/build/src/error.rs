@@ -20,6 +20,9 @@ pub enum Error {
     /// Something that was named is not there.
     #[error("{0}")]
     NotFound(String),
+    /// A build uses it now.
+    #[error("{0}")]
+    Busy(String),
     /// Understood, but not built.
     #[error("{0}")]
     NotImplemented(String),

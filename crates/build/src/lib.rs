@@ -14,6 +14,7 @@ mod context;
 mod error;
 mod export;
 mod hashes;
+mod history;
 mod ids;
 mod pattern;
 mod prune;
@@ -43,15 +44,17 @@ use tokio::sync::mpsc;
 pub use caches::CacheMount;
 pub use convert::{Options, Plan, Step, named_context};
 pub use error::Error;
+pub use history::{BuildRecord, StepRecord};
 pub use pattern::Ignore;
 pub use prune::{Entry, Prune, Pruned};
 pub use records::Snapshot;
 pub use run::{Joined, Network};
 
 use crate::caches::Caches;
-use crate::dockerfile::Warning;
+use crate::dockerfile::{Fault, Rule, Warning};
 use crate::error::{Context as _, Result, invalid};
 use crate::graph::{NamedContext, VertexId};
+use crate::history::{Recording, Steps};
 use crate::records::Records;
 use crate::run::Executor;
 use crate::solver::{Job, Solver, blocking};
@@ -149,10 +152,23 @@ pub enum Event {
 
 /// What the build checks found.
 #[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
 pub struct Checked {
-    pub warnings: Vec<Warning>,
+    pub warnings: Vec<Remark>,
     /// The Dockerfile asks not to be built with them.
     pub refused: bool,
+}
+
+/// A warning with the place it is about.
+#[derive(Debug, Clone, serde::Serialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Remark {
+    pub rule: Rule,
+    pub message: String,
+    /// From 1.
+    pub line: usize,
+    /// The lines around it.
+    pub excerpt: String,
 }
 
 /// A build that can begin.
@@ -161,6 +177,9 @@ struct Prepared {
     lease: Lease,
     scratch: Scratch,
     main: Option<Tree>,
+    /// The Dockerfile and its name.
+    text: String,
+    name: String,
     plan: Arc<Plan>,
     resolver: resolve::Images,
 }
@@ -224,11 +243,25 @@ impl Builder {
 
     /// Builds. Dropping the future cancels the build: what only it was waiting for is ended and cleaned away.
     pub async fn build(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Built> {
-        let Prepared { request, lease, scratch, main, plan, resolver } = self.prepare(request, &events).await?;
+        let tags = request.tags.iter().map(Reference::familiar).collect();
+        let target = request.options.target.clone().unwrap_or_default();
+        let mut recording = Recording::new(Arc::clone(&self.solver), &ids::new(), tags, target);
+        let result = self.run(request, &events, recording.steps()).await;
+        recording.ended(&result);
+        result
+    }
+
+    async fn run(
+        &self,
+        request: Request,
+        events: &mpsc::Sender<Event>,
+        steps: Arc<Steps>,
+    ) -> Result<Built> {
+        let Prepared { request, lease, scratch, main, plan, resolver, .. } = self.prepare(request, events).await?;
         if plan.refused {
             return Err(refused(&plan.warnings));
         }
-        send(&events, Event::Planned(Arc::clone(&plan))).await;
+        send(events, Event::Planned(Arc::clone(&plan))).await;
         let solver = Arc::clone(&self.solver);
         let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
         contexts.extend(main.map(|tree| (String::new(), Arc::new(tree))));
@@ -252,6 +285,7 @@ impl Builder {
             events.clone(),
             epoch,
             namespace,
+            steps,
         );
         // However this ends, no work is kept alive by the job's own memory of it.
         let stop = Stop(Arc::clone(&job));
@@ -262,7 +296,7 @@ impl Builder {
                 layers.insert(vertex, job.result(vertex).await?);
             }
         }
-        send(&events, Event::Exporting).await;
+        send(events, Event::Exporting).await;
         let (solver, tags) = (Arc::clone(&self.solver), request.tags);
         let bases = resolver.layers();
         let export =
@@ -277,7 +311,16 @@ impl Builder {
     /// some checks need their configuration.
     pub async fn check(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Checked> {
         let prepared = self.prepare(request, &events).await?;
-        Ok(Checked { warnings: prepared.plan.warnings.clone(), refused: prepared.plan.refused })
+        let remark = |warning: &Warning| Remark {
+            rule: warning.rule,
+            message: warning.message.clone(),
+            line: warning.span.first,
+            excerpt: Fault::new(warning.span, &*warning.message).excerpt(&prepared.name, &prepared.text),
+        };
+        Ok(Checked {
+            warnings: prepared.plan.warnings.iter().map(remark).collect(),
+            refused: prepared.plan.refused,
+        })
     }
 
     /// Everything up to the plan.
@@ -301,7 +344,7 @@ impl Builder {
             events.clone(),
         );
         let plan = convert::convert(&file, &name, &text, &request.options, &ignore, &resolver).await?;
-        Ok(Prepared { request, lease, scratch, main, plan: Arc::new(plan), resolver })
+        Ok(Prepared { request, lease, scratch, main, text, name, plan: Arc::new(plan), resolver })
     }
 
     /// The diff ids of layers in the image store that the cache leads to: not to be collected.

@@ -2,11 +2,13 @@
 //!
 //! Invariant: what a build uses now is never taken; caps are of bytes on disk.
 
+use std::io::{Read, Write};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::Builder;
+use crate::caches::CacheMount;
 use crate::error::Result;
 use crate::records::now;
 use crate::snapshot::remove_tree;
@@ -85,6 +87,21 @@ impl Builder {
         }));
         entries.sort_by_key(|entry| entry.used);
         Ok(entries)
+    }
+
+    /// The cache mounts. Blocks.
+    pub fn cache_mounts(&self) -> Vec<CacheMount> {
+        self.solver().caches.list().into_iter().map(|(_, mount)| mount).collect()
+    }
+
+    /// Writes what is in a cache mount as an archive. Blocks.
+    pub fn export_cache(&self, namespace: &str, id: &str, output: impl Write) -> Result<()> {
+        self.solver().caches.export(namespace, id, output)
+    }
+
+    /// Puts what an archive holds in place of a cache mount's contents. Blocks.
+    pub fn import_cache(&self, namespace: &str, id: &str, input: impl Read) -> Result<()> {
+        self.solver().caches.import(namespace, id, input)
     }
 
     /// Gives back what is asked for. Blocks.

@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension as _, params};
 
-use crate::error::{Context, Result};
+use crate::error::{Context, Error, Result};
+use crate::history::{self, BuildRecord};
 
 /// Ordered changes of the schema; the number of those applied is the file's `user_version`.
 const MIGRATIONS: &[&str] = &["CREATE TABLE snapshots (
@@ -32,6 +33,11 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE snapshots (
      CREATE TABLE parts (
         step TEXT PRIMARY KEY,
         parts TEXT NOT NULL
+     ) STRICT;",
+     "CREATE TABLE builds (
+        id TEXT PRIMARY KEY,
+        started INTEGER NOT NULL,
+        record TEXT NOT NULL
      ) STRICT;"];
 
 /// A snapshot on record.
@@ -208,6 +214,41 @@ impl Records {
             .execute("UPDATE snapshots SET unsettled = NULL WHERE created <= ?1", [until])
             .map(drop)
             .doing(|| "note that the cache is on disk".to_owned())
+    }
+
+    /// Notes a build that has ended; the oldest ones are forgotten.
+    pub fn add_build(&self, build: &BuildRecord) -> Result<()> {
+        let what = || "note a build".to_owned();
+        let text = serde_json::to_string(build).map_err(|error| Error::Executor(format!("note a build: {error}")))?;
+        let connection = self.lock();
+        connection
+            .execute(
+                "INSERT OR REPLACE INTO builds (id, started, record) VALUES (?1, ?2, ?3)",
+                params![build.id, build.started, text],
+            )
+            .doing(what)?;
+        connection
+            .execute(
+                "DELETE FROM builds WHERE id NOT IN (SELECT id FROM builds ORDER BY started DESC LIMIT ?1)",
+                [i64::try_from(history::MOST).unwrap_or(i64::MAX)],
+            )
+            .map(drop)
+            .doing(what)
+    }
+
+    /// The builds on record, the latest first.
+    pub fn builds(&self) -> Result<Vec<BuildRecord>> {
+        let what = || "list the builds".to_owned();
+        let connection = self.lock();
+        let mut statement =
+            connection.prepare_cached("SELECT record FROM builds ORDER BY started DESC").doing(what)?;
+        let texts: Vec<String> = statement
+            .query_map([], |row| row.get(0))
+            .doing(what)?
+            .collect::<rusqlite::Result<_>>()
+            .doing(what)?;
+        // A record of another version that cannot be read is nobody's loss.
+        Ok(texts.iter().filter_map(|text| serde_json::from_str(text).ok()).collect())
     }
 
     /// What a step's key was made of the last time it ran, by the step's name.

@@ -6,29 +6,32 @@
 //!
 //! Invariant: a result is recorded only when its step has succeeded; whatever is missing on disk is a miss.
 
+mod explain;
+mod files;
+mod run;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use brigantine_image::{Digest, Lease, Lower, Replica, Storage, Store};
+use brigantine_image::{Digest, Lease, Store};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared, try_join_all};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 
 use crate::caches::Caches;
-use crate::dockerfile::MountKind;
 use crate::error::{Context as _, Error, Result, invalid};
-use crate::graph::{Action, Graph, How, Op, Run, Vertex, VertexId};
+use crate::graph::{Graph, Op, Vertex, VertexId};
 use crate::hashes::Hashes;
+use crate::history::Steps;
 use crate::pattern::Ignore;
 use crate::records::{self, Records, Snapshot};
 use crate::remote::Downloaded;
-use crate::run::{Executor, Ready, Task, resolve_source};
+use crate::run::{Executor, resolve_source};
 use crate::snapshot::{Fresh, Layer, Mounts, Snap, disk_usage, hold};
 use crate::tree::Tree;
-use crate::write::{Chmod, CopyOptions, Writer};
-use crate::{Event, users};
+use crate::Event;
 
 /// The result of a vertex.
 #[derive(Debug)]
@@ -123,6 +126,8 @@ pub(crate) struct Job {
     pub epoch: Option<i64>,
     /// Separates cache mounts of one origin from those of others.
     pub cache_namespace: String,
+    /// What happens, for the record.
+    steps: Arc<Steps>,
     results: Mutex<HashMap<VertexId, Shared<Work>>>,
 }
 
@@ -333,6 +338,7 @@ impl Job {
         events: mpsc::Sender<Event>,
         epoch: Option<i64>,
         cache_namespace: String,
+        steps: Arc<Steps>,
     ) -> Arc<Self> {
         Arc::new(Self {
             solver,
@@ -344,6 +350,7 @@ impl Job {
             events,
             epoch,
             cache_namespace,
+            steps,
             results: Mutex::default(),
         })
     }
@@ -382,6 +389,7 @@ impl Job {
     }
 
     async fn send(&self, event: Event) {
+        self.steps.note(&self.graph, &event);
         if self.events.send(event).await.is_err() {
             tracing::trace!("a build's event had no reader");
         }
@@ -490,7 +498,8 @@ impl Job {
                 }
             }
         }
-        self.explain(id, vertex, &keys).await?;
+        let why = self.why(vertex, &keys)?;
+        self.send(Event::Missed { vertex: id, why }).await;
         let last = keys.all.last().cloned().unwrap_or_default();
         // A build that wants everything made anew shares with nobody.
         let flight = if vertex.no_cache { format!("{last}/{}/{}", self.id, id.0) } else { last };
@@ -516,275 +525,11 @@ impl Job {
         Ok(output)
     }
 
-    /// Says why a step runs again, by what its keys were made of the last time, and remembers what they are made of now.
-    async fn explain(&self, id: VertexId, vertex: &Vertex, keys: &Keys) -> Result<()> {
-        let step = digest_of(&[&self.cache_namespace, &vertex.name]);
-        let before: Option<BTreeMap<String, String>> =
-            self.solver.records.parts(&step)?.and_then(|text| serde_json::from_str(&text).ok());
-        let why = match before {
-            _ if vertex.no_cache => "the cache was not to be used".to_owned(),
-            None => "this step was not run here before".to_owned(),
-            Some(before) => {
-                let names = keys.parts.keys().chain(before.keys());
-                let mut changed: Vec<&str> = names
-                    .filter(|name| keys.parts.get(*name) != before.get(*name))
-                    .map(|name| match name.as_str() {
-                        "operation" => "the instruction or its variables",
-                        "below" => "the step below it",
-                        "content" => "the copied files",
-                        mount => mount,
-                    })
-                    .collect();
-                changed.dedup();
-                if changed.is_empty() {
-                    "its result is not in the cache any more".to_owned()
-                } else {
-                    format!("changed: {}", changed.join(", "))
-                }
-            }
-        };
-        self.send(Event::Missed { vertex: id, why }).await;
-        let text = serde_json::to_string(&keys.parts).unwrap_or_default();
-        self.solver.records.set_parts(&step, &text)
-    }
-
-    async fn files(
-        self: &Arc<Self>,
-        id: VertexId,
-        vertex: &Vertex,
-        actions: &[Action],
-        inputs: &[Arc<Output>],
-    ) -> Result<Arc<Output>> {
-        let linked =
-            !actions.is_empty() && actions.iter().all(|action| how(action).is_some_and(|how| how.link));
-        let text = definition(&vertex.op)?;
-        let epoch = format!("{:?}", self.epoch);
-        let dest = if linked { "scratch" } else { inputs[0].key.as_str() };
-        let job = Arc::clone(self);
-        let (own_inputs, own_actions) = (inputs.to_vec(), actions.to_vec());
-        // What is taken from each source, by content.
-        let contents = blocking(move || {
-            own_actions
-                .iter()
-                .map(|action| job.action_content(action, &own_inputs))
-                .collect::<Result<Vec<_>>>()
-        });
-        let sources: Vec<&str> = inputs.iter().skip(1).map(|input| input.key.as_str()).collect();
-        let mut keys = Keys::default();
-        keys.parts.insert("operation".to_owned(), text.clone());
-        keys.parts.insert("below".to_owned(), dest.to_owned());
-        let local = inputs.iter().skip(1).any(|input| input.tree.is_some());
-        if !local {
-            keys.all.push(digest_of(&["files", &text, dest, &epoch, &sources.join(",")]));
-            if sources.is_empty() {
-                keys.identity.clone_from(&keys.all[0]);
-            } else if !vertex.no_cache
-                && let Some(output) = self.quick(&keys.all[0], &inputs[0]).await?
-            {
-                return Ok(output);
-            }
-        }
-        if keys.identity.is_empty() {
-            let contents = contents.await?.join(",");
-            let key = digest_of(&["files", &text, dest, &epoch, &contents]);
-            keys.parts.insert("content".to_owned(), contents);
-            keys.identity.clone_from(&key);
-            keys.all.push(key);
-        }
-        let below = if linked { Vec::new() } else { inputs[0].layers.clone() };
-        let job = Arc::clone(self);
-        let (all_inputs, actions, name) = (inputs.to_vec(), actions.to_vec(), vertex.name.clone());
-        let identity = keys.identity.clone();
-        let base = inputs[0].layers.clone();
-        self.cached_or(id, vertex, keys, inputs, move |keys, listeners| {
-            async move {
-                // Nothing is said, but whoever joins must find it.
-                let _listeners = listeners;
-                let _turn =
-                    job.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
-                let cancel = Cancel(Arc::default());
-                let flag = Arc::clone(&cancel.0);
-                blocking(move || {
-                    let snapshot = crate::ids::new();
-                    let fresh = Fresh::make(&job.solver.snapshots, &snapshot)?;
-                    job.write(&fresh, &below, &actions, &all_inputs, flag)?;
-                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                    let output = job.solver.finish(fresh, snapshot, &identity, &name, &base, &keys)?;
-                    Ok(Arc::new(output))
-                })
-                .await
-            }
-            .boxed()
-        })
-        .await
-    }
-
     /// A result by one key alone.
     async fn quick(&self, key: &str, below: &Output) -> Result<Option<Arc<Output>>> {
         let (solver, own, layers) = (Arc::clone(&self.solver), key.to_owned(), below.layers.clone());
         let found = blocking(move || solver.known(&own, &layers)).await?;
         Ok(found.map(Arc::new))
-    }
-
-    /// What an action takes from its source. Blocks.
-    fn action_content(&self, action: &Action, inputs: &[Arc<Output>]) -> Result<String> {
-        match action {
-            Action::Copy { input, sources, how, .. } => {
-                let tree = self.tree(&inputs[*input])?;
-                let mut all = Vec::new();
-                for source in sources {
-                    all.extend(tree.select(pivot(source, how).1.as_str())?);
-                }
-                let exclude = Ignore::new(how.exclude.iter().map(String::as_str)).map_err(invalid)?;
-                tree.digest(
-                    &all,
-                    &exclude,
-                    matches!(how.chmod.as_deref(), Some(mode) if mode.bytes().all(|b| b.is_ascii_digit())),
-                    how.parents,
-                )
-            }
-            Action::Download { input, .. } => Ok(inputs[*input].key.clone()),
-            Action::Text { .. } | Action::Directory { .. } => Ok(String::new()),
-        }
-    }
-
-    /// Carries the actions out in a fresh snapshot. Blocks.
-    fn write(
-        &self,
-        fresh: &Fresh,
-        below: &[Layer],
-        actions: &[Action],
-        inputs: &[Arc<Output>],
-        cancelled: Arc<AtomicBool>,
-    ) -> Result<()> {
-        let held = hold(&self.solver.store, &self.solver.mounts, &self.lease, below)?;
-        let lower = Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?;
-        // Names are those of the stage, even where nothing else of it matters (`--link`).
-        let names = if below.is_empty() {
-            self.tree(&inputs[0])?
-        } else {
-            Arc::new(Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?)
-        };
-        let upper = crate::tree::open_dir(&fresh.diff())?;
-        let mut writer =
-            Writer::new(if below.is_empty() { None } else { Some(&lower) }, upper, self.epoch, cancelled);
-        for action in actions {
-            match action {
-                Action::Directory { path, owner } => {
-                    let owner = if owner.is_empty() { (0, 0) } else { users::owner(owner, &names)? };
-                    writer.workdir(path, owner)?;
-                }
-                Action::Text { name, data, destination, how } => {
-                    let options = options(how, &names)?;
-                    writer.file_of(destination, name, data.as_bytes(), &options)?;
-                }
-                Action::Download { input, destination, how } => {
-                    let options = options(how, &names)?;
-                    let file =
-                        inputs[*input].file.as_ref().ok_or_else(|| invalid("a download is not there"))?;
-                    let data =
-                        std::fs::File::open(&file.path).doing(|| format!("open {}", file.path.display()))?;
-                    writer.file_from(destination, &file.name, data, file.found.modified, &options)?;
-                }
-                Action::Copy { input, sources, destination, many, how } => {
-                    let options = options(how, &names)?;
-                    let tree = self.tree(&inputs[*input])?;
-                    let mut all = Vec::new();
-                    for source in sources {
-                        let (strip, source) = pivot(source, how);
-                        let mut found = tree.select(&source)?;
-                        for one in &mut found {
-                            if let Some(rest) = one.name.strip_prefix(&strip) {
-                                one.name = rest.trim_start_matches('/').to_owned();
-                            }
-                        }
-                        all.extend(found);
-                    }
-                    let many = *many || all.len() > 1;
-                    if many && all.len() > 1 && !destination.ends_with('/') && !how.parents {
-                        return Err(invalid(
-                            "When using COPY with more than one source file, the destination must be a directory and end with a /",
-                        ));
-                    }
-                    writer.copy(&tree, &all, destination, many, &options)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn run(
-        self: &Arc<Self>,
-        id: VertexId,
-        vertex: &Vertex,
-        run: &Run,
-        inputs: &[Arc<Output>],
-    ) -> Result<Arc<Output>> {
-        let text = definition(&vertex.op)?;
-        let mut keys = Keys::default();
-        keys.parts.insert("operation".to_owned(), text.clone());
-        keys.parts.insert("below".to_owned(), inputs[0].key.clone());
-        let mut mounted = Vec::new();
-        for mount in run.mounts.iter().filter(|mount| mount.kind != MountKind::Cache) {
-            let Some(input) = mount.input else { continue };
-            if inputs[input].tree.is_none() {
-                mounted.push(inputs[input].key.clone());
-                continue;
-            }
-            let (job, all, source) = (Arc::clone(self), inputs.to_vec(), mount.source.clone());
-            let content = blocking(move || {
-                let tree = job.tree(&all[input])?;
-                let selected = tree.select(&source)?;
-                tree.digest(&selected, &Ignore::default(), false, true)
-            })
-            .await?;
-            keys.parts.insert(format!("mount {}", mount.target), content.clone());
-            mounted.push(content);
-        }
-        let key = digest_of(&["run", &text, &inputs[0].key, &mounted.join(",")]);
-        keys.identity.clone_from(&key);
-        keys.all.push(key);
-        let same = if vertex.no_cache {
-            None
-        } else {
-            self.same_inputs(&text, &mounted, inputs, &keys.all[0]).await?
-        };
-        if let Some(output) = same {
-            return Ok(output);
-        }
-        let job = Arc::clone(self);
-        let (run, inputs_for, name) = (run.clone(), inputs.to_vec(), vertex.name.clone());
-        let family = digest_of(&["run family", &text, &mounted.join(",")]);
-        self.cached_or(id, vertex, keys, inputs, move |keys, listeners| {
-            async move { job.execute(run, inputs_for, &name, keys, &family, listeners).await }.boxed()
-        })
-        .await
-    }
-
-    /// The same program on a file system that was made again but holds the same: what it did then holds.
-    async fn same_inputs(
-        &self,
-        text: &str,
-        mounted: &[String],
-        inputs: &[Arc<Output>],
-        key: &str,
-    ) -> Result<Option<Arc<Output>>> {
-        if self.solver.records.find(key)?.is_some() {
-            return Ok(None);
-        }
-        let family = digest_of(&["run family", text, &mounted.join(",")]);
-        if self.solver.records.find(&format!("family:{family}"))?.is_none() {
-            return Ok(None);
-        }
-        let content = self.content(&inputs[0]).await?;
-        let by_content = digest_of(&["run content", &family, &content]);
-        let (solver, below, own) = (Arc::clone(&self.solver), inputs[0].layers.clone(), by_content);
-        let found = blocking(move || solver.known(&own, &below)).await?;
-        let Some(output) = found else { return Ok(None) };
-        if let Some(snap) = &output.own {
-            self.solver.records.alias(key, &snap.id)?;
-        }
-        Ok(Some(Arc::new(output)))
     }
 
     async fn content(&self, output: &Arc<Output>) -> Result<String> {
@@ -794,179 +539,6 @@ impl Job {
             blocking(move || solver.content_of(&lease, &layers)).await
         });
         made.await.cloned()
-    }
-
-    async fn execute(
-        self: Arc<Self>,
-        run: Run,
-        inputs: Vec<Arc<Output>>,
-        name: &str,
-        keys: Vec<String>,
-        family: &str,
-        listeners: Arc<Listeners>,
-    ) -> Result<Arc<Output>> {
-        let _turn = self.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
-        let held_caches = self.solver.caches.take(&run, &self.cache_namespace).await?;
-        let id = crate::ids::new();
-        let job = Arc::clone(&self);
-        let (own_run, own_inputs, own_id) = (run.clone(), inputs.clone(), id.clone());
-        let paths = held_caches.paths.clone();
-        let (fresh, replica, running) = blocking(move || {
-            let fresh = Fresh::make(&job.solver.snapshots, &own_id)?;
-            let held = hold(&job.solver.store, &job.solver.mounts, &job.lease, &own_inputs[0].layers)?;
-            let root = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
-            let replica = match job.solver.store.storage() {
-                Storage::Copy => Some(
-                    Replica::make(fresh.dir(), &held.lowers)
-                        .doing(|| "copy the file system below a step".to_owned())?,
-                ),
-                _ => None,
-            };
-            let mut mounts = Vec::new();
-            let mut also_held = Vec::new();
-            for (index, mount) in own_run.mounts.iter().enumerate() {
-                mounts.push(match (mount.kind, mount.input) {
-                    (MountKind::Tmpfs, _) => Ready::Tmpfs,
-                    (MountKind::Secret, _) => Ready::Nothing,
-                    (MountKind::Ssh, _) if mount.required => {
-                        return Err(Error::NotImplemented(
-                            "RUN --mount=type=ssh is not built: agents cannot be forwarded to a step"
-                                .to_owned(),
-                        ));
-                    }
-                    (MountKind::Ssh, _) => Ready::Nothing,
-                    (MountKind::Cache, _) => match paths.get(&index) {
-                        Some(path) => Ready::Path(path.clone()),
-                        None => Ready::Nothing,
-                    },
-                    (MountKind::Bind, Some(input)) => {
-                        let output = &own_inputs[input];
-                        if output.tree.is_some() {
-                            let copy = job.materialise(output, &format!("{own_id}-{index}"))?;
-                            let tree = Tree::layers(
-                                &[Lower::directory(copy.clone())],
-                                Arc::clone(&job.solver.hashes),
-                            )?;
-                            let path = resolve_source(&tree, &mount.source)?;
-                            Ready::Layers { lowers: vec![Lower::directory(copy)], path }
-                        } else {
-                            let held =
-                                hold(&job.solver.store, &job.solver.mounts, &job.lease, &output.layers)?;
-                            let tree = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
-                            let path = resolve_source(&tree, &mount.source)?;
-                            let lowers = held.lowers.clone();
-                            also_held.push(held);
-                            if lowers.iter().all(|lower| lower.mount().is_none()) {
-                                Ready::Layers { lowers, path }
-                            } else {
-                                // A layer that is a mount of this process has no path that others could use.
-                                let copy = job.copy_of(&tree, &path, &format!("{own_id}-{index}"))?;
-                                Ready::Layers {
-                                    lowers: vec![Lower::directory(copy)],
-                                    path: crate::tree::last(&path).to_owned(),
-                                }
-                            }
-                        }
-                    }
-                    (MountKind::Bind, None) => Ready::Nothing,
-                });
-            }
-            let task = Task {
-                id: own_id.clone(),
-                run: &own_run,
-                lower: held.lowers.clone(),
-                upper: fresh.diff(),
-                work: fresh.work(),
-                replica: replica.as_ref(),
-                root: &root,
-                mounts,
-                secrets: &job.secrets,
-            };
-            let running = job.solver.executor.start(&task)?;
-            Ok((fresh, replica, running))
-        })
-        .await?;
-        let for_log = Arc::clone(&listeners);
-        let exit = running
-            .finish(move |stderr, data| {
-                let listeners = Arc::clone(&for_log);
-                let data = data.to_vec();
-                async move { listeners.tell(stderr, data).await }.boxed()
-            })
-            .await?;
-        drop(held_caches);
-        if exit.exit_code != 0 {
-            return Err(Error::Exit {
-                command: run.around.shown.clone(),
-                code: exit.exit_code,
-                oom: exit.oom_killed,
-            });
-        }
-        let by_content = if self.worth_hashing(&inputs[0]) {
-            let content = self.content(&inputs[0]).await?;
-            Some(digest_of(&["run content", family, &content]))
-        } else {
-            None
-        };
-        let (job, name, family) = (Arc::clone(&self), name.to_owned(), format!("family:{family}"));
-        blocking(move || {
-            for (index, _) in run.mounts.iter().enumerate() {
-                crate::snapshot::remove_tree(&job.solver.tmp.join(format!("{id}-{index}")));
-            }
-            let identity = keys.first().cloned().unwrap_or_default();
-            let mut all: Vec<&str> = keys.iter().map(String::as_str).collect();
-            all.push(&family);
-            all.extend(by_content.as_deref());
-            let below = &inputs[0].layers;
-            let output = match &replica {
-                None => job.solver.finish(fresh, id, &identity, &name, below, &all)?,
-                Some(replica) => {
-                    let layer = job
-                        .solver
-                        .store
-                        .adopt_replica(&job.lease, replica, &[])
-                        .doing(|| "make a layer of a step's result".to_owned())?;
-                    drop(fresh);
-                    let layer = layer.map(|(descriptor, _)| (descriptor.digest, descriptor.size));
-                    job.solver.record(Made::Layer(layer), id, &identity, &name, below, &all)?
-                }
-            };
-            Ok(Arc::new(output))
-        })
-        .await
-    }
-
-    /// Whether an input's content is known for nothing, or cheap to find out: only layers of images, or small ones.
-    fn worth_hashing(&self, output: &Output) -> bool {
-        const CHEAP: u64 = 64 << 20;
-        let mut total = 0;
-        for layer in &output.layers {
-            if let Layer::Snap(snap) = layer {
-                total += self.solver.records.size(&snap.id).unwrap_or(u64::MAX / 1024);
-            }
-        }
-        total <= CHEAP
-    }
-
-    /// A copy of a part of a tree under its last name, for a mount. Blocks.
-    fn copy_of(&self, tree: &Tree, path: &str, name: &str) -> Result<PathBuf> {
-        let target = self.solver.tmp.join(name);
-        std::fs::create_dir(&target).doing(|| format!("create {}", target.display()))?;
-        let all = tree.select(path)?;
-        let mut writer = Writer::new(None, crate::tree::open_dir(&target)?, self.epoch, Arc::default());
-        writer.copy(tree, &all, &format!("/{}", crate::tree::last(path)), false, &CopyOptions::default())?;
-        Ok(target)
-    }
-
-    /// A copy of a context's visible files, for a mount. Blocks.
-    fn materialise(&self, output: &Output, name: &str) -> Result<PathBuf> {
-        let path = self.solver.tmp.join(name);
-        std::fs::create_dir(&path).doing(|| format!("create {}", path.display()))?;
-        let tree = self.tree(output)?;
-        let all = tree.select("/")?;
-        let mut writer = Writer::new(None, crate::tree::open_dir(&path)?, self.epoch, Arc::default());
-        writer.copy(&tree, &all, "/", false, &CopyOptions::default())?;
-        Ok(path)
     }
 }
 
@@ -987,38 +559,5 @@ impl Listeners {
                 tracing::trace!("a step's output had no reader");
             }
         }
-    }
-}
-
-fn how(action: &Action) -> Option<&How> {
-    match action {
-        Action::Copy { how, .. } | Action::Text { how, .. } | Action::Download { how, .. } => Some(how),
-        Action::Directory { .. } => None,
-    }
-}
-
-fn options(how: &How, names: &Tree) -> Result<CopyOptions> {
-    Ok(CopyOptions {
-        owner: how
-            .owner
-            .as_deref()
-            .filter(|text| !text.is_empty())
-            .map(|text| users::owner(text, names))
-            .transpose()?,
-        chmod: how.chmod.as_deref().filter(|text| !text.is_empty()).map(Chmod::parse).transpose()?,
-        parents: how.parents,
-        exclude: Ignore::new(how.exclude.iter().map(String::as_str)).map_err(invalid)?,
-        unpack: how.unpack,
-    })
-}
-
-/// With `--parents`, what stands before `/./` is not part of the copy's path.
-fn pivot(source: &str, how: &How) -> (String, String) {
-    match source.split_once("/./") {
-        Some((before, after)) if how.parents => {
-            let before = crate::pattern::clean(before);
-            (before.clone(), crate::pattern::clean(&format!("{before}/{after}")))
-        }
-        _ => (String::new(), source.to_owned()),
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Write as _};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
@@ -55,6 +55,35 @@ pub(crate) struct Selected {
     /// As it was asked for or matched: its last part names the copy.
     pub name: String,
     pub dir: bool,
+}
+
+/// The files behind a digest, to say later which of them changed; nothing beyond [`Listing::MOST`] of them.
+#[derive(Debug, Default)]
+pub(crate) struct Listing {
+    lines: String,
+    count: usize,
+}
+
+impl Listing {
+    const MOST: usize = 20_000;
+
+    fn add(&mut self, path: &[u8], described: &[u8]) {
+        self.count += 1;
+        if self.count <= Self::MOST {
+            let digest = Sha256::digest(described);
+            self.lines.push_str(&hex::encode(&digest[..8]));
+            self.lines.push(' ');
+            // A newline in a name would look like another file.
+            self.lines.push_str(&String::from_utf8_lossy(path).replace('\n', "?"));
+            self.lines.push('\n');
+        }
+    }
+
+    /// All of several listings, unless that is too many.
+    pub fn joined(all: Vec<Self>) -> Option<String> {
+        let count: usize = all.iter().map(|one| one.count).sum();
+        (count <= Self::MOST).then(|| all.into_iter().map(|one| one.lines).collect())
+    }
 }
 
 impl Tree {
@@ -304,6 +333,18 @@ impl Tree {
         any_mode: bool,
         whole_names: bool,
     ) -> Result<String> {
+        self.digest_and_listing(sources, exclude, any_mode, whole_names).map(|(digest, _)| digest)
+    }
+
+    /// The same, with a list of the files in it.
+    pub fn digest_and_listing(
+        &self,
+        sources: &[Selected],
+        exclude: &Ignore,
+        any_mode: bool,
+        whole_names: bool,
+    ) -> Result<(String, Listing)> {
+        let mut listing = Listing::default();
         let mut all = Vec::new();
         for source in sources {
             let entries = self.walk(&source.path)?;
@@ -332,28 +373,30 @@ impl Tree {
                 }
                 let mode = if any_mode { entry.stat.st_mode & !0o7777 } else { entry.stat.st_mode };
                 let (uid, gid) = if self.ownerless { (0, 0) } else { (entry.stat.st_uid, entry.stat.st_gid) };
-                hasher.update(format!("{}:", relative.len()));
-                hasher.update(relative);
-                hasher.update(format!(" {mode:o} {uid} {gid}"));
+                let mut line = format!("{}:", relative.len()).into_bytes();
+                line.extend_from_slice(relative);
+                write!(line, " {mode:o} {uid} {gid}").doing(|| "describe a file".to_owned())?;
                 match FileType::from_raw_mode(entry.stat.st_mode) {
                     FileType::RegularFile => {
-                        hasher.update(format!(" {} ", entry.stat.st_size));
-                        hasher.update(sum.unwrap_or_default());
+                        write!(line, " {} ", entry.stat.st_size).doing(|| "describe a file".to_owned())?;
+                        line.extend_from_slice(&sum.unwrap_or_default());
                     }
                     FileType::Symlink => {
                         let target = self.link(&entry.path)?;
-                        hasher.update(format!(" {}:", target.as_bytes().len()));
-                        hasher.update(target.as_bytes());
+                        write!(line, " {}:", target.as_bytes().len()).doing(|| "describe a link".to_owned())?;
+                        line.extend_from_slice(target.as_bytes());
                     }
                     FileType::CharacterDevice | FileType::BlockDevice => {
-                        hasher.update(format!(" {}", entry.stat.st_rdev));
+                        write!(line, " {}", entry.stat.st_rdev).doing(|| "describe a node".to_owned())?;
                     }
                     _ => {}
                 }
-                hasher.update(b"\n");
+                line.push(b'\n');
+                hasher.update(&line);
+                listing.add(&entry.path, &line);
             }
         }
-        Ok(hex::encode(hasher.finalize()))
+        Ok((hex::encode(hasher.finalize()), listing))
     }
 
     pub fn link(&self, path: &[u8]) -> Result<CString> {

@@ -50,6 +50,7 @@ impl From<brigantine_build::Error> for Error {
         let class = match &error {
             Build::Dockerfile { .. } | Build::Invalid(_) => Class::InvalidParameter,
             Build::NotFound(_) => Class::NotFound,
+            Build::Busy(_) => Class::Conflict,
             Build::NotImplemented(_) => Class::NotImplemented,
             Build::Registry { source, .. } => match source.class() {
                 Registry::NotFound => Class::NotFound,

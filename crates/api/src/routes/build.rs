@@ -1,18 +1,15 @@
-//! Building images: `POST /build` as docker's classic clients speak it, and its cache.
+//! Building images: `POST /build` as docker's classic clients speak it.
 //!
 //! Invariant: what is wrong with a request is a status as long as nothing was written; afterwards it is the stream's
 //! last message. A client that leaves ends its build.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::Duration;
 
 use brigantine_build::graph::Limits;
-use brigantine_build::{ContextSource, Event, Options, Prune, Request as BuildRequest, named_context};
-use brigantine_engine::events::Kind;
+use brigantine_build::{ContextSource, Event, Options, Request as BuildRequest, named_context};
 use brigantine_image::{Platform, Reference, Storage};
 use serde::Deserialize;
-use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 
 use super::State;
@@ -23,7 +20,7 @@ use crate::http::{Class, Error, Query, Reply, Request, Router, bridge, json as w
 
 /// Binds the area's routes.
 pub fn bind(router: &mut Router<State>) {
-    router.post("/build", build).post("/build/prune", prune).post("/build/cancel", cancel);
+    router.post("/build", build).post("/build/cancel", cancel);
 }
 
 /// Events that may wait for a slow client before the build does.
@@ -192,6 +189,13 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         credentials: credentials::all(&request),
         registry: state.registry.clone(),
     };
+    match query.text("call") {
+        None | Some("build") => {}
+        Some("check") => return check(&state, build).await,
+        Some(other) => {
+            return Err(Error::not_implemented(format!("call={other} is not built: build and check are known")));
+        }
+    }
     let quiet = query.flag("q");
     let id = query.text("buildid").map(str::to_owned);
     Reply::progress(move |sink| async move {
@@ -230,6 +234,15 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         Ok(())
     })
     .await
+}
+
+/// Ours: what the build checks say of a Dockerfile, without building it.
+async fn check(state: &State, build: BuildRequest) -> Result<Reply, Error> {
+    let (sender, mut events) = mpsc::channel::<Event>(BACKLOG);
+    let drain = async { while events.recv().await.is_some() {} };
+    let builder = state.engine.builder().clone();
+    let (checked, ()) = tokio::join!(async move { builder.check(build, sender).await }, drain);
+    Reply::json(&checked.map_err(brigantine_engine::Error::from)?)
 }
 
 /// A build's entry among those that can be cancelled.
@@ -277,57 +290,4 @@ async fn cancel(_state: State, request: Request) -> Result<Reply, Error> {
         tracing::debug!(id, "the build has ended already");
     }
     Ok(Reply::no_content())
-}
-
-/// `10GB`, or a number of bytes.
-fn bytes(query: &Query, key: &str) -> Result<Option<u64>, Error> {
-    match query.text(key) {
-        None => Ok(None),
-        Some(text) => brigantine_build::dockerfile::instruction::bytes(text)
-            .and_then(|bytes| u64::try_from(bytes).ok())
-            .map(|bytes| Some(bytes).filter(|bytes| *bytes > 0))
-            .ok_or_else(|| Error::invalid(format!("invalid value for {key}: {text:?} is not a size"))),
-    }
-}
-
-async fn prune(state: State, request: Request) -> Result<Reply, Error> {
-    let filters = request.filters(&[
-        "until",
-        "unused-for",
-        "id",
-        "parent",
-        "type",
-        "description",
-        "inuse",
-        "shared",
-        "private",
-    ])?;
-    let query = request.query();
-    let age = filters.get("until").chain(filters.get("unused-for")).next().map(|text| {
-        brigantine_build::dockerfile::instruction::duration(text)
-            .map(|nanos| Duration::from_nanos(nanos.unsigned_abs()))
-            .ok_or_else(|| Error::invalid(format!("invalid filter 'until={text}': it is not a duration")))
-    });
-    let caps =
-        [bytes(query, "keep-storage")?, bytes(query, "reserved-space")?, bytes(query, "max-used-space")?];
-    let wanted = Prune {
-        all: query.flag("all"),
-        unused_for: age.transpose()?,
-        keep: caps.into_iter().flatten().max(),
-        kinds: filters.get("type").map(str::to_owned).collect(),
-        ids: filters.get("id").map(str::to_owned).collect(),
-    };
-    let builder = state.engine.builder().clone();
-    let pruned = tokio::task::spawn_blocking(move || builder.prune(&wanted))
-        .await
-        .map_err(|error| Error::internal(format!("the prune ended early: {error}")))?
-        .map_err(brigantine_engine::Error::from)?;
-    // Layers that only the cache had.
-    state.engine.containers().collect_layers().await;
-    let attributes = BTreeMap::from([("reclaimed".to_owned(), pruned.reclaimed.to_string())]);
-    state.engine.events().publish(Kind::Builder, "prune", "", attributes);
-    Reply::json(&json!({
-        "CachesDeleted": (!pruned.deleted.is_empty()).then_some(pruned.deleted),
-        "SpaceReclaimed": pruned.reclaimed,
-    }))
 }

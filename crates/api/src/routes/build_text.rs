@@ -199,6 +199,10 @@ impl Text {
             ))
             .await;
         }
+        for warning in self.plan.iter().flat_map(|plan| &plan.warnings) {
+            let (rule, line) = (warning.rule, warning.span.first);
+            self.stream(format!("[Warning] {rule}: {} (line {line})\n", warning.message)).await;
+        }
         if self.quiet {
             self.sink.send(&json!({ "stream": format!("{image}\n") })).await;
             return;

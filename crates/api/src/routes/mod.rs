@@ -38,6 +38,7 @@
 //! 3. Call the area's `bind` from [`bind`] below.
 
 mod build;
+mod build_cache;
 mod build_text;
 mod containers;
 mod credentials;
@@ -116,6 +117,7 @@ pub fn bind() -> Router<State> {
     volumes::bind(&mut router);
     search::bind(&mut router);
     build::bind(&mut router);
+    build_cache::bind(&mut router);
     websocket::bind(&mut router);
     sockets::bind(&mut router);
     unbuilt::bind(&mut router);

@@ -251,7 +251,7 @@ async fn disk_usage(state: State, request: Request) -> Result<Reply, Error> {
         document["Images"] = to_value(&images)?;
     }
     if about("build-cache") {
-        document["BuildCache"] = json!([]);
+        document["BuildCache"] = super::build_cache::usage(&state).await?;
     }
     super::usage::add_containers_and_volumes(&state, &mut document, about("container"), about("volume"))
         .await?;

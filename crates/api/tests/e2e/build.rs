@@ -199,3 +199,86 @@ fn an_archives_entries_stay_inside() {
     assert_eq!(engine.post_bytes("/build?version=2", "application/x-tar", b"").status, 501);
     assert_eq!(engine.post_bytes("/build", "application/x-tar", b"").status, 400);
 }
+
+fn brig_build(host: &Host, dir: &Path, args: &[&str]) -> Invocation {
+    let dir = dir.to_str().unwrap().to_owned();
+    host.cli(["build"].iter().chain(args).map(|arg| (*arg).to_owned()).chain([dir]).collect::<Vec<_>>())
+}
+
+#[test]
+fn checks_are_told_and_can_fail_a_build() {
+    let host = Host::new(Client::Brig);
+    let files = [("Dockerfile", "FROM busybox\nMAINTAINER me\nCOPY no.key /\nCMD true\n"), (".dockerignore", "*.key\n")];
+    let dir = context(&host, "ctx", &files);
+    let checked = brig_build(&host, &dir, &["--check"]).run();
+    assert_eq!(checked.code, 1, "{}", text(&checked));
+    for rule in ["MaintainerDeprecated", "CopyIgnoredFile", "JSONArgsRecommended"] {
+        assert!(checked.stdout.contains(&format!("WARNING: {rule}\n")), "{}", checked.stdout);
+    }
+    assert!(checked.stdout.contains("   2 | >>> MAINTAINER me"), "{}", checked.stdout);
+    assert!(checked.stderr.contains("3 warnings were found"), "{}", checked.stderr);
+    fs::write(dir.join("Dockerfile"), "# check=error=true\nFROM busybox\nCMD true\n").unwrap();
+    let refused = brig_build(&host, &dir, &["-t", "refused"]).run();
+    assert_ne!(refused.code, 0);
+    assert!(refused.stderr.contains("JSONArgsRecommended") && refused.stderr.contains("--check"), "{}", text(&refused));
+    fs::write(dir.join("Dockerfile"), "FROM busybox\nCMD true\n").unwrap();
+    let built = brig_build(&host, &dir, &["-t", "built"]).ok();
+    assert!(built.contains("[Warning] JSONArgsRecommended: "), "{built}");
+    fs::write(dir.join("Dockerfile"), "FROM busybox\nCMD [\"true\"]\n").unwrap();
+    assert_eq!(brig_build(&host, &dir, &["--check"]).ok(), "Check complete, no warnings found.");
+    assert_ne!(host.cli(["image", "inspect", "refused"]).run().code, 0);
+}
+
+#[test]
+fn a_miss_is_explained_down_to_the_file() {
+    let host = Host::new(Client::Brig);
+    let dockerfile = "FROM busybox\nRUN echo one\nCOPY src /src\nRUN cat /src/*\n";
+    let dir = context(&host, "ctx", &[("Dockerfile", dockerfile), ("src/a", "1"), ("src/b", "1")]);
+    assert!(host.cli(["build", "explain"]).run().stderr.contains("no build is on record"));
+    brig_build(&host, &dir, &["-t", "x:1"]).ok();
+    let first = host.cli(["build", "explain"]).ok();
+    assert_eq!(first.matches("this step was not run here before").count(), 3, "{first}");
+    fs::write(dir.join("src/b"), "2").unwrap();
+    fs::write(dir.join("src/c"), "3").unwrap();
+    brig_build(&host, &dir, &["-t", "x:2"]).ok();
+    let second = host.cli(["builder", "explain"]).ok();
+    assert!(second.contains("RUN echo one\n    cached"), "{second}");
+    assert!(second.contains("changed: the files taken (src/b changed, src/c added)"), "{second}");
+    assert!(second.contains("changed: the step below it"), "{second}");
+    fs::write(dir.join("Dockerfile"), "FROM busybox\nRUN exit 3\n").unwrap();
+    assert_ne!(brig_build(&host, &dir, &[]).run().code, 0);
+    let failed = host.cli(["build", "explain"]).ok();
+    assert!(failed.contains(" failed after ") && failed.contains("non-zero code: 3"), "{failed}");
+    let listed = host.cli(["builder", "history", "--format", "{{.Name}} {{.Status}} {{.Cached}}"]).ok();
+    let lines: Vec<&str> = listed.lines().collect();
+    assert_eq!(lines.len(), 3, "{listed}");
+    assert!(lines[0].ends_with("failed 1/2") && lines[1].starts_with("x:2 done "), "{listed}");
+    assert_ne!(host.cli(["build", "explain", "nothing"]).run().code, 0);
+}
+
+#[test]
+fn cache_mounts_can_be_listed_moved_and_removed() {
+    let host = Host::new(Client::Brig);
+    let write = "FROM busybox\nRUN --mount=type=cache,target=/c echo kept > /c/f\n";
+    let read = "FROM busybox\nRUN --mount=type=cache,target=/c cat /c/f\n";
+    let dir = context(&host, "ctx", &[("Dockerfile", write)]);
+    brig_build(&host, &dir, &[]).ok();
+    assert_eq!(host.cli(["builder", "cache", "ls", "--format", "{{.ID}} {{.InUse}}"]).ok(), "/c false");
+    let archive = host.dir().join("cache.tar");
+    host.cli(["builder", "cache", "export", "-o", archive.to_str().unwrap(), "/c"]).ok();
+    let du = host.cli(["builder", "du", "--format", "{{.CacheType}}"]).ok();
+    let mut kinds: Vec<&str> = du.lines().collect();
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["exec.cachemount", "regular"], "{du}");
+    host.cli(["builder", "prune", "-af"]).ok();
+    assert_eq!(host.cli(["builder", "cache", "ls", "--format", "{{.ID}}"]).ok(), "");
+    assert_ne!(host.cli(["builder", "cache", "export", "-o", "/dev/null", "/c"]).run().code, 0);
+    host.cli(["builder", "cache", "import", "/c", archive.to_str().unwrap()]).ok();
+    fs::write(dir.join("Dockerfile"), read).unwrap();
+    let built = brig_build(&host, &dir, &[]).ok();
+    assert!(built.lines().any(|line| line == "kept"), "{built}");
+    fs::write(&archive, "no archive").unwrap();
+    assert_ne!(host.cli(["builder", "cache", "import", "/c", archive.to_str().unwrap()]).run().code, 0);
+    let again = brig_build(&host, &dir, &["--no-cache"]).ok();
+    assert!(again.lines().any(|line| line == "kept"), "{again}");
+}

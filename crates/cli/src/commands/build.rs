@@ -11,11 +11,12 @@ use brigantine_build::Ignore;
 use http::HeaderName;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
-use crate::commands::upload;
+use crate::commands::{builder, upload};
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::output;
 use crate::progress::{Progress, Sink};
+use crate::value::Value;
 
 /// Secrets for `RUN --mount=type=secret`: base64 of a JSON map of ids to base64 values. They are in no URL and no log.
 const SECRETS: HeaderName = HeaderName::from_static("x-brigantine-secrets");
@@ -31,6 +32,7 @@ pub static COMMAND: Command = Command {
             "Set a variable of the Dockerfile (NAME=VALUE, or NAME from the environment)",
         ),
         Flag::list("build-context", "Further context (NAME=docker-image://IMAGE or a URL)"),
+        Flag::switch("check", "Say what the build checks find, without building"),
         Flag::text("cgroup-parent", "Parent control group of RUN's processes"),
         Flag::text("cpu-quota", "CPU time per period, in microseconds"),
         Flag::text("cpu-period", "Length of a period, in microseconds"),
@@ -52,13 +54,20 @@ pub static COMMAND: Command = Command {
         Flag::list("tag", "Name the image (NAME[:TAG])").short('t'),
         Flag::text("target", "Build this stage"),
     ],
-    operands: Operands::Between(1, 1),
+    operands: Operands::Between(1, 2),
     run: runs!(run),
     ..Command::EMPTY
 };
 
 async fn run(context: &Context, matches: Matches) -> Outcome {
     let place = matches.operand(0);
+    if place == "explain" {
+        // A folder of that name is ./explain.
+        return builder::explain(context, matches.operands().get(1).map(String::as_str)).await;
+    }
+    if let Some(more) = matches.operands().get(1) {
+        return Err(Fault::said(format!("brig build takes one context: what is {more:?}?")));
+    }
     let remote = is_remote(place);
     let mut ask = context.client.post("/build").query("version", "1").query("rm", "1");
     let number = |name: &str| -> Outcome<Option<String>> { Ok(matches.int(name)?.map(|n| n.to_string())) };
@@ -80,6 +89,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         .maybe("platform", matches.optional("platform"))
         .maybe("target", matches.optional("target"))
         .flag("nocache", matches.is("no-cache"))
+        .maybe("call", matches.is("check").then_some("check"))
         .flag("pull", matches.is("pull"))
         .flag("q", matches.is("quiet"));
     for tag in matches.list("tag") {
@@ -124,6 +134,9 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         }
         reply?
     };
+    if matches.is("check") {
+        return told(&reply.value().await?);
+    }
     let mut id = String::new();
     let lines = reply.into_lines();
     let shown =
@@ -134,6 +147,23 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
             .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))?;
     }
     Ok(())
+}
+
+/// Shows what the build checks found; anything at all is a failure.
+fn told(checked: &Value) -> Outcome {
+    let warnings = checked.at("Warnings").list();
+    for warning in warnings {
+        output::line(&format!("WARNING: {}", warning.at("Rule").text()));
+        output::line(warning.at("Excerpt").text());
+    }
+    match warnings.len() {
+        0 => {
+            output::line("Check complete, no warnings found.");
+            Ok(())
+        }
+        1 => Err(Fault::said("1 warning was found")),
+        count => Err(Fault::said(format!("{count} warnings were found"))),
+    }
 }
 
 fn is_remote(place: &str) -> bool {

@@ -3,6 +3,7 @@
 mod attach;
 mod bootstrap;
 mod build;
+mod builder;
 mod check;
 mod commit;
 mod completion;

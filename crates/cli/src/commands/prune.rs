@@ -75,12 +75,18 @@ pub static NETWORK: Command = Command {
 
 pub static BUILDER: Command = Command {
     about: "Remove the build cache",
-    flags: &[Flag::switch("all", "Remove cache mounts too").short('a'), FILTER, FORCE],
+    flags: &[
+        Flag::switch("all", "Remove cache mounts too").short('a'),
+        FILTER,
+        FORCE,
+        Flag::text("max-used-space", "Keep what was used last, up to this size (10GB)").alias("keep-storage"),
+    ],
     run: |context, matches| {
         Box::pin(async move {
-            let all = matches.is("all");
             ask(&matches, "This will remove the build cache.")?;
-            let path = if all { "/build/prune?all=1" } else { "/build/prune" };
+            let keep = matches.bytes("max-used-space")?.unwrap_or_default();
+            let all = u8::from(matches.is("all"));
+            let path = &format!("/build/prune?all={all}&max-used-space={keep}");
             let pruned = prune(context, path, &matches.list("filter")).await?;
             pruned.show("Deleted build cache objects:");
             pruned.total();

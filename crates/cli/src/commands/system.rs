@@ -170,6 +170,13 @@ fn verbose(answer: &Value) -> Outcome {
     text.push_str(&volume::USAGE.render("", answer.at("Volumes").list().iter().map(volume::row).collect())?);
     let cache = of_cache(answer);
     text = format!("{text}\nBuild cache usage: {}\n\n", units::human_size(cache.size, 4));
+    text.push_str(&cache_table(answer, "")?);
+    output::write(&text);
+    Ok(())
+}
+
+/// The build cache's objects, of an answer to `GET /system/df`.
+pub fn cache_table(answer: &Value, format: &str) -> Outcome<String> {
     let entries = Listing {
         kind: "*formatter.buildCacheContext",
         titles: &[
@@ -194,6 +201,7 @@ fn verbose(answer: &Value) -> Outcome {
             Row::new()
                 .with("ID", entry.at("ID").text())
                 .with("CacheType", entry.at("Type").text())
+                .with("Description", entry.at("Description").text())
                 .with("Size", units::human_size(entry.at("Size").float(), 3))
                 .with("CreatedSince", since(entry.at("CreatedAt")))
                 .with("LastUsedSince", since(entry.at("LastUsedAt")))
@@ -201,7 +209,5 @@ fn verbose(answer: &Value) -> Outcome {
                 .with("Shared", entry.at("Shared").bool().to_string())
         })
         .collect();
-    text.push_str(&entries.render("", rows)?);
-    output::write(&text);
-    Ok(())
+    entries.render(format, rows)
 }

@@ -1,7 +1,7 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, build, check, commit, completion, copy, cp, create, daemon, diff, doctor, events,
+    attach, bootstrap, build, builder, check, commit, completion, copy, cp, create, daemon, diff, doctor, events,
     exec, explore, export, history, images, import, info, inspect, kill, load, login, logs, manifest,
     network, pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save, search,
     socket, start, stats, stop, system, tag, top, update, version, volume, wait,
@@ -138,7 +138,14 @@ static IMAGE: Group = Group {
 static BUILDER: Group = Group {
     name: "builder",
     about: "Manage builds",
-    entries: &[verb(&build::COMMAND), verb(&prune::BUILDER)],
+    entries: &[
+        verb(&build::COMMAND),
+        Entry::Group(&builder::CACHE),
+        verb(&builder::DU),
+        verb(&builder::EXPLAIN),
+        verb(&builder::HISTORY),
+        verb(&prune::BUILDER),
+    ],
 };
 
 static NETWORK: Group = Group {

@@ -1,0 +1,153 @@
+//! The build cache: what it takes, giving it back, cache mounts as archives, and what the last builds did.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::time::Duration;
+
+use brigantine_build::{Builder, Entry, Prune};
+use brigantine_engine::events::Kind;
+use serde_json::{Value, json};
+
+use super::State;
+use crate::http::{Error, Query, Reply, Request, Router, bridge};
+
+/// Binds the area's routes; all but the first are ours.
+pub fn bind(router: &mut Router<State>) {
+    router
+        .post("/build/prune", prune)
+        .get("/build/history", history)
+        .get("/build/caches", caches)
+        .get("/build/caches/archive", export)
+        .put("/build/caches/archive", import);
+}
+
+/// Runs what blocks on the builder.
+async fn blocking<T: Send + 'static>(
+    state: &State,
+    work: impl FnOnce(&Builder) -> Result<T, brigantine_build::Error> + Send + 'static,
+) -> Result<T, Error> {
+    let builder = state.engine.builder().clone();
+    let done = tokio::task::spawn_blocking(move || work(&builder))
+        .await
+        .map_err(|error| Error::internal(format!("the builder ended early: {error}")))?;
+    Ok(done.map_err(brigantine_engine::Error::from)?)
+}
+
+/// The cache as `GET /system/df` shows it.
+pub async fn usage(state: &State) -> Result<Value, Error> {
+    let entries = blocking(state, Builder::usage).await?;
+    let time = |nanos: i64| jiff::Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or_default().to_string();
+    let entry = |entry: &Entry| {
+        json!({
+            "ID": entry.id,
+            "Parents": null,
+            "Type": entry.kind,
+            "Description": entry.description,
+            "InUse": entry.in_use,
+            "Shared": entry.shared,
+            "Size": entry.size,
+            "CreatedAt": time(entry.created),
+            "LastUsedAt": time(entry.used),
+            "UsageCount": entry.uses,
+        })
+    };
+    Ok(entries.iter().map(entry).collect())
+}
+
+async fn history(state: State, _request: Request) -> Result<Reply, Error> {
+    Reply::json(&blocking(&state, Builder::history).await?)
+}
+
+async fn caches(state: State, _request: Request) -> Result<Reply, Error> {
+    Reply::json(&blocking(&state, |builder| Ok(builder.cache_mounts())).await?)
+}
+
+/// The cache mount a request names: its namespace and its id.
+fn mount(request: &Request) -> Result<(String, String), Error> {
+    let query = request.query();
+    let id = query.text("id").ok_or_else(|| Error::invalid("which cache mount? id= is missing"))?;
+    Ok((query.text("namespace").unwrap_or_default().to_owned(), id.to_owned()))
+}
+
+async fn export(state: State, request: Request) -> Result<Reply, Error> {
+    let (namespace, id) = mount(&request)?;
+    // What is wrong is said before the stream begins, as far as it can be known.
+    let known = id.clone();
+    blocking(&state, move |builder| Ok(builder.cache_mounts().into_iter().any(|mount| mount.id == known)))
+        .await?
+        .then_some(())
+        .ok_or_else(|| Error::not_found(format!("there is no cache mount {id:?}: see brig builder cache ls")))?;
+    let builder = state.engine.builder().clone();
+    let (mut writer, stream) = bridge::writer();
+    tokio::task::spawn_blocking(move || {
+        let written = builder
+            .export_cache(&namespace, &id, &mut writer)
+            .map_err(|error| std::io::Error::other(error.report()))
+            .and_then(|()| writer.flush());
+        if let Err(error) = written {
+            tracing::debug!(%error, id, "the export of a cache mount breaks off");
+            writer.fail(error);
+        }
+    });
+    Ok(Reply::stream("application/x-tar", stream))
+}
+
+async fn import(state: State, mut request: Request) -> Result<Reply, Error> {
+    let (namespace, id) = mount(&request)?;
+    let body = bridge::reader(request.reader());
+    blocking(&state, move |builder| builder.import_cache(&namespace, &id, body)).await?;
+    Ok(Reply::no_content())
+}
+
+/// `10GB`, or a number of bytes.
+fn bytes(query: &Query, key: &str) -> Result<Option<u64>, Error> {
+    match query.text(key) {
+        None => Ok(None),
+        Some(text) => brigantine_build::dockerfile::instruction::bytes(text)
+            .and_then(|bytes| u64::try_from(bytes).ok())
+            .map(|bytes| Some(bytes).filter(|bytes| *bytes > 0))
+            .ok_or_else(|| Error::invalid(format!("invalid value for {key}: {text:?} is not a size"))),
+    }
+}
+
+async fn prune(state: State, request: Request) -> Result<Reply, Error> {
+    let filters = request.filters(&[
+        "until",
+        "unused-for",
+        "id",
+        "parent",
+        "type",
+        "description",
+        "inuse",
+        "shared",
+        "private",
+    ])?;
+    let query = request.query();
+    let age = filters.get("until").chain(filters.get("unused-for")).next().map(|text| {
+        brigantine_build::dockerfile::instruction::duration(text)
+            .map(|nanos| Duration::from_nanos(nanos.unsigned_abs()))
+            .ok_or_else(|| Error::invalid(format!("invalid filter 'until={text}': it is not a duration")))
+    });
+    let caps =
+        [bytes(query, "keep-storage")?, bytes(query, "reserved-space")?, bytes(query, "max-used-space")?];
+    let wanted = Prune {
+        all: query.flag("all"),
+        unused_for: age.transpose()?,
+        keep: caps.into_iter().flatten().max(),
+        kinds: filters.get("type").map(str::to_owned).collect(),
+        ids: filters.get("id").map(str::to_owned).collect(),
+    };
+    let builder = state.engine.builder().clone();
+    let pruned = tokio::task::spawn_blocking(move || builder.prune(&wanted))
+        .await
+        .map_err(|error| Error::internal(format!("the prune ended early: {error}")))?
+        .map_err(brigantine_engine::Error::from)?;
+    // Layers that only the cache had.
+    state.engine.containers().collect_layers().await;
+    let attributes = BTreeMap::from([("reclaimed".to_owned(), pruned.reclaimed.to_string())]);
+    state.engine.events().publish(Kind::Builder, "prune", "", attributes);
+    Reply::json(&json!({
+        "CachesDeleted": (!pruned.deleted.is_empty()).then_some(pruned.deleted),
+        "SpaceReclaimed": pruned.reclaimed,
+    }))
+}

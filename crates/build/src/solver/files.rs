@@ -1,0 +1,212 @@
+//! Steps that write files: COPY, ADD, WORKDIR and heredocs.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use futures_util::FutureExt as _;
+
+use super::explain::FILES;
+use super::{Cancel, Job, Keys, Output, blocking, definition, digest_of};
+use crate::error::{Context as _, Error, Result, invalid};
+use crate::graph::{Action, How, Vertex, VertexId};
+use crate::pattern::Ignore;
+use crate::snapshot::{Fresh, Layer, hold};
+use crate::tree::{Listing, Tree};
+use crate::users;
+use crate::write::{Chmod, CopyOptions, Writer};
+
+impl Job {
+    pub(super) async fn files(
+        self: &Arc<Self>,
+        id: VertexId,
+        vertex: &Vertex,
+        actions: &[Action],
+        inputs: &[Arc<Output>],
+    ) -> Result<Arc<Output>> {
+        let linked =
+            !actions.is_empty() && actions.iter().all(|action| how(action).is_some_and(|how| how.link));
+        let text = definition(&vertex.op)?;
+        let epoch = format!("{:?}", self.epoch);
+        let dest = if linked { "scratch" } else { inputs[0].key.as_str() };
+        let job = Arc::clone(self);
+        let (own_inputs, own_actions) = (inputs.to_vec(), actions.to_vec());
+        // What is taken from each source, by content.
+        let contents = blocking(move || {
+            own_actions
+                .iter()
+                .map(|action| job.action_content(action, &own_inputs))
+                .collect::<Result<Vec<_>>>()
+        });
+        let sources: Vec<&str> = inputs.iter().skip(1).map(|input| input.key.as_str()).collect();
+        let mut keys = Keys::default();
+        keys.parts.insert("operation".to_owned(), text.clone());
+        keys.parts.insert("below".to_owned(), dest.to_owned());
+        let local = inputs.iter().skip(1).any(|input| input.tree.is_some());
+        if !local {
+            keys.all.push(digest_of(&["files", &text, dest, &epoch, &sources.join(",")]));
+            if sources.is_empty() {
+                keys.identity.clone_from(&keys.all[0]);
+            } else if !vertex.no_cache
+                && let Some(output) = self.quick(&keys.all[0], &inputs[0]).await?
+            {
+                return Ok(output);
+            }
+        }
+        if keys.identity.is_empty() {
+            let (contents, listings): (Vec<String>, Vec<Listing>) = contents.await?.into_iter().unzip();
+            let contents = contents.join(",");
+            if let Some(files) = Listing::joined(listings) {
+                keys.parts.insert(FILES.to_owned(), files);
+            }
+            let key = digest_of(&["files", &text, dest, &epoch, &contents]);
+            keys.parts.insert("content".to_owned(), contents);
+            keys.identity.clone_from(&key);
+            keys.all.push(key);
+        }
+        let below = if linked { Vec::new() } else { inputs[0].layers.clone() };
+        let job = Arc::clone(self);
+        let (all_inputs, actions, name) = (inputs.to_vec(), actions.to_vec(), vertex.name.clone());
+        let identity = keys.identity.clone();
+        let base = inputs[0].layers.clone();
+        self.cached_or(id, vertex, keys, inputs, move |keys, listeners| {
+            async move {
+                // Nothing is said, but whoever joins must find it.
+                let _listeners = listeners;
+                let _turn =
+                    job.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
+                let cancel = Cancel(Arc::default());
+                let flag = Arc::clone(&cancel.0);
+                blocking(move || {
+                    let snapshot = crate::ids::new();
+                    let fresh = Fresh::make(&job.solver.snapshots, &snapshot)?;
+                    job.write(&fresh, &below, &actions, &all_inputs, flag)?;
+                    let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                    let output = job.solver.finish(fresh, snapshot, &identity, &name, &base, &keys)?;
+                    Ok(Arc::new(output))
+                })
+                .await
+            }
+            .boxed()
+        })
+        .await
+    }
+
+
+    /// What an action takes from its source. Blocks.
+    fn action_content(&self, action: &Action, inputs: &[Arc<Output>]) -> Result<(String, Listing)> {
+        match action {
+            Action::Copy { input, sources, how, .. } => {
+                let tree = self.tree(&inputs[*input])?;
+                let mut all = Vec::new();
+                for source in sources {
+                    all.extend(tree.select(pivot(source, how).1.as_str())?);
+                }
+                let exclude = Ignore::new(how.exclude.iter().map(String::as_str)).map_err(invalid)?;
+                let any_mode =
+                    matches!(how.chmod.as_deref(), Some(mode) if mode.bytes().all(|b| b.is_ascii_digit()));
+                tree.digest_and_listing(&all, &exclude, any_mode, how.parents)
+            }
+            Action::Download { input, .. } => Ok((inputs[*input].key.clone(), Listing::default())),
+            Action::Text { .. } | Action::Directory { .. } => Ok(Default::default()),
+        }
+    }
+
+
+    /// Carries the actions out in a fresh snapshot. Blocks.
+    fn write(
+        &self,
+        fresh: &Fresh,
+        below: &[Layer],
+        actions: &[Action],
+        inputs: &[Arc<Output>],
+        cancelled: Arc<AtomicBool>,
+    ) -> Result<()> {
+        let held = hold(&self.solver.store, &self.solver.mounts, &self.lease, below)?;
+        let lower = Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?;
+        // Names are those of the stage, even where nothing else of it matters (`--link`).
+        let names = if below.is_empty() {
+            self.tree(&inputs[0])?
+        } else {
+            Arc::new(Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?)
+        };
+        let upper = crate::tree::open_dir(&fresh.diff())?;
+        let mut writer =
+            Writer::new(if below.is_empty() { None } else { Some(&lower) }, upper, self.epoch, cancelled);
+        for action in actions {
+            match action {
+                Action::Directory { path, owner } => {
+                    let owner = if owner.is_empty() { (0, 0) } else { users::owner(owner, &names)? };
+                    writer.workdir(path, owner)?;
+                }
+                Action::Text { name, data, destination, how } => {
+                    let options = options(how, &names)?;
+                    writer.file_of(destination, name, data.as_bytes(), &options)?;
+                }
+                Action::Download { input, destination, how } => {
+                    let options = options(how, &names)?;
+                    let file =
+                        inputs[*input].file.as_ref().ok_or_else(|| invalid("a download is not there"))?;
+                    let data =
+                        std::fs::File::open(&file.path).doing(|| format!("open {}", file.path.display()))?;
+                    writer.file_from(destination, &file.name, data, file.found.modified, &options)?;
+                }
+                Action::Copy { input, sources, destination, many, how } => {
+                    let options = options(how, &names)?;
+                    let tree = self.tree(&inputs[*input])?;
+                    let mut all = Vec::new();
+                    for source in sources {
+                        let (strip, source) = pivot(source, how);
+                        let mut found = tree.select(&source)?;
+                        for one in &mut found {
+                            if let Some(rest) = one.name.strip_prefix(&strip) {
+                                one.name = rest.trim_start_matches('/').to_owned();
+                            }
+                        }
+                        all.extend(found);
+                    }
+                    let many = *many || all.len() > 1;
+                    if many && all.len() > 1 && !destination.ends_with('/') && !how.parents {
+                        return Err(invalid(
+                            "When using COPY with more than one source file, the destination must be a directory and end with a /",
+                        ));
+                    }
+                    writer.copy(&tree, &all, destination, many, &options)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn how(action: &Action) -> Option<&How> {
+    match action {
+        Action::Copy { how, .. } | Action::Text { how, .. } | Action::Download { how, .. } => Some(how),
+        Action::Directory { .. } => None,
+    }
+}
+
+fn options(how: &How, names: &Tree) -> Result<CopyOptions> {
+    Ok(CopyOptions {
+        owner: how
+            .owner
+            .as_deref()
+            .filter(|text| !text.is_empty())
+            .map(|text| users::owner(text, names))
+            .transpose()?,
+        chmod: how.chmod.as_deref().filter(|text| !text.is_empty()).map(Chmod::parse).transpose()?,
+        parents: how.parents,
+        exclude: Ignore::new(how.exclude.iter().map(String::as_str)).map_err(invalid)?,
+        unpack: how.unpack,
+    })
+}
+
+/// With `--parents`, what stands before `/./` is not part of the copy's path.
+fn pivot(source: &str, how: &How) -> (String, String) {
+    match source.split_once("/./") {
+        Some((before, after)) if how.parents => {
+            let before = crate::pattern::clean(before);
+            (before.clone(), crate::pattern::clean(&format!("{before}/{after}")))
+        }
+        _ => (String::new(), source.to_owned()),
+    }
+}

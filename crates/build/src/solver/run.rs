@@ -1,0 +1,269 @@
+//! Steps that run a program.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use brigantine_image::{Lower, Replica, Storage};
+use futures_util::FutureExt as _;
+
+use super::{Job, Keys, Listeners, Output, blocking, definition, digest_of};
+use crate::dockerfile::MountKind;
+use crate::error::{Context as _, Error, Result};
+use crate::graph::{Run, Vertex, VertexId};
+use crate::pattern::Ignore;
+use crate::run::{Ready, Task, resolve_source};
+use crate::snapshot::{Fresh, Layer, hold};
+use crate::tree::Tree;
+use crate::write::{CopyOptions, Writer};
+
+impl Job {
+    pub(super) async fn run(
+        self: &Arc<Self>,
+        id: VertexId,
+        vertex: &Vertex,
+        run: &Run,
+        inputs: &[Arc<Output>],
+    ) -> Result<Arc<Output>> {
+        let text = definition(&vertex.op)?;
+        let mut keys = Keys::default();
+        keys.parts.insert("operation".to_owned(), text.clone());
+        keys.parts.insert("below".to_owned(), inputs[0].key.clone());
+        let mut mounted = Vec::new();
+        for mount in run.mounts.iter().filter(|mount| mount.kind != MountKind::Cache) {
+            let Some(input) = mount.input else { continue };
+            if inputs[input].tree.is_none() {
+                mounted.push(inputs[input].key.clone());
+                continue;
+            }
+            let (job, all, source) = (Arc::clone(self), inputs.to_vec(), mount.source.clone());
+            let content = blocking(move || {
+                let tree = job.tree(&all[input])?;
+                let selected = tree.select(&source)?;
+                tree.digest(&selected, &Ignore::default(), false, true)
+            })
+            .await?;
+            keys.parts.insert(format!("mount {}", mount.target), content.clone());
+            mounted.push(content);
+        }
+        let key = digest_of(&["run", &text, &inputs[0].key, &mounted.join(",")]);
+        keys.identity.clone_from(&key);
+        keys.all.push(key);
+        let same = if vertex.no_cache {
+            None
+        } else {
+            self.same_inputs(&text, &mounted, inputs, &keys.all[0]).await?
+        };
+        if let Some(output) = same {
+            return Ok(output);
+        }
+        let job = Arc::clone(self);
+        let (run, inputs_for, name) = (run.clone(), inputs.to_vec(), vertex.name.clone());
+        let family = digest_of(&["run family", &text, &mounted.join(",")]);
+        self.cached_or(id, vertex, keys, inputs, move |keys, listeners| {
+            async move { job.execute(run, inputs_for, &name, keys, &family, listeners).await }.boxed()
+        })
+        .await
+    }
+
+
+    /// The same program on a file system that was made again but holds the same: what it did then holds.
+    async fn same_inputs(
+        &self,
+        text: &str,
+        mounted: &[String],
+        inputs: &[Arc<Output>],
+        key: &str,
+    ) -> Result<Option<Arc<Output>>> {
+        if self.solver.records.find(key)?.is_some() {
+            return Ok(None);
+        }
+        let family = digest_of(&["run family", text, &mounted.join(",")]);
+        if self.solver.records.find(&format!("family:{family}"))?.is_none() {
+            return Ok(None);
+        }
+        let content = self.content(&inputs[0]).await?;
+        let by_content = digest_of(&["run content", &family, &content]);
+        let (solver, below, own) = (Arc::clone(&self.solver), inputs[0].layers.clone(), by_content);
+        let found = blocking(move || solver.known(&own, &below)).await?;
+        let Some(output) = found else { return Ok(None) };
+        if let Some(snap) = &output.own {
+            self.solver.records.alias(key, &snap.id)?;
+        }
+        Ok(Some(Arc::new(output)))
+    }
+
+    async fn execute(
+        self: Arc<Self>,
+        run: Run,
+        inputs: Vec<Arc<Output>>,
+        name: &str,
+        keys: Vec<String>,
+        family: &str,
+        listeners: Arc<Listeners>,
+    ) -> Result<Arc<Output>> {
+        let _turn = self.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
+        let held_caches = self.solver.caches.take(&run, &self.cache_namespace).await?;
+        let id = crate::ids::new();
+        let job = Arc::clone(&self);
+        let (own_run, own_inputs, own_id) = (run.clone(), inputs.clone(), id.clone());
+        let paths = held_caches.paths.clone();
+        let (fresh, replica, running) = blocking(move || {
+            let fresh = Fresh::make(&job.solver.snapshots, &own_id)?;
+            let held = hold(&job.solver.store, &job.solver.mounts, &job.lease, &own_inputs[0].layers)?;
+            let root = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
+            let replica = match job.solver.store.storage() {
+                Storage::Copy => Some(
+                    Replica::make(fresh.dir(), &held.lowers)
+                        .doing(|| "copy the file system below a step".to_owned())?,
+                ),
+                _ => None,
+            };
+            let mut mounts = Vec::new();
+            let mut also_held = Vec::new();
+            for (index, mount) in own_run.mounts.iter().enumerate() {
+                mounts.push(match (mount.kind, mount.input) {
+                    (MountKind::Tmpfs, _) => Ready::Tmpfs,
+                    (MountKind::Secret, _) => Ready::Nothing,
+                    (MountKind::Ssh, _) if mount.required => {
+                        return Err(Error::NotImplemented(
+                            "RUN --mount=type=ssh is not built: agents cannot be forwarded to a step"
+                                .to_owned(),
+                        ));
+                    }
+                    (MountKind::Ssh, _) => Ready::Nothing,
+                    (MountKind::Cache, _) => match paths.get(&index) {
+                        Some(path) => Ready::Path(path.clone()),
+                        None => Ready::Nothing,
+                    },
+                    (MountKind::Bind, Some(input)) => {
+                        let output = &own_inputs[input];
+                        if output.tree.is_some() {
+                            let copy = job.materialise(output, &format!("{own_id}-{index}"))?;
+                            let tree = Tree::layers(
+                                &[Lower::directory(copy.clone())],
+                                Arc::clone(&job.solver.hashes),
+                            )?;
+                            let path = resolve_source(&tree, &mount.source)?;
+                            Ready::Layers { lowers: vec![Lower::directory(copy)], path }
+                        } else {
+                            let held =
+                                hold(&job.solver.store, &job.solver.mounts, &job.lease, &output.layers)?;
+                            let tree = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
+                            let path = resolve_source(&tree, &mount.source)?;
+                            let lowers = held.lowers.clone();
+                            also_held.push(held);
+                            if lowers.iter().all(|lower| lower.mount().is_none()) {
+                                Ready::Layers { lowers, path }
+                            } else {
+                                // A layer that is a mount of this process has no path that others could use.
+                                let copy = job.copy_of(&tree, &path, &format!("{own_id}-{index}"))?;
+                                Ready::Layers {
+                                    lowers: vec![Lower::directory(copy)],
+                                    path: crate::tree::last(&path).to_owned(),
+                                }
+                            }
+                        }
+                    }
+                    (MountKind::Bind, None) => Ready::Nothing,
+                });
+            }
+            let task = Task {
+                id: own_id.clone(),
+                run: &own_run,
+                lower: held.lowers.clone(),
+                upper: fresh.diff(),
+                work: fresh.work(),
+                replica: replica.as_ref(),
+                root: &root,
+                mounts,
+                secrets: &job.secrets,
+            };
+            let running = job.solver.executor.start(&task)?;
+            Ok((fresh, replica, running))
+        })
+        .await?;
+        let for_log = Arc::clone(&listeners);
+        let exit = running
+            .finish(move |stderr, data| {
+                let listeners = Arc::clone(&for_log);
+                let data = data.to_vec();
+                async move { listeners.tell(stderr, data).await }.boxed()
+            })
+            .await?;
+        drop(held_caches);
+        if exit.exit_code != 0 {
+            return Err(Error::Exit {
+                command: run.around.shown.clone(),
+                code: exit.exit_code,
+                oom: exit.oom_killed,
+            });
+        }
+        let by_content = if self.worth_hashing(&inputs[0]) {
+            let content = self.content(&inputs[0]).await?;
+            Some(digest_of(&["run content", family, &content]))
+        } else {
+            None
+        };
+        let (job, name, family) = (Arc::clone(&self), name.to_owned(), format!("family:{family}"));
+        blocking(move || {
+            for (index, _) in run.mounts.iter().enumerate() {
+                crate::snapshot::remove_tree(&job.solver.tmp.join(format!("{id}-{index}")));
+            }
+            let identity = keys.first().cloned().unwrap_or_default();
+            let mut all: Vec<&str> = keys.iter().map(String::as_str).collect();
+            all.push(&family);
+            all.extend(by_content.as_deref());
+            let below = &inputs[0].layers;
+            let output = match &replica {
+                None => job.solver.finish(fresh, id, &identity, &name, below, &all)?,
+                Some(replica) => {
+                    let layer = job
+                        .solver
+                        .store
+                        .adopt_replica(&job.lease, replica, &[])
+                        .doing(|| "make a layer of a step's result".to_owned())?;
+                    drop(fresh);
+                    let layer = layer.map(|(descriptor, _)| (descriptor.digest, descriptor.size));
+                    job.solver.record(Made::Layer(layer), id, &identity, &name, below, &all)?
+                }
+            };
+            Ok(Arc::new(output))
+        })
+        .await
+    }
+
+
+    /// Whether an input's content is known for nothing, or cheap to find out: only layers of images, or small ones.
+    fn worth_hashing(&self, output: &Output) -> bool {
+        const CHEAP: u64 = 64 << 20;
+        let mut total = 0;
+        for layer in &output.layers {
+            if let Layer::Snap(snap) = layer {
+                total += self.solver.records.size(&snap.id).unwrap_or(u64::MAX / 1024);
+            }
+        }
+        total <= CHEAP
+    }
+
+    /// A copy of a part of a tree under its last name, for a mount. Blocks.
+    fn copy_of(&self, tree: &Tree, path: &str, name: &str) -> Result<PathBuf> {
+        let target = self.solver.tmp.join(name);
+        std::fs::create_dir(&target).doing(|| format!("create {}", target.display()))?;
+        let all = tree.select(path)?;
+        let mut writer = Writer::new(None, crate::tree::open_dir(&target)?, self.epoch, Arc::default());
+        writer.copy(tree, &all, &format!("/{}", crate::tree::last(path)), false, &CopyOptions::default())?;
+        Ok(target)
+    }
+
+
+    /// A copy of a context's visible files, for a mount. Blocks.
+    fn materialise(&self, output: &Output, name: &str) -> Result<PathBuf> {
+        let path = self.solver.tmp.join(name);
+        std::fs::create_dir(&path).doing(|| format!("create {}", path.display()))?;
+        let tree = self.tree(output)?;
+        let all = tree.select("/")?;
+        let mut writer = Writer::new(None, crate::tree::open_dir(&path)?, self.epoch, Arc::default());
+        writer.copy(&tree, &all, "/", false, &CopyOptions::default())?;
+        Ok(path)
+    }
+}
