@@ -252,7 +252,7 @@ fn a_miss_is_explained_down_to_the_file() {
     let listed = host.cli(["builder", "history", "--format", "{{.Name}} {{.Status}} {{.Cached}}"]).ok();
     let lines: Vec<&str> = listed.lines().collect();
     assert_eq!(lines.len(), 3, "{listed}");
-    assert!(lines[0].ends_with("failed 1/2") && lines[1].starts_with("x:2 done "), "{listed}");
+    assert!(lines[0].ends_with("failed 0/2") && lines[1].starts_with("x:2 done 1/5"), "{listed}");
     assert_ne!(host.cli(["build", "explain", "nothing"]).run().code, 0);
 }
 
