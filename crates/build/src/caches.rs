@@ -162,7 +162,9 @@ impl Caches {
         let _alone = turn.try_write().map_err(|_taken| in_use(id))?;
         let data = self.dir.join(&name).join("data");
         if !data.is_dir() {
-            return Err(Error::NotFound(format!("there is no cache mount {id:?}: see brig builder cache ls")));
+            return Err(Error::NotFound(format!(
+                "there is no cache mount {id:?}: see brig builder cache ls"
+            )));
         }
         layer::pack(&data, output)
             .map(drop)

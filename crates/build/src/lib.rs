@@ -251,13 +251,9 @@ impl Builder {
         result
     }
 
-    async fn run(
-        &self,
-        request: Request,
-        events: &mpsc::Sender<Event>,
-        steps: Arc<Steps>,
-    ) -> Result<Built> {
-        let Prepared { request, lease, scratch, main, plan, resolver, .. } = self.prepare(request, events).await?;
+    async fn run(&self, request: Request, events: &mpsc::Sender<Event>, steps: Arc<Steps>) -> Result<Built> {
+        let Prepared { request, lease, scratch, main, plan, resolver, .. } =
+            self.prepare(request, events).await?;
         if plan.refused {
             return Err(refused(&plan.warnings));
         }

@@ -12,7 +12,8 @@ use crate::error::{Context, Error, Result};
 use crate::history::{self, BuildRecord};
 
 /// Ordered changes of the schema; the number of those applied is the file's `user_version`.
-const MIGRATIONS: &[&str] = &["CREATE TABLE snapshots (
+const MIGRATIONS: &[&str] = &[
+    "CREATE TABLE snapshots (
         id TEXT PRIMARY KEY,
         identity TEXT NOT NULL,
         name TEXT NOT NULL,
@@ -34,11 +35,12 @@ const MIGRATIONS: &[&str] = &["CREATE TABLE snapshots (
         step TEXT PRIMARY KEY,
         parts TEXT NOT NULL
      ) STRICT;",
-     "CREATE TABLE builds (
+    "CREATE TABLE builds (
         id TEXT PRIMARY KEY,
         started INTEGER NOT NULL,
         record TEXT NOT NULL
-     ) STRICT;"];
+     ) STRICT;",
+];
 
 /// A snapshot on record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -219,7 +221,8 @@ impl Records {
     /// Notes a build that has ended; the oldest ones are forgotten.
     pub fn add_build(&self, build: &BuildRecord) -> Result<()> {
         let what = || "note a build".to_owned();
-        let text = serde_json::to_string(build).map_err(|error| Error::Executor(format!("note a build: {error}")))?;
+        let text = serde_json::to_string(build)
+            .map_err(|error| Error::Executor(format!("note a build: {error}")))?;
         let connection = self.lock();
         connection
             .execute(

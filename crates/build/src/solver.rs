@@ -20,6 +20,7 @@ use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared, try_jo
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
 
+use crate::Event;
 use crate::caches::Caches;
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::{Graph, Op, Vertex, VertexId};
@@ -31,7 +32,6 @@ use crate::remote::Downloaded;
 use crate::run::{Executor, resolve_source};
 use crate::snapshot::{Fresh, Layer, Mounts, Snap, disk_usage, hold};
 use crate::tree::Tree;
-use crate::Event;
 
 /// The result of a vertex.
 #[derive(Debug)]

@@ -80,8 +80,11 @@ async fn load(
                 let path = if subdir.is_empty() {
                     dir.to_owned()
                 } else {
-                    let root =
-                        Tree::folder(crate::tree::open_dir(dir)?, Ignore::default(), Arc::clone(&solver.hashes));
+                    let root = Tree::folder(
+                        crate::tree::open_dir(dir)?,
+                        Ignore::default(),
+                        Arc::clone(&solver.hashes),
+                    );
                     dir.join(crate::run::resolve_source(&root, subdir)?)
                 };
                 Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: false }))
@@ -102,9 +105,9 @@ async fn load(
                         });
                     }
                     let mut text = String::new();
-                    open()?.take(crate::dockerfile::MOST as u64 + 1).read_to_string(&mut text).map_err(|_bad| {
-                        invalid("the remote context is neither a tar archive nor a Dockerfile")
-                    })?;
+                    open()?.take(crate::dockerfile::MOST as u64 + 1).read_to_string(&mut text).map_err(
+                        |_bad| invalid("the remote context is neither a tar archive nor a Dockerfile"),
+                    )?;
                     Ok(Loaded { path: target, hashes: HashMap::new(), text: Some(text), ignored: false })
                 })
                 .await;
@@ -152,7 +155,8 @@ fn look(
 }
 
 fn read_dockerfile(tree: &Tree, name: &str) -> Result<(String, String)> {
-    if name.split('/').any(|part| part == "..") && crate::pattern::clean(name).is_empty() || name.starts_with("../")
+    if name.split('/').any(|part| part == "..") && crate::pattern::clean(name).is_empty()
+        || name.starts_with("../")
     {
         return Err(invalid(format!("forbidden path outside the build context: {name}")));
     }

@@ -383,7 +383,8 @@ impl Tree {
                     }
                     FileType::Symlink => {
                         let target = self.link(&entry.path)?;
-                        write!(line, " {}:", target.as_bytes().len()).doing(|| "describe a link".to_owned())?;
+                        write!(line, " {}:", target.as_bytes().len())
+                            .doing(|| "describe a link".to_owned())?;
                         line.extend_from_slice(target.as_bytes());
                     }
                     FileType::CharacterDevice | FileType::BlockDevice => {

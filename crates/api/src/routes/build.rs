@@ -193,7 +193,9 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         None | Some("build") => {}
         Some("check") => return check(&state, build).await,
         Some(other) => {
-            return Err(Error::not_implemented(format!("call={other} is not built: build and check are known")));
+            return Err(Error::not_implemented(format!(
+                "call={other} is not built: build and check are known"
+            )));
         }
     }
     let quiet = query.flag("q");

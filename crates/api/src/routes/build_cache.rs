@@ -36,7 +36,8 @@ async fn blocking<T: Send + 'static>(
 /// The cache as `GET /system/df` shows it.
 pub async fn usage(state: &State) -> Result<Value, Error> {
     let entries = blocking(state, Builder::usage).await?;
-    let time = |nanos: i64| jiff::Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or_default().to_string();
+    let time =
+        |nanos: i64| jiff::Timestamp::from_nanosecond(i128::from(nanos)).unwrap_or_default().to_string();
     let entry = |entry: &Entry| {
         json!({
             "ID": entry.id,
@@ -76,7 +77,9 @@ async fn export(state: State, request: Request) -> Result<Reply, Error> {
     blocking(&state, move |builder| Ok(builder.cache_mounts().into_iter().any(|mount| mount.id == known)))
         .await?
         .then_some(())
-        .ok_or_else(|| Error::not_found(format!("there is no cache mount {id:?}: see brig builder cache ls")))?;
+        .ok_or_else(|| {
+            Error::not_found(format!("there is no cache mount {id:?}: see brig builder cache ls"))
+        })?;
     let builder = state.engine.builder().clone();
     let (mut writer, stream) = bridge::writer();
     tokio::task::spawn_blocking(move || {

@@ -208,7 +208,10 @@ fn brig_build(host: &Host, dir: &Path, args: &[&str]) -> Invocation {
 #[test]
 fn checks_are_told_and_can_fail_a_build() {
     let host = Host::new(Client::Brig);
-    let files = [("Dockerfile", "FROM busybox\nMAINTAINER me\nCOPY no.key /\nCMD true\n"), (".dockerignore", "*.key\n")];
+    let files = [
+        ("Dockerfile", "FROM busybox\nMAINTAINER me\nCOPY no.key /\nCMD true\n"),
+        (".dockerignore", "*.key\n"),
+    ];
     let dir = context(&host, "ctx", &files);
     let checked = brig_build(&host, &dir, &["--check"]).run();
     assert_eq!(checked.code, 1, "{}", text(&checked));
@@ -220,7 +223,11 @@ fn checks_are_told_and_can_fail_a_build() {
     fs::write(dir.join("Dockerfile"), "# check=error=true\nFROM busybox\nCMD true\n").unwrap();
     let refused = brig_build(&host, &dir, &["-t", "refused"]).run();
     assert_ne!(refused.code, 0);
-    assert!(refused.stderr.contains("JSONArgsRecommended") && refused.stderr.contains("--check"), "{}", text(&refused));
+    assert!(
+        refused.stderr.contains("JSONArgsRecommended") && refused.stderr.contains("--check"),
+        "{}",
+        text(&refused)
+    );
     fs::write(dir.join("Dockerfile"), "FROM busybox\nCMD true\n").unwrap();
     let built = brig_build(&host, &dir, &["-t", "built"]).ok();
     assert!(built.contains("[Warning] JSONArgsRecommended: "), "{built}");

@@ -595,7 +595,14 @@ impl<'f> Conversion<'f> {
     }
 
     /// Puts an operation on top of the stage.
-    pub(super) fn layer(&mut self, state: &mut State, op: Op, mut inputs: Vec<VertexId>, text: &str, span: Span) {
+    pub(super) fn layer(
+        &mut self,
+        state: &mut State,
+        op: Op,
+        mut inputs: Vec<VertexId>,
+        text: &str,
+        span: Span,
+    ) {
         state.done += 1;
         let label = if state.label.is_empty() { String::new() } else { format!("{} ", state.label) };
         let name = format!("[{label}{}/{}] {text}", state.done, state.total);

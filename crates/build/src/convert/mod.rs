@@ -116,7 +116,8 @@ pub async fn convert(
     let defaults = vars::globals(file, &Options::default(), &platform).unwrap_or_default();
     let checks = checks(file, options)?;
     let target = reach::target(file, options.target.as_deref()).map_err(fault)?;
-    let mut conversion = dispatch::Conversion::new(file, options, ignore, platform, [globals, defaults], target);
+    let mut conversion =
+        dispatch::Conversion::new(file, options, ignore, platform, [globals, defaults], target);
     // ONBUILD triggers may bring in further stages: those are found when their base is known.
     let wanted = reach::reachable(file, &conversion.globals, options, target).map_err(fault)?;
     conversion.count_globals();

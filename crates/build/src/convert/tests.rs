@@ -43,7 +43,8 @@ fn plan(text: &str) -> Plan {
 }
 
 fn told(text: &str, ignore: &str, shelf: &Shelf) -> Vec<(Rule, usize)> {
-    let plan = run(text, &Options::default(), ignore, shelf).unwrap_or_else(|error| panic!("{text}: {error}"));
+    let plan =
+        run(text, &Options::default(), ignore, shelf).unwrap_or_else(|error| panic!("{text}: {error}"));
     plan.warnings.iter().map(|warning| (warning.rule, warning.span.first)).collect()
 }
 
@@ -86,7 +87,12 @@ fn every_check_finds_what_it_is_for_and_nothing_else() {
         (SecretsUsedInArgOrEnv, 2, "FROM a\nARG TOKEN", "FROM a\nARG TOKENS"),
         (StageNameCasing, 1, "FROM a AS Build", "FROM a AS build"),
         (UndefinedArgInFrom, 2, "ARG VERSION=1\nFROM a:1$VERSON", "ARG VERSION=1\nFROM a:1$VERSION"),
-        (UndefinedVar, 3, "FROM a\nENV NAME=x\nLABEL a=$NAM", "FROM a\nARG D\nENV N=$BASE\nLABEL a=$N$D${X:-y}"),
+        (
+            UndefinedVar,
+            3,
+            "FROM a\nENV NAME=x\nLABEL a=$NAM",
+            "FROM a\nARG D\nENV N=$BASE\nLABEL a=$N$D${X:-y}",
+        ),
         (UndefinedVar, 2, "FROM a\nCOPY $src /", "FROM a\nRUN echo $anything \"$1\""),
         (WorkdirRelativePath, 2, "FROM a\nWORKDIR x", "FROM a\nWORKDIR /x\nWORKDIR y"),
     ];
@@ -148,7 +154,11 @@ fn history_has_the_frontends_words() {
     ] {
         let plan = plan(&format!("FROM a\n{text}"));
         let last = plan.history.last().unwrap();
-        assert_eq!((last.created_by.as_str(), last.comment.as_str()), (words, "buildkit.dockerfile.v0"), "{text}");
+        assert_eq!(
+            (last.created_by.as_str(), last.comment.as_str()),
+            (words, "buildkit.dockerfile.v0"),
+            "{text}"
+        );
     }
     let with_args = plan("FROM a\nARG X=1\nARG HTTP_PROXY=p\nRUN true");
     assert_eq!(with_args.history.last().unwrap().created_by, "RUN |1 X=1 /bin/sh -c true # buildkit");

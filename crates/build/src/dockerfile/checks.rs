@@ -11,9 +11,7 @@ use super::instruction::{Command, Form, Instruction, nearest};
 use super::{Dockerfile, Span};
 
 /// A check.
-#[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
-)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Rule {
     ConsistentInstructionCasing,
     CopyIgnoredFile,
@@ -153,7 +151,9 @@ impl Checks {
         let mut checks = Self::default();
         for part in text.split(';').map(str::trim).filter(|part| !part.is_empty()) {
             let Some((key, value)) = part.split_once('=') else {
-                return Err(format!("invalid check option {part:?}: skip=, error= or experimental= is expected"));
+                return Err(format!(
+                    "invalid check option {part:?}: skip=, error= or experimental= is expected"
+                ));
             };
             match key.trim().to_ascii_lowercase().as_str() {
                 "skip" => checks.skip = Names::parse(value),
@@ -165,7 +165,11 @@ impl Checks {
                         other => return Err(format!("invalid check option error={other}: not a boolean")),
                     }
                 }
-                other => return Err(format!("invalid check option {other:?}: skip=, error= or experimental= is expected")),
+                other => {
+                    return Err(format!(
+                        "invalid check option {other:?}: skip=, error= or experimental= is expected"
+                    ));
+                }
             }
         }
         Ok(checks)
@@ -182,7 +186,9 @@ impl Checks {
             .iter()
             .flat_map(|stage| std::iter::once(&stage.from).chain(&stage.instructions))
             .chain(&file.globals)
-            .filter_map(|instruction| Some((instruction.span, Self::parse(instruction.check.as_deref()?).ok()?)))
+            .filter_map(|instruction| {
+                Some((instruction.span, Self::parse(instruction.check.as_deref()?).ok()?))
+            })
             .collect();
         let mut left: Vec<Warning> = Vec::new();
         for warning in warnings {
@@ -283,7 +289,10 @@ fn casing(file: &Dockerfile, found: &mut Vec<Warning>) {
         found.push(Warning::new(
             Rule::ConsistentInstructionCasing,
             instruction.span,
-            format!("{:?} is written unlike most instructions of this file, which are in {wanted} case", instruction.keyword),
+            format!(
+                "{:?} is written unlike most instructions of this file, which are in {wanted} case",
+                instruction.keyword
+            ),
         ));
     }
 }
@@ -379,7 +388,16 @@ fn legacy(instruction: &Instruction, keyword: &str, found: &mut Vec<Warning>) {
 
 fn secret(name: &str, keyword: &str, span: Span, found: &mut Vec<Warning>) {
     const SECRET: &[&str] = &[
-        "apikey", "auth", "credential", "credentials", "key", "password", "pword", "passwd", "secret", "token",
+        "apikey",
+        "auth",
+        "credential",
+        "credentials",
+        "key",
+        "password",
+        "pword",
+        "passwd",
+        "secret",
+        "token",
     ];
     let lower = name.to_ascii_lowercase();
     let mut parts = lower.split('_');
@@ -387,7 +405,9 @@ fn secret(name: &str, keyword: &str, span: Span, found: &mut Vec<Warning>) {
         found.push(Warning::new(
             Rule::SecretsUsedInArgOrEnv,
             span,
-            format!("{keyword} {name:?} looks like a secret, and stays in the image: use RUN --mount=type=secret"),
+            format!(
+                "{keyword} {name:?} looks like a secret, and stays in the image: use RUN --mount=type=secret"
+            ),
         ));
     }
 }

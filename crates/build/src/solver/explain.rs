@@ -104,9 +104,6 @@ mod tests {
             says(&[("operation", "p"), ("content", "1"), ("files", "a /x"), ("mount /m", "m")]),
             "changed: mount /m, the instruction or its variables"
         );
-        assert_eq!(
-            says(&[("operation", "o"), ("content", "1")]),
-            "its result is not in the cache any more"
-        );
+        assert_eq!(says(&[("operation", "o"), ("content", "1")]), "its result is not in the cache any more");
     }
 }

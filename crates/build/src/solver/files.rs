@@ -91,7 +91,6 @@ impl Job {
         .await
     }
 
-
     /// What an action takes from its source. Blocks.
     fn action_content(&self, action: &Action, inputs: &[Arc<Output>]) -> Result<(String, Listing)> {
         match action {
@@ -110,7 +109,6 @@ impl Job {
             Action::Text { .. } | Action::Directory { .. } => Ok(Default::default()),
         }
     }
-
 
     /// Carries the actions out in a fresh snapshot. Blocks.
     fn write(

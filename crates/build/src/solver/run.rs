@@ -65,7 +65,6 @@ impl Job {
         .await
     }
 
-
     /// The same program on a file system that was made again but holds the same: what it did then holds.
     async fn same_inputs(
         &self,
@@ -232,7 +231,6 @@ impl Job {
         .await
     }
 
-
     /// Whether an input's content is known for nothing, or cheap to find out: only layers of images, or small ones.
     fn worth_hashing(&self, output: &Output) -> bool {
         const CHEAP: u64 = 64 << 20;
@@ -254,7 +252,6 @@ impl Job {
         writer.copy(tree, &all, &format!("/{}", crate::tree::last(path)), false, &CopyOptions::default())?;
         Ok(target)
     }
-
 
     /// A copy of a context's visible files, for a mount. Blocks.
     fn materialise(&self, output: &Output, name: &str) -> Result<PathBuf> {

@@ -4,7 +4,7 @@ use http::Method;
 
 use crate::args::{Command, Flag, Group, Matches, Operands, runs, verb};
 use crate::commands::save::into_file_or_stdout;
-use crate::commands::{upload, system};
+use crate::commands::{system, upload};
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::listing::{Listing, Row};
@@ -66,10 +66,7 @@ static CACHE_EXPORT: Command = Command {
     name: "export",
     usage: "[OPTIONS] ID",
     about: "Write a cache mount's files to a tar archive",
-    flags: &[
-        NAMESPACE,
-        Flag::text("output", "Write to this file instead of standard output").short('o'),
-    ],
+    flags: &[NAMESPACE, Flag::text("output", "Write to this file instead of standard output").short('o')],
     operands: Operands::Exactly(1),
     run: runs!(export),
     ..Command::EMPTY
@@ -93,7 +90,10 @@ async fn du(context: &Context, matches: Matches) -> Outcome {
         units::human_size(all.iter().filter(|one| wanted(one)).map(|one| one.at("Size").float()).sum(), 3)
     };
     if matches.text("format").is_empty() {
-        output::line(&format!("Reclaimable:  {}", sum(|one| !one.at("InUse").bool() && !one.at("Shared").bool())));
+        output::line(&format!(
+            "Reclaimable:  {}",
+            sum(|one| !one.at("InUse").bool() && !one.at("Shared").bool())
+        ));
         output::line(&format!("Total:        {}", sum(|_| true)));
     }
     Ok(())

@@ -1,8 +1,8 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, build, builder, check, commit, completion, copy, cp, create, daemon, diff, doctor, events,
-    exec, explore, export, history, images, import, info, inspect, kill, load, login, logs, manifest,
+    attach, bootstrap, build, builder, check, commit, completion, copy, cp, create, daemon, diff, doctor,
+    events, exec, explore, export, history, images, import, info, inspect, kill, load, login, logs, manifest,
     network, pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save, search,
     socket, start, stats, stop, system, tag, top, update, version, volume, wait,
 };
