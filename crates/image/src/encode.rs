@@ -202,12 +202,11 @@ fn work(encoding: Encoding, queue: &Mutex<Receiver<Job>>) {
 /// `deflater` is made at the first block and used again.
 fn gzip_member(level: i32, deflater: &mut Option<Compressor>, data: &[u8]) -> io::Result<Vec<u8>> {
     let fault = |error: &dyn fmt::Debug| io::Error::other(format!("compressing with gzip: {error:?}"));
-    let deflater = match deflater {
-        Some(known) => known,
-        None => {
-            let level = CompressionLvl::new(level).map_err(|error| fault(&error))?;
-            deflater.insert(Compressor::new(level))
-        }
+    let deflater = if let Some(known) = deflater {
+        known
+    } else {
+        let level = CompressionLvl::new(level).map_err(|error| fault(&error))?;
+        deflater.insert(Compressor::new(level))
     };
     let mut output = vec![0; deflater.gzip_compress_bound(data.len())];
     let length = deflater.gzip_compress(data, &mut output).map_err(|error| fault(&error))?;

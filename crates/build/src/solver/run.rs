@@ -6,7 +6,7 @@ use std::sync::Arc;
 use brigantine_image::{Lower, Replica, Storage};
 use futures_util::FutureExt as _;
 
-use super::{Job, Keys, Listeners, Output, blocking, definition, digest_of};
+use super::{Job, Keys, Listeners, Made, Output, blocking, definition, digest_of};
 use crate::dockerfile::MountKind;
 use crate::error::{Context as _, Error, Result};
 use crate::graph::{Run, Vertex, VertexId};
