@@ -15,6 +15,7 @@ pub(crate) struct Subject {
     pub gid: u32,
     pub limits: Vec<String>,
     pub start_hooks: Vec<String>,
+    pub labels: Vec<String>,
     /// A filter is loaded before the program is executed; it may end the process before it can say anything.
     pub filtered: bool,
 }
@@ -38,8 +39,18 @@ impl Subject {
             gid: p.gid.as_raw(),
             limits: p.rlimits.iter().map(limit).collect(),
             start_hooks: p.start_hooks.iter().map(hook_name).collect(),
+            labels: p.labels.iter().map(|(_, text)| label_name(text)).collect(),
             filtered: p.seccomp.is_some(),
         }
+    }
+}
+
+/// What is written for a label, in words: AppArmor's is a command.
+fn label_name(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    match text.strip_prefix("exec ") {
+        Some(profile) => format!("AppArmor profile {profile:?}"),
+        None => format!("SELinux label {text:?}"),
     }
 }
 
@@ -174,7 +185,12 @@ fn last(subject: &Subject, last: Last, index: u16, errno: i32, told: &[u8]) -> E
                 if errno == libc::EPERM { " (raising a hard limit needs CAP_SYS_RESOURCE)" } else { "" };
             Error::new(Kind::Os, format!("setting {limit}: {cause}{hint}"))
         }
-        Last::Label => os("setting the security label".into()),
+        Last::Label => {
+            let label = subject.labels.get(usize::from(index)).map_or("a security label", String::as_str);
+            // The kernel's word for a profile that was never loaded.
+            let hint = if errno == libc::ENOENT { " (is it loaded?)" } else { "" };
+            os(format!("applying {label}{hint}"))
+        }
         Last::Personality => os("setting the personality".into()),
         Last::Scheduling if errno == libc::EPERM => os(
             "setting the scheduling policy (the process scheduler can't be used together with AllowedCPUs: \

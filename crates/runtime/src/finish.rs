@@ -108,10 +108,11 @@ fn prepare(plan: &mut Plan, channel: BorrowedFd<'_>) -> Outcome<usize> {
         redirect(stdio)?;
     }
     // A file below the caller's /proc: the container's own may be anything.
-    for (file, text) in &p.labels {
+    for (index, (file, text)) in p.labels.iter().enumerate() {
+        let failed = |errno| (Last::Label, index as u16, errno);
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&plan.proc, file, flags, Mode::empty()).map_err(at(Last::Label))?;
-        rustix::io::write(&fd, text).map_err(at(Last::Label))?;
+        let fd = rustix::fs::openat(&plan.proc, file, flags, Mode::empty()).map_err(failed)?;
+        rustix::io::write(&fd, text).map_err(failed)?;
     }
     // What the plan was made of is used up. It must not count towards the program's limit, nor be there to be found
     // while the container waits to be started.

@@ -139,7 +139,7 @@ fn device_rules_are_a_program() {
         return;
     };
     let script = "dd if=/dev/disk of=/dev/null bs=512 count=1 2>/dev/null && echo read\n\
-        echo x >/dev/disk 2>/dev/null || echo no write\n\
+        (echo x >/dev/disk) 2>/dev/null || echo no write\n\
         (echo y >/dev/null) && echo null";
     let bundle = Bundle::new(&["/bin/sh", "-c", script]);
     let with = |rules: serde_json::Value| {
