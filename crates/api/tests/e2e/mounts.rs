@@ -7,7 +7,11 @@ use brigantine_testkit::{Client, Engine, eventually};
 
 use crate::Host;
 
-both![an_images_files_can_be_mounted, volumes_with_options_are_file_systems];
+both![
+    an_images_files_can_be_mounted,
+    volumes_with_options_are_file_systems,
+    shared_memory_goes_with_the_ipc_namespace,
+];
 
 fn an_images_files_can_be_mounted(client: Client) {
     let host = Host::new(client);
@@ -32,6 +36,44 @@ fn an_images_files_can_be_mounted(client: Client) {
     host.cli(["rm", "holder"]).ok();
     host.cli(["rmi", "files:1"]).ok();
     host.cli(["run", "--rm", "--mount", "type=image,source=none:1,target=/x", "busybox", "true"]).exits(125);
+    host.assert_nothing_left();
+}
+
+fn shared_memory_goes_with_the_ipc_namespace(client: Client) {
+    let host = Host::new(client);
+    host.background(&["--name", "donor", "--ipc", "shareable"], "echo there >/dev/shm/file; sleep 1000");
+    host.wait_exec("donor", &["test", "-s", "/dev/shm/file"]);
+    let script = "cat /dev/shm/file; echo back >/dev/shm/other";
+    assert_eq!(host.script(&["--ipc", "container:donor"], script), "there");
+    assert_eq!(host.cli(["exec", "donor", "cat", "/dev/shm/other"]).ok(), "back");
+    // Nobody's but its own.
+    assert_eq!(host.script(&[], "ls /dev/shm"), "");
+    host.background(&["--name", "closed"], "sleep 1000");
+    let refused = host.cli(["run", "--rm", "--ipc", "container:closed", "busybox", "true"]).exits(125);
+    assert!(refused.stderr.contains("non-shareable IPC"), "{}", refused.stderr);
+    host.cli(["rm", "-f", "donor", "closed"]).ok();
+    host.assert_nothing_left();
+}
+
+/// `:U`: a directory of whoever on the host is the container's user's, and stays whose it is.
+#[test]
+fn a_mounts_owner_can_be_mapped() {
+    let host = Host::new(Client::Docker);
+    let dir = host.dir().join("project");
+    std::fs::create_dir(&dir).unwrap();
+    std::os::unix::fs::chown(&dir, Some(4711), Some(4712)).unwrap();
+    let bind = |mode: &str| format!("{}:/d{mode}", dir.display());
+    let script = "stat -c '%u %g' /d; echo x >/d/file; stat -c '%u %g' /d/file";
+    let plain = ["run", "--rm", "-u", "1000:1000", "-v", &bind(""), "busybox", "sh", "-c", script];
+    assert!(host.cli(plain).exits(1).stderr.contains("ermission denied"));
+    let mapped = ["run", "--rm", "-u", "1000:1000", "-v", &bind(":U"), "busybox", "sh", "-c", script];
+    assert_eq!(host.cli(mapped).ok(), "1000 1000\n1000 1000");
+    let owner = std::os::unix::fs::MetadataExt::uid;
+    assert_eq!(owner(&std::fs::metadata(dir.join("file")).unwrap()), 4711);
+    assert_eq!(owner(&std::fs::metadata(&dir).unwrap()), 4711);
+    // Read-only stays so.
+    let read_only = ["run", "--rm", "-v", &bind(":ro,idmap"), "busybox", "touch", "/d/file"];
+    assert!(host.cli(read_only).exits(1).stderr.contains("Read-only"));
     host.assert_nothing_left();
 }
 

@@ -130,7 +130,7 @@ impl Containers {
         let endpoints = self.endpoints(&host_config, networking)?;
         if config.hostname.as_deref().unwrap_or_default().is_empty() {
             config.hostname = match host_config.network_mode.as_deref() {
-                Some("host") => Some(super::start::host_name()),
+                Some("host") => Some(super::name_files::host_name()),
                 Some(mode) if mode.starts_with("container:") => None,
                 _ => Some(short(id).to_owned()),
             };
@@ -386,9 +386,9 @@ impl Containers {
             spec::resources::parse_device_rule(rule)?;
         }
         spec::resources::rlimits(host, &self.config)?;
-        super::start::port_requests(record, &self.config, None)?;
+        super::wires::port_requests(record, &self.config, None)?;
         for line in host.extra_hosts.iter().flatten() {
-            super::start::extra_host(line, None)?;
+            super::name_files::extra_host(line, None)?;
         }
         Ok(())
     }

@@ -159,7 +159,7 @@ impl Containers {
                 Err(error) => tracing::warn!(container = id, %error, "release the container's monitor"),
             }
             volumes.unmount_for(&id);
-            super::start::unmount_images(&dir);
+            super::borrowed::unmount_all(&dir);
             if let Err(error) = crate::volumes::remove_tree(&dir) {
                 tracing::warn!(container = id, error = error.report(), "remove the monitor's directory");
             }

@@ -5,6 +5,7 @@
 //! containers but that of the index, which is held for look-ups only.
 
 mod attach;
+mod borrowed;
 mod create;
 mod endpoint;
 mod exec;
@@ -15,6 +16,7 @@ mod links;
 mod list;
 pub mod logging;
 mod logs;
+mod name_files;
 mod names;
 mod network;
 mod plug;
@@ -31,6 +33,7 @@ mod update;
 mod usage;
 mod validate;
 mod wait;
+mod wires;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -46,13 +49,14 @@ use jiff::Timestamp;
 use tokio::sync::oneshot;
 
 pub use attach::{AttachRequest, Attached};
+pub(crate) use borrowed::mount_sources;
 pub use create::{CreateRequest, Created};
 pub use exec::{ExecStart, StartedExec};
 pub use list::ListOptions;
 pub use logs::{LogRequest, Logs};
+pub(crate) use name_files::extra_host;
 pub(crate) use record::Record;
 pub use record::Status;
-pub(crate) use start::{extra_host, mount_sources};
 pub use stats::StatsStream;
 pub use usage::{InterfaceUse, Usage};
 pub use wait::{Condition, Waited, Waiting};

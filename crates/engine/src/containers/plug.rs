@@ -148,7 +148,7 @@ impl Containers {
         let routes: DefaultRoutes = endpoint::default_routes(exits);
         let exit = routes.ipv4.as_ref().and_then(|(name, _)| interfaces.iter().position(|one| one == name));
         let exit = exit.and_then(|at| networks.get(at));
-        let ports = super::start::port_requests(record, &self.config, exit)?;
+        let ports = super::wires::port_requests(record, &self.config, exit)?;
         Ok(Placed { routes, ports })
     }
 
@@ -190,7 +190,7 @@ impl Containers {
             let present = std::fs::read_to_string(&path).doing(what)?;
             let is_ours = [true, false]
                 .into_iter()
-                .any(|ipv6| present == super::start::resolv_conf_of_host(&host, &choice, ipv6));
+                .any(|ipv6| present == super::name_files::resolv_conf_of_host(&host, &choice, ipv6));
             // What somebody has written there stays.
             if is_ours {
                 std::fs::write(&path, brigantine_network::names::resolv_conf_of_names(&host, &choice))

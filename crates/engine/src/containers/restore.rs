@@ -287,12 +287,12 @@ fn fate(run_dir: &Path, exit_path: &Path) -> Result<Fate> {
     match brigantine_shim::find(run_dir, exit_path).map_err(unreadable)? {
         Found::Monitored(client) => alive(client, run_dir),
         Found::Exited(exit) => {
-            super::start::unmount_images(run_dir);
+            super::borrowed::unmount_all(run_dir);
             remove_tree(run_dir)?;
             Ok(Fate::Ended(exit))
         }
         Found::Nothing => {
-            super::start::unmount_images(run_dir);
+            super::borrowed::unmount_all(run_dir);
             remove_tree(run_dir)?;
             Ok(Fate::Unknown)
         }

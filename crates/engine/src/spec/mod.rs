@@ -56,6 +56,8 @@ pub(crate) struct Inputs<'a> {
     pub remap: Option<&'a Remap>,
     /// Host paths of the mounts in the record's order.
     pub mount_sources: Vec<PathBuf>,
+    /// Where `/dev/shm` of the container is whose IPC namespace is joined.
+    pub shared_memory: Option<PathBuf>,
     /// The host's name, for containers that share it.
     pub host_name: &'a str,
     /// Variables of legacy links: after the defaults, before what anybody sets.
@@ -240,6 +242,7 @@ mod tests {
             cgroup: Namespace::Private,
             remap: None,
             mount_sources: Vec::new(),
+            shared_memory: None,
             host_name: "host",
             link_variables: Vec::new(),
         })

@@ -50,6 +50,9 @@ pub(crate) struct MountRecord {
     pub read_only_recursive: bool,
     #[serde(default)]
     pub subpath: String,
+    /// Its owner on the host is seen as the container's user, and what that user makes is the owner's.
+    #[serde(default)]
+    pub map_owner: bool,
     /// Options of a tmpfs.
     #[serde(default)]
     pub options: Vec<String>,
@@ -75,6 +78,7 @@ impl MountRecord {
             non_recursive: false,
             read_only_recursive: false,
             subpath: String::new(),
+            map_owner: false,
             options: Vec::new(),
             image: String::new(),
             layers: Vec::new(),
@@ -237,6 +241,7 @@ fn parse_bind(text: &str) -> Result<MountRecord> {
         match flag {
             "rw" | "z" | "Z" | "consistent" | "cached" | "delegated" => {}
             "ro" => mount.rw = false,
+            "U" | "idmap" => mount.map_owner = true,
             "nocopy" if mount.kind == MountKind::Volume => mount.no_copy = true,
             "private" | "rprivate" | "shared" | "rshared" | "slave" | "rslave"
                 if mount.kind == MountKind::Bind =>
@@ -440,6 +445,16 @@ mod tests {
         assert_eq!(by("/var/lib/x").volume(), Some("data"));
         assert_eq!(by("/only").volume(), Some(""));
         assert_eq!(all.last().unwrap().mount.destination, "/var/lib/x");
+    }
+
+    #[test]
+    fn an_owner_can_be_mapped() {
+        let all =
+            requested(&host(&["/src:/dst:ro,U", "data:/data:idmap", "/x:/y"]), &[], Vec::new()).unwrap();
+        let mapped = |destination: &str| {
+            all.iter().find(|one| one.mount.destination == destination).map(|one| one.mount.map_owner)
+        };
+        assert_eq!((mapped("/dst"), mapped("/data"), mapped("/y")), (Some(true), Some(true), Some(false)));
     }
 
     #[test]
