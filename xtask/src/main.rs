@@ -29,6 +29,7 @@ cargo xtask COMMAND
   install [--prefix DIR]  executables, systemd units and completions (default /usr/local)
   demo                    builds, then shows a container of each kind, with timings
   test [FILTER...]        builds, then runs all tests (or those that match)
+  soak                    kills the daemon 100 times under 50 containers at work
   lint                    format, clippy, layering, dependency rules
   bench run [--rounds N]  starts of containers, side by side with the peers that are installed
   bench images [--rounds N] [--small]  pull, push, save, load and rmi, likewise; small: only to see that it works
@@ -85,6 +86,7 @@ fn run() -> Result<()> {
         "install" => install::install(&prefix),
         "demo" => demo::demo(),
         "test" => test::test(&words),
+        "soak" => test::soak(),
         "lint" => lint::lint(),
         "bench" if words == ["run"] => bench::run(rounds.unwrap_or(15)),
         "bench" if words == ["images"] => bench::images::run(rounds.unwrap_or(2), small),

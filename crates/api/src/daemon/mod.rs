@@ -13,6 +13,7 @@ pub mod socket;
 pub mod table;
 pub mod tls;
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Instant;
 
 use brigantine_engine::Engine;
+use brigantine_engine::events::Kind;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -196,7 +198,7 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
-                notify::notify("RELOADING=1");
+                notify::notify(&notify::reloading());
                 reload(&daemon, &state, line, level);
                 notify::notify("READY=1");
             }
@@ -241,6 +243,8 @@ fn reload(daemon: &Daemon, state: &State, line: &CommandLine, level: &logging::L
     level.set(new.live.level());
     *daemon.live.write().unwrap_or_else(std::sync::PoisonError::into_inner) = new.live.clone();
     state.reconfigured(&new.live);
+    let attributes = BTreeMap::from([("name".to_owned(), state.engine.id().to_owned())]);
+    state.engine.events().publish(Kind::Daemon, "reload", state.engine.id(), attributes);
     tracing::info!("the configuration was reloaded");
 }
 

@@ -24,8 +24,10 @@ macro_rules! both {
 
 mod bad_input;
 mod build;
+mod clients;
 mod compose;
 mod crash;
+mod endpoints;
 mod files;
 mod images;
 mod isolation;

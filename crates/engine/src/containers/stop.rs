@@ -292,9 +292,9 @@ impl Containers {
         let container = self.find(reference)?;
         let _lifecycle = container.lifecycle.lock().await;
         let live = container.live().filter(|_| container.status() == Status::Paused);
-        // docker answers 500 here.
+        // Docker's daemon calls this an internal error, which it is not.
         let live =
-            live.ok_or_else(|| Error::internal(format!("container {} is not paused", container.id)))?;
+            live.ok_or_else(|| Error::conflict(format!("container {} is not paused", container.id)))?;
         self.thaw(&container, &live).await
     }
 

@@ -23,6 +23,10 @@ pub(super) fn host_config(
     {
         return Err(Error::invalid(format!("Invalid value {adj}, range for oom score adj is [-1000, 1000]")));
     }
+    if let Some(server) = host.dns.iter().flatten().find(|server| server.parse::<std::net::IpAddr>().is_err())
+    {
+        return Err(Error::invalid(format!("bad parameter: the DNS server {server:?} is not an IP address")));
+    }
     if host.shm_size.is_some_and(|size| size < 0) {
         return Err(Error::invalid("SHM size can not be less than 0"));
     }
