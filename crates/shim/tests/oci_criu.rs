@@ -45,11 +45,18 @@ fn run(bundle: &Bundle, words: &[&str], out: &str) -> Done {
 fn counting() -> Bundle {
     let bundle =
         Bundle::new(&["/bin/sh", "-c", "n=0; while :; do n=$((n+1)); echo $n >>/count; sleep 0.05; done"]);
-    let source = bundle.path("source");
+    let (source, outer) = (bundle.path("source"), bundle.path("outer"));
     fs::write(&source, "text\n").unwrap();
+    fs::create_dir(&outer).unwrap();
     bundle.configure(|c| {
-        c["mounts"].as_array_mut().unwrap().push(json!(
-            {"destination": "/etc/bound", "type": "bind", "source": source, "options": ["bind", "ro"]}));
+        let mounts = c["mounts"].as_array_mut().unwrap();
+        for (at, source, access) in
+            [("/etc/bound", &source, "ro"), ("/outer", &outer, "rw"), ("/outer/in/bound", &source, "ro")]
+        {
+            mounts.push(
+                json!({"destination": at, "type": "bind", "source": source, "options": ["bind", access]}),
+            );
+        }
         c["linux"]["maskedPaths"] = json!(["/proc/kcore", "/proc/acpi"]);
         c["linux"]["readonlyPaths"] = json!(["/proc/sys"]);
     });
@@ -89,6 +96,8 @@ fn a_container_goes_on_where_it_was() {
     assert_eq!((done.code, done.err.as_str()), (0, ""));
     bundle.assert_nothing_left();
     let stopped = counted(&bundle);
+    // Mount points that somebody has tidied away come back.
+    fs::remove_dir_all(bundle.path("outer/in")).unwrap();
     let pid_file = bundle.path("pid");
     let words = [
         "restore",
@@ -111,7 +120,7 @@ fn a_container_goes_on_where_it_was() {
         (&state["status"], &state["pid"].to_string()),
         (&json!("running"), &fs::read_to_string(&pid_file).unwrap())
     );
-    assert_eq!(bundle.good(&["exec", id, "cat", "/etc/bound"]), "text\n");
+    assert_eq!(bundle.good(&["exec", id, "cat", "/etc/bound", "/outer/in/bound"]), "text\ntext\n");
     assert!(bundle.bad(&["exec", id, "nope"]).contains("not found in $PATH"));
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", state["pid"])).unwrap();
     assert!(groups.lines().any(|l| l.ends_with(&format!("/{id}"))), "{groups}");

@@ -155,6 +155,50 @@ fn outside(spec: &Spec, bundle: &Path, rootfs: &Path, group: &Cgroup) -> Vec<(St
     all
 }
 
+/// Makes the mount points that are gone since the container was made, each where it was then: in the root file system, or in
+/// the source of the bind mount that it lies in. What lies in another kind of mount comes back with that mount.
+fn make_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<(), Error> {
+    let mut trees: Vec<(&Path, Option<PathBuf>)> = vec![(Path::new("/"), Some(rootfs.to_owned()))];
+    for mount in spec.mounts().iter().flatten() {
+        let at = mount.destination().as_path();
+        let bind = mount.options().iter().flatten().any(|o| o == "bind" || o == "rbind");
+        let source = mount.source().as_ref().filter(|_| bind || mount.typ().as_deref() == Some("bind"));
+        let source = source.map(|source| bundle.join(source));
+        let around =
+            trees.iter().rev().find_map(|(top, tree)| Some((at.strip_prefix(top).ok()?, tree.as_ref()?)));
+        if let (Some(source), Some((below, tree))) = (&source, around) {
+            make_point(tree, below, source.is_dir())
+                .map_err(|e| Error::os(format!("making the mount point {}", at.display()), e))?;
+        }
+        trees.push((at, source));
+    }
+    Ok(())
+}
+
+fn make_point(tree: &Path, below: &Path, directory: bool) -> Result<(), rustix::io::Errno> {
+    use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, mkdirat, mknodat, openat2};
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+    let root = rustix::fs::open(tree, flags | OFlags::DIRECTORY, Mode::empty())?;
+    let mut above = root.try_clone().map_err(|_unused| rustix::io::Errno::MFILE)?;
+    let mut path = PathBuf::new();
+    for part in below.components() {
+        path.push(part);
+        above = match openat2(&root, &path, flags, Mode::empty(), resolve) {
+            Err(rustix::io::Errno::NOENT) => {
+                if directory || path != below {
+                    mkdirat(&above, part.as_os_str(), Mode::from_raw_mode(0o755))?;
+                } else {
+                    mknodat(&above, part.as_os_str(), FileType::RegularFile, Mode::from_raw_mode(0o644), 0)?;
+                }
+                openat2(&root, &path, flags, Mode::empty(), resolve)?
+            }
+            other => other?,
+        };
+    }
+    Ok(())
+}
+
 /// Namespaces that the container only joined: (criu's name, our name for it, path).
 fn joined(spec: &Spec) -> Vec<(&'static str, &'static str, PathBuf)> {
     let mut all = Vec::new();
@@ -283,6 +327,7 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
     let standard: Vec<String> = serde_json::from_slice(&bytes)
         .map_err(|e| Error::invalid(format!("reading {}: {e}", file.display())))?;
     let mut places = Places::open(options)?;
+    make_points(&spec, &bundle, &rootfs)?;
     let signals = (!options.has("detach")).then(forwarded).transpose()?;
     let root = global.root();
     let dir = Dir::new(&root, id);
