@@ -192,10 +192,13 @@ pub(crate) fn open_root(
             }
             use std::os::unix::ffi::OsStrExt;
             let at = c_string(path.as_os_str().as_bytes(), "root file system")?;
-            // What is mounted inside must not travel back to the host, nor come in later, unless it is
-            // asked for: a tree made from a shared one is shared with it from the start.
+            // What is mounted inside must not travel back to the host, nor come in later, unless it is asked for: a tree
+            // made from a shared one is shared with it from the start. A root that is to be shared becomes so when it
+            // is one: until then nothing may be mounted on it for others to see, and pivot_root takes no shared one.
             let changes = match propagation {
-                Some(propagation::SHARED) => Vec::new(),
+                Some(propagation::SHARED) => {
+                    vec![(Change { propagation: propagation::PRIVATE, ..Change::default() }, false)]
+                }
                 Some(propagation::SLAVE) => {
                     vec![(Change { propagation: propagation::SLAVE, ..Change::default() }, true)]
                 }

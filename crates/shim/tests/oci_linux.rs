@@ -668,3 +668,23 @@ fn a_process_that_its_filter_ends_before_the_exec_has_not_started() {
     let done = bundle.run(&["run", "--bundle", bundle.dir(), &bundle.id]);
     assert_eq!((done.code, done.err.as_str()), (128 + 31, ""));
 }
+
+#[test]
+fn a_shared_root_is_shared_inside_and_shows_nothing_to_the_host() {
+    let bundle = Bundle::new(&["/bin/grep", " / rw", "/proc/self/mountinfo"]);
+    bundle.configure(|c| c["linux"]["rootfsPropagation"] = json!("shared"));
+    // As service managers leave it.
+    let words = format!(
+        "mount --make-rshared / && {} --root {1}/state run --bundle {1} {2} && echo host: && grep {1} /proc/self/mountinfo",
+        bundle.exe.display(),
+        bundle.dir(),
+        bundle.id
+    );
+    let done = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sh", "-c", &words])
+        .output()
+        .unwrap();
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    let (inside, host) = out.split_once("host:\n").unwrap_or_else(|| panic!("{out} {err}"));
+    assert!(inside.contains(" shared:") && host.is_empty(), "{inside} {host}");
+}

@@ -24,6 +24,9 @@ use crate::{hooks, identity, seccomp};
 /// A dead process is waited for this long.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// A process may take this long to end before a container is called running.
+const ENDING: Duration = Duration::from_millis(100);
+
 pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>) -> Result<u8, Error> {
     let mut parser = Parser::from_args(args);
     let name = loop {
@@ -454,6 +457,13 @@ fn delete_command(global: &Global, options: &Options) -> Result<(), Error> {
         Err(e) => return Err(e),
     };
     let _lock = dir.lock()?;
+    if !force
+        && record.status(&dir) == Status::Running
+        && let Ok(process) = record.pidfd()
+    {
+        // A program that does little ends a moment after its start; whoever deletes it then need not know how soon.
+        ends_within(&process, ENDING);
+    }
     if !force && record.status(&dir) != Status::Created {
         need(&record, &dir, &[Status::Stopped], "deleted")?;
     }
