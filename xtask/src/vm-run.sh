@@ -35,13 +35,13 @@ ExecStart=/bin/sh -c "$test --test-threads 1 systemd_itself >/payload/out/system
 ExecStopPost=/bin/systemctl poweroff --force --force
 EOF
     mkdir -p /sys/fs/cgroup/systemd
-    (
-        sh -c 'echo $PPID' >/sys/fs/cgroup/systemd/cgroup.procs
-        exec timeout 600 unshare --pid --fork --kill-child --mount --cgroup --mount-proc sh -c '
-            mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs tmpfs /run &&
-            exec env -i container=unshare PATH="$PATH" /lib/systemd/systemd --system --unit=brig-tests.service \
-                --log-target=console --log-level=warning'
-    ) </dev/null
+    # Nobody else may be in the group that systemd takes for the root: it hands controllers down from there.
+    timeout 600 unshare --pid --fork --kill-child --mount --mount-proc sh -c '
+        echo 0 >/sys/fs/cgroup/systemd/cgroup.procs &&
+        exec unshare --cgroup sh -c "
+            umount /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && mount -t tmpfs tmpfs /run &&
+            exec env -i container=unshare PATH=$PATH /lib/systemd/systemd --system --unit=brig-tests.service \
+                --log-target=console --log-level=warning"' </dev/null
     cat /payload/out/systemd.log
     grep -q "test systemd_itself_makes.* ok" /payload/out/systemd.log &&
         [ "$(cat /payload/out/systemd.status)" = 0 ]
