@@ -375,6 +375,8 @@ fn a_check_finds_what_is_wrong_and_repairs_it() {
     let turn = |path: &std::path::Path, at: usize| {
         let mut raw = fs::read(path).unwrap();
         raw[at] ^= 1;
+        // As a file of its own: a blob that is not compressed is its layer's archive, too.
+        fs::remove_file(path).unwrap();
         fs::write(path, raw).unwrap();
     };
     let blob = image.layers[1].digest.clone();
