@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use brigantine_image::{Digest, ErrorClass, Image, LayerFiles, Lower, Reference, Storage, Store};
 
@@ -14,6 +16,9 @@ use crate::{Class, Error, Result};
 /// Images whose layers are remembered.
 const REMEMBERED: usize = 256;
 
+/// Nobody waits for layers to be synced: by then the kernel has written much of them by itself.
+const SETTLE_AFTER: Duration = Duration::from_secs(10);
+
 /// The images service.
 #[derive(Debug)]
 pub struct Images {
@@ -23,18 +28,41 @@ pub struct Images {
     /// Those of them that are mounts, by the file mounted: images share them, and so files of a layer that several
     /// containers read are in memory once.
     mounts: Mutex<HashMap<std::path::PathBuf, Lower>>,
+    /// Whether layers are about to be synced.
+    settling: AtomicBool,
 }
 
 impl Images {
     pub(crate) fn open(root: &Path, storage: Option<Storage>) -> Result<Self> {
         let store =
             Store::open_with(root, storage).doing(|| format!("open the image store {}", root.display()))?;
-        Ok(Self { store, layers: Mutex::default(), mounts: Mutex::default() })
+        Ok(Self {
+            store,
+            layers: Mutex::default(),
+            mounts: Mutex::default(),
+            settling: AtomicBool::new(false),
+        })
     }
 
     /// The store itself, for blocking use.
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Has the layers that were made a moment ago synced after a while, so that a power cut later on does not cost making
+    /// them again.
+    pub fn settle_soon(self: &Arc<Self>) {
+        if self.settling.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let images = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::time::sleep(SETTLE_AFTER).await;
+            images.settling.store(false, Ordering::Relaxed);
+            if let Err(error) = images.with(Store::settle).await {
+                tracing::warn!(error = error.report(), "sync layers");
+            }
+        });
     }
 
     /// Does something with the store on a thread that may block.

@@ -138,6 +138,7 @@ pub(super) async fn pull(state: State, request: Request, socket: Option<String>)
                 let pulled =
                     state.registry.pull(state.engine.images().store(), &reference, options, report).await?;
                 state.engine.images().forget();
+                state.engine.images().settle_soon();
                 if let Some(socket) = &socket {
                     state.engine.sockets().grant(socket, pulled.image.id.as_str()).await?;
                 }
@@ -265,6 +266,7 @@ async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
             Err(error) => return Err(error.into()),
         };
         state.engine.images().forget();
+        state.engine.images().settle_soon();
         for one in &loaded {
             let shown = one.reference.as_ref().map_or_else(|| one.image.to_string(), Reference::familiar);
             announce(&state, "load", one.image.as_str(), &shown);

@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use brigantine_testkit::fixtures::{self, Archive, Layer};
-use brigantine_testkit::{Client, Engine};
+use brigantine_testkit::{Client, Engine, until};
 
 fn start(storage: &str) -> Engine {
     Engine::builder().flag(format!("--storage={storage}")).start()
@@ -224,6 +225,21 @@ fn du(dir: &Path, seen: &mut std::collections::HashSet<u64>) -> u64 {
         }
     }
     total
+}
+
+#[test]
+fn layers_are_synced_after_a_while() {
+    let engine = Engine::start();
+    engine.load(&layered(&engine));
+    let metas =
+        || layers(&engine).iter().map(|layer| fs::read_to_string(layer.join("meta.json")).unwrap()).collect();
+    let all: Vec<String> = metas();
+    assert!(all.iter().all(|meta| meta.contains("unsettled")), "nobody waited for that: {all:?}");
+    let synced = until(Duration::from_mins(1), || {
+        let all: Vec<String> = metas();
+        all.iter().all(|meta| !meta.contains("unsettled")).then_some(())
+    });
+    assert!(synced.is_some(), "{:?}", metas());
 }
 
 #[test]
