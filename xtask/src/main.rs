@@ -33,7 +33,7 @@ cargo xtask COMMAND
   lint                    format, clippy, layering, dependency rules
   bench run [--rounds N]  starts of containers, side by side with the peers that are installed
   bench images [--rounds N] [--small]  pull, push, save, load and rmi, likewise; small: only to see that it works
-  bench engine [--rounds N]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
+  bench engine [--rounds N] [--small]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
   vm [--script FILE] [FILTER...]  the runtime's tests and the engine in a virtual machine with cgroup v2, AppArmor
                           and systemd
@@ -71,7 +71,7 @@ fn run() -> Result<()> {
             Long("debug") if command == "build" => debug = true,
             Long("prefix") if command == "install" => prefix = parser.value()?.into(),
             Long("rounds") if command == "bench" => rounds = Some(parser.value()?.parse()?),
-            Long("small") if words == ["images"] => small = true,
+            Long("small") if words == ["images"] || words == ["engine"] => small = true,
             Long("seconds") if command == "fuzz" => seconds = parser.value()?.parse()?,
             Long("script") if command == "vm" => script = Some(PathBuf::from(parser.value()?)),
             Value(word) if matches!(command.as_str(), "test" | "bench" | "vm") => words.push(word.string()?),
@@ -90,7 +90,7 @@ fn run() -> Result<()> {
         "lint" => lint::lint(),
         "bench" if words == ["run"] => bench::run(rounds.unwrap_or(15)),
         "bench" if words == ["images"] => bench::images::run(rounds.unwrap_or(2), small),
-        "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15)),
+        "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15), small),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
         "bench" => bail!("bench: say `cargo xtask bench run`, `images`, `engine` or `runtime`"),
         "fuzz" => fuzz::fuzz(seconds),

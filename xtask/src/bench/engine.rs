@@ -22,38 +22,55 @@ use super::contender::{self, Contender, answers};
 use super::images::busy;
 use crate::{build, packages, say};
 
-/// Containers that lie about while latencies are measured again.
-const CROWD: usize = 1000;
-/// Bytes that a container prints.
-const PRINTED: u64 = 128 << 20;
-/// Idle containers whose memory is counted.
-const IDLE: usize = 50;
-/// Running containers that a daemon finds when it starts.
-const RUNNING: usize = 200;
+/// How much of everything.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Containers that lie about while latencies are measured again.
+    crowd: usize,
+    /// Bytes that a container prints.
+    printed: u64,
+    /// Idle containers whose memory is counted.
+    idle: usize,
+    /// Running containers that a daemon finds when it starts.
+    running: usize,
+}
+
+const FULL: Size = Size { crowd: 1000, printed: 128 << 20, idle: 50, running: 200 };
+/// Enough to see that everything works.
+const SMALL: Size = Size { crowd: 20, printed: 8 << 20, idle: 3, running: 5 };
 
 /// It ends at once when it is told to.
 const POLITE: &str = "trap 'exit 0' TERM; sleep 1000 & wait";
 
-/// All of it; the results go to standard output and below `bench/results`.
-pub fn run(rounds: usize) -> Result<()> {
+/// All of it; the results go to standard output and, unless it is the `small` form, below `bench/results`.
+pub fn run(rounds: usize, small: bool) -> Result<()> {
     packages::install(&[packages::BUILD, packages::TEST])?;
-    let dist = build::build(build::Profile::Release)?;
+    // As for the tests: executables that are there already.
+    let dist = match std::env::var_os("BRIG_TEST_DIST") {
+        Some(dist) => PathBuf::from(dist),
+        None => build::build(build::Profile::Release)?,
+    };
+    let size = if small { SMALL } else { FULL };
     say::step("Starting the contenders");
     let contenders = contender::for_api(&dist)?;
-    let stations: Vec<Station> = contenders.iter().map(Station::open).collect::<Result<_>>()?;
+    let stations: Vec<Station> =
+        contenders.iter().map(|contender| Station::open(contender, size)).collect::<Result<_>>()?;
     let mut results = BTreeMap::new();
     latencies("alone", &stations, rounds, &mut results)?;
-    streams(&stations, 3, &mut results)?;
-    density(&stations, &mut results)?;
-    say::step(&format!("Creating {CROWD} containers"));
+    streams(&stations, size.printed, 3, &mut results)?;
+    density(&stations, size.idle, &mut results)?;
+    say::step(&format!("Creating {} containers", size.crowd));
     for station in &stations {
         let began = Instant::now();
-        station.crowd(CROWD)?;
-        let each = began.elapsed().as_secs_f64() * 1e3 / CROWD as f64;
+        station.crowd(size.crowd)?;
+        let each = began.elapsed().as_secs_f64() * 1e3 / size.crowd as f64;
         say::note(&format!("{:24} {each:8.2} ms each", station.name()));
     }
-    latencies(&format!("with {CROWD} containers"), &stations, rounds, &mut results)?;
-    begins(&stations, &mut results)?;
+    latencies(&format!("with {} containers", size.crowd), &stations, rounds, &mut results)?;
+    begins(&stations, size, &mut results)?;
+    if small {
+        return Ok(());
+    }
     super::write("engine", &json!({ "rounds": rounds, "results": results }))
 }
 
@@ -63,6 +80,7 @@ struct Station<'a> {
     socket: PathBuf,
     /// Podman's service; a daemon belongs to its sandbox.
     service: Option<Child>,
+    size: Size,
 }
 
 impl Drop for Station<'_> {
@@ -76,7 +94,7 @@ impl Drop for Station<'_> {
 }
 
 impl<'a> Station<'a> {
-    fn open(contender: &'a Contender) -> Result<Self> {
+    fn open(contender: &'a Contender, size: Size) -> Result<Self> {
         let socket = contender.sandbox().dir().join("sock");
         let mut service = None;
         if contender.is_podman() {
@@ -87,7 +105,7 @@ impl<'a> Station<'a> {
             until(Duration::from_secs(30), || answers(&socket).then_some(()))
                 .context("podman's service does not answer")?;
         }
-        let station = Self { contender, socket, service };
+        let station = Self { contender, socket, service, size };
         let archive = fs::read(fixtures::busybox())?;
         let stream = station.connect()?;
         let loaded =
@@ -187,7 +205,7 @@ impl<'a> Station<'a> {
         let line = "0123456789".repeat(10);
         let options =
             json!({ "LogConfig": { "Type": "json-file", "Config": { "max-size": "50m", "max-file": "2" } } });
-        let id = self.create(&format!("yes {line} | head -c {PRINTED}"), options)?;
+        let id = self.create(&format!("yes {line} | head -c {}", self.size.printed), options)?;
         let (before, began) = (busy()?, Instant::now());
         self.ask("POST", &format!("/containers/{id}/start"), None, &[204])?;
         self.ask("POST", &format!("/containers/{id}/wait"), None, &[200])?;
@@ -199,7 +217,7 @@ impl<'a> Station<'a> {
     /// The same to an attached client, without a log.
     fn attach(&self) -> Result<(Duration, Duration)> {
         let options = json!({ "LogConfig": { "Type": "none" } });
-        let id = self.create(&format!("head -c {PRINTED} /dev/zero"), options)?;
+        let id = self.create(&format!("head -c {} /dev/zero", self.size.printed), options)?;
         let path = format!("/containers/{id}/attach?stream=1&stdout=1&stderr=1");
         let (head, mut stream) = http::hijack(self.connect()?, &path, "", true);
         ensure(&head, &[101, 200], "attach")?;
@@ -214,8 +232,8 @@ impl<'a> Station<'a> {
             }
         }
         let took = (began.elapsed(), busy()?.saturating_sub(before));
-        if total < PRINTED {
-            bail!("{}: {total} bytes of {PRINTED} came", self.name());
+        if total < self.size.printed {
+            bail!("{}: {total} bytes of {} came", self.name(), self.size.printed);
         }
         self.remove(&id)?;
         Ok(took)
@@ -302,11 +320,16 @@ fn latencies(
 
 type Streaming = for<'a, 'b> fn(&'a Station<'b>) -> Result<(Duration, Duration)>;
 
-fn streams(stations: &[Station<'_>], rounds: usize, results: &mut BTreeMap<String, Value>) -> Result<()> {
+fn streams(
+    stations: &[Station<'_>],
+    printed: u64,
+    rounds: usize,
+    results: &mut BTreeMap<String, Value>,
+) -> Result<()> {
     let kinds: [(&str, Streaming); 2] =
         [("log throughput", |one| one.log()), ("attach throughput", |one| one.attach())];
     for (what, measure) in kinds {
-        say::step(&format!("{what}: {} MiB, {rounds} rounds in turns", PRINTED >> 20));
+        say::step(&format!("{what}: {} MiB, {rounds} rounds in turns", printed >> 20));
         let mut all = vec![Vec::new(); stations.len()];
         for _ in 0..rounds {
             for (station, times) in stations.iter().zip(&mut all) {
@@ -317,7 +340,7 @@ fn streams(stations: &[Station<'_>], rounds: usize, results: &mut BTreeMap<Strin
         for (station, times) in stations.iter().zip(&all) {
             let wall = median(&times.iter().map(|(wall, _)| *wall).collect::<Vec<_>>());
             let cpu = median(&times.iter().map(|(_, cpu)| *cpu).collect::<Vec<_>>());
-            let speed = PRINTED as f64 / 1e3 / wall;
+            let speed = printed as f64 / 1e3 / wall;
             say::note(&format!("{:24} {speed:8.0} MB/s  CPU {cpu:6.0} ms", station.name()));
             rows.push(json!({ "who": station.name(), "mb_per_s": speed, "cpu_ms": cpu }));
         }
@@ -326,11 +349,11 @@ fn streams(stations: &[Station<'_>], rounds: usize, results: &mut BTreeMap<Strin
     Ok(())
 }
 
-fn density(stations: &[Station<'_>], results: &mut BTreeMap<String, Value>) -> Result<()> {
-    say::step(&format!("Memory of {IDLE} idle containers"));
+fn density(stations: &[Station<'_>], count: usize, results: &mut BTreeMap<String, Value>) -> Result<()> {
+    say::step(&format!("Memory of {count} idle containers"));
     let mut rows = Vec::new();
     for station in stations {
-        let (monitor, less) = station.idle(IDLE)?;
+        let (monitor, less) = station.idle(count)?;
         let fit = available()? as f64 / less.max(1.0);
         say::note(&format!(
             "{:24} monitor {monitor:8.0} KiB private each; {less:8.0} KiB less memory each; {fit:.0} would fit here",
@@ -345,15 +368,16 @@ fn density(stations: &[Station<'_>], results: &mut BTreeMap<String, Value>) -> R
 }
 
 /// How long a daemon takes to answer that finds many containers, of them some running (ours; the others without).
-fn begins(stations: &[Station<'_>], results: &mut BTreeMap<String, Value>) -> Result<()> {
+fn begins(stations: &[Station<'_>], size: Size, results: &mut BTreeMap<String, Value>) -> Result<()> {
     say::step(&format!(
-        "Start of a daemon that finds {CROWD} stopped containers and, ours, {RUNNING} running"
+        "Start of a daemon that finds {} stopped containers and, ours, {} running",
+        size.crowd, size.running
     ));
     let mut rows = Vec::new();
     for station in stations.iter().filter(|station| !station.contender.is_podman()) {
         let ours = !station.contender.is_docker();
         if ours {
-            for _ in 0..RUNNING {
+            for _ in 0..size.running {
                 let id = station.create("exec sleep 1000", json!({}))?;
                 station.ask("POST", &format!("/containers/{id}/start"), None, &[204])?;
             }
@@ -363,7 +387,7 @@ fn begins(stations: &[Station<'_>], results: &mut BTreeMap<String, Value>) -> Re
             times.push(station.contender.restart()?);
         }
         let took = median(&times);
-        let running = if ours { RUNNING } else { 0 };
+        let running = if ours { size.running } else { 0 };
         say::note(&format!("{:24} {took:8.0} ms ({running} running)", station.name()));
         rows.push(json!({ "who": station.name(), "median_ms": took, "running": running }));
     }
