@@ -9,7 +9,7 @@ use std::os::unix::net::{SocketAddr, UnixDatagram};
 /// The state of a daemon that reads its configuration again: since when, for units of the type `notify-reload`.
 pub fn reloading() -> String {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let micros = now.tv_sec * 1_000_000 + i64::from(now.tv_nsec) / 1000;
+    let micros = now.tv_sec * 1_000_000 + now.tv_nsec / 1000;
     format!("RELOADING=1\nMONOTONIC_USEC={micros}")
 }
 
