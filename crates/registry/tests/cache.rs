@@ -157,7 +157,8 @@ async fn what_nobody_asks_for_is_not_kept() {
     let root = dir.path().join("cache");
     let url = format!("http://{}", upstream.address);
     let keep = Some(Duration::from_hours(1));
-    let source = Upstream { url, credentials: None, fresh: Duration::ZERO, keep, config: Config::default() };
+    let config = Config { attempts: 1, back_off: Duration::from_millis(10), ..Config::default() };
+    let source = Upstream { url, credentials: None, fresh: Duration::ZERO, keep, config };
     let cache = Source::Cache { root: root.clone(), upstream: Box::new(source) };
     let cache = OwnRegistry::start(Options::new("127.0.0.1:0", cache)).await;
     pull(&cache, "team/app:t").await.unwrap();
