@@ -251,10 +251,15 @@ impl ShimError {
         use brigantine_shim::{ClientError, FailureKind};
         match self {
             Self::Client(ClientError::Unreachable { .. }) => true,
+            // It ended while it was being asked; one that is only slow answers in the end, or the time is up.
+            Self::Client(ClientError::Broken { source, .. }) => {
+                use std::io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+                matches!(source.kind(), BrokenPipe | ConnectionReset | UnexpectedEof)
+            }
             Self::Client(ClientError::Refused(failure)) => {
                 matches!(failure.kind, FailureKind::NotRunning | FailureKind::NoSuchExec)
             }
-            Self::Client(_) | Self::Task(_) => false,
+            Self::Client(ClientError::Unexpected { .. }) | Self::Task(_) => false,
         }
     }
 }
