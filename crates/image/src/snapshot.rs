@@ -196,7 +196,10 @@ fn probe_overlay(tmp: &Path) -> Result<()> {
     std::fs::write(&file, b"below").at("write", &file)?;
     let what = || dir.path().to_owned();
     let fs = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).at("mount an overlay", what())?;
-    for (key, value) in [("lowerdir", &lower), ("upperdir", &upper), ("workdir", &work)] {
+    // By its descriptor, for a colon would part the path in two.
+    let below = rustix::fs::open(&lower, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).at("open", &lower)?;
+    let by_descriptor = PathBuf::from(format!("/proc/self/fd/{}", below.as_raw_fd()));
+    for (key, value) in [("lowerdir", &by_descriptor), ("upperdir", &upper), ("workdir", &work)] {
         fsconfig_set_string(fs.as_fd(), key, value).at("mount an overlay", what())?;
     }
     fsconfig_create(fs.as_fd()).at("mount an overlay", what())?;
