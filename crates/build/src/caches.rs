@@ -155,18 +155,25 @@ impl Caches {
         found
     }
 
-    /// Writes what is in a cache mount as an archive. It is not given to a build meanwhile. Blocks.
-    pub fn export(&self, namespace: &str, id: &str, output: impl Write) -> Result<()> {
+    /// Whether there is such a cache mount and no build uses it now.
+    pub fn free(&self, namespace: &str, id: &str) -> Result<()> {
         let name = name(namespace, id);
-        let turn = self.turn(&name);
-        let _alone = turn.try_write().map_err(|_taken| in_use(id))?;
-        let data = self.dir.join(&name).join("data");
-        if !data.is_dir() {
+        if !self.dir.join(&name).join("data").is_dir() {
             return Err(Error::NotFound(format!(
                 "there is no cache mount {id:?}: see brig builder cache ls"
             )));
         }
-        layer::pack(&data, output)
+        let turn = self.turn(&name);
+        turn.try_write().map(drop).map_err(|_taken| in_use(id))
+    }
+
+    /// Writes what is in a cache mount as an archive. It is not given to a build meanwhile. Blocks.
+    pub fn export(&self, namespace: &str, id: &str, output: impl Write) -> Result<()> {
+        self.free(namespace, id)?;
+        let name = name(namespace, id);
+        let turn = self.turn(&name);
+        let _alone = turn.try_write().map_err(|_taken| in_use(id))?;
+        layer::pack(&self.dir.join(&name).join("data"), output)
             .map(drop)
             .map_err(|error| Error::Executor(format!("export the cache mount {id}: {error}")))
     }
@@ -188,14 +195,16 @@ impl Caches {
             return Err(invalid(format!("import the cache mount {id}: {error}")));
         }
         std::fs::write(top.join("id"), id).doing(what)?;
-        let (data, old) = (top.join("data"), top.join("old"));
-        crate::snapshot::remove_tree(&old);
-        match std::fs::rename(&data, &old) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error).doing(what),
-            _ => {}
+        // At once: there is never a moment without either.
+        let data = top.join("data");
+        if data.is_dir() {
+            let (from, to) = (rustix::fs::CWD, rustix::fs::CWD);
+            rustix::fs::renameat_with(from, &new, to, &data, rustix::fs::RenameFlags::EXCHANGE)
+                .doing(what)?;
+            crate::snapshot::remove_tree(&new);
+        } else {
+            std::fs::rename(&new, &data).doing(what)?;
         }
-        std::fs::rename(&new, &data).doing(what)?;
-        crate::snapshot::remove_tree(&old);
         Ok(())
     }
 
@@ -244,6 +253,11 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&copy).unwrap(), "kept");
         let names: Vec<_> = std::fs::read_dir(copy.parent().unwrap().parent().unwrap()).unwrap().collect();
         assert_eq!(names.len(), 2, "only the data and its id are left: {names:?}");
+        std::fs::write(&copy, "changed").unwrap();
+        caches.import("other", "/d", &archive[..]).unwrap();
+        assert_eq!(std::fs::read_to_string(&copy).unwrap(), "kept");
+        let names = std::fs::read_dir(copy.parent().unwrap().parent().unwrap()).unwrap();
+        assert_eq!(names.count(), 2, "what was replaced is gone");
         let turn = caches.turn(&name("", "/c"));
         let _held = turn.try_read().unwrap();
         assert!(matches!(caches.export("", "/c", std::io::sink()), Err(Error::Busy(_))));

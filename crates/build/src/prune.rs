@@ -94,6 +94,11 @@ impl Builder {
         self.solver().caches.list().into_iter().map(|(_, mount)| mount).collect()
     }
 
+    /// Whether there is such a cache mount and no build uses it now. Blocks.
+    pub fn cache_is_free(&self, namespace: &str, id: &str) -> Result<()> {
+        self.solver().caches.free(namespace, id)
+    }
+
     /// Writes what is in a cache mount as an archive. Blocks.
     pub fn export_cache(&self, namespace: &str, id: &str, output: impl Write) -> Result<()> {
         self.solver().caches.export(namespace, id, output)

@@ -498,7 +498,12 @@ impl Job {
                 }
             }
         }
-        let why = self.why(vertex, &keys)?;
+        let (job, step, no_cache) = (Arc::clone(self), vertex.name.clone(), vertex.no_cache);
+        let (keys, why) = blocking(move || {
+            let why = job.why(&step, no_cache, &keys)?;
+            Ok((keys, why))
+        })
+        .await?;
         self.send(Event::Missed { vertex: id, why }).await;
         let last = keys.all.last().cloned().unwrap_or_default();
         // A build that wants everything made anew shares with nobody.

@@ -73,13 +73,8 @@ fn mount(request: &Request) -> Result<(String, String), Error> {
 async fn export(state: State, request: Request) -> Result<Reply, Error> {
     let (namespace, id) = mount(&request)?;
     // What is wrong is said before the stream begins, as far as it can be known.
-    let known = id.clone();
-    blocking(&state, move |builder| Ok(builder.cache_mounts().into_iter().any(|mount| mount.id == known)))
-        .await?
-        .then_some(())
-        .ok_or_else(|| {
-            Error::not_found(format!("there is no cache mount {id:?}: see brig builder cache ls"))
-        })?;
+    let (of, asked) = (namespace.clone(), id.clone());
+    blocking(&state, move |builder| builder.cache_is_free(&of, &asked)).await?;
     let builder = state.engine.builder().clone();
     let (mut writer, stream) = bridge::writer();
     tokio::task::spawn_blocking(move || {

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::{Job, Keys, digest_of};
 use crate::error::Result;
-use crate::graph::Vertex;
 
 /// How many files a reason names.
 const NAMED: usize = 3;
@@ -14,12 +13,12 @@ pub(super) const FILES: &str = "files";
 
 impl Job {
     /// Says why a step runs again, and remembers what its key is made of now. Blocks.
-    pub(super) fn why(&self, vertex: &Vertex, keys: &Keys) -> Result<String> {
-        let step = digest_of(&[&self.cache_namespace, &vertex.name]);
+    pub(super) fn why(&self, name: &str, no_cache: bool, keys: &Keys) -> Result<String> {
+        let step = digest_of(&[&self.cache_namespace, name]);
         let before: Option<BTreeMap<String, String>> =
             self.solver.records.parts(&step)?.and_then(|text| serde_json::from_str(&text).ok());
         let why = match before {
-            _ if vertex.no_cache => "the cache was not to be used".to_owned(),
+            _ if no_cache => "the cache was not to be used".to_owned(),
             None => "this step was not run here before".to_owned(),
             Some(before) => difference(&before, &keys.parts),
         };
