@@ -188,6 +188,7 @@ impl Executor {
             dir: self.monitor_dir(&task.id),
             systemd_cgroup: self.systemd_cgroup,
             durable_exit: false,
+            runtime: None,
         };
         let attach = AttachStream {
             stream: their_output,

@@ -39,4 +39,5 @@ pub use launch::{
     Common, Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec, start_waiting,
 };
 pub use listener::Listener;
+pub use overlay::attach_root;
 pub use validate::validate;

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 use brigantine_sys::mount::{self, Change, attr, context_message};
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use crate::error::Error;
-use crate::launch::OverlayOptions;
+use crate::launch::{OverlayOptions, Rootfs};
 use crate::mounts::UserMaps;
 
 /// What the overlay is made of.
@@ -41,6 +41,15 @@ pub(crate) fn mount(
             as_root(root, || mount_plain(&dirs, options))
         }
     }
+}
+
+/// Mounts a container's root at an existing directory of the caller's mount namespace: for whoever hands the container
+/// to another runtime. What is a directory already is not mounted.
+pub fn attach_root(rootfs: &Rootfs, target: &Path) -> Result<(), Error> {
+    let Rootfs::Overlay { lower, upper, work, options } = rootfs else { return Ok(()) };
+    let tree = mount(&Directories { lower, upper, work }, options, None)?;
+    rustix::mount::move_mount(tree.as_fd(), "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(|e| failed(&format!("attaching it at {:?}", target.display()), e, ""))
 }
 
 /// Host ids of the container's root: user, group.

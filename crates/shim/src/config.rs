@@ -50,6 +50,19 @@ pub struct Config {
     /// False for containers that are removed when they end: their record is written, but not synced.
     #[serde(default = "yes")]
     pub durable_exit: bool,
+    /// The OCI runtime that makes the container and its execs; this program's own when not given.
+    #[serde(default)]
+    pub runtime: Option<OtherRuntime>,
+}
+
+/// Another OCI runtime: a program with runc's command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OtherRuntime {
+    /// The program.
+    pub path: PathBuf,
+    /// Arguments that come before all others.
+    #[serde(default)]
+    pub args: Vec<String>,
 }
 
 fn yes() -> bool {

@@ -11,7 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use brigantine_runtime::{Common, Created, Launch, Listener, Rootfs, hooks, seccomp};
+use brigantine_runtime::{Common, Launch, Listener, Rootfs, hooks, seccomp};
 use brigantine_sys::daemonize;
 use brigantine_sys::signals::SignalFd;
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType, Process};
@@ -19,8 +19,10 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
 use super::Monitor;
+use super::container::{Container, Lasting, Own};
 use super::control::Subscriber;
 use super::execs::Execs;
+use super::foreign::{Foreign, Parts, Place};
 use super::relay::{Plumbing, Relay};
 use super::viewer::Viewer;
 use crate::config::{AttachStream, Config, Inherited};
@@ -237,7 +239,7 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
         _ => failed(&format!("use the directory {}", config.dir.display()), &e),
     })?;
     match start(config, netns, attach, events, &home) {
-        Ok(Started { listener, container, lasting, started_at, log, relay, subscribers, next_id }) => {
+        Ok(Started { listener, container, started_at, log, relay, subscribers, next_id }) => {
             let cgroup = container.cgroup().clone();
             Ok(Monitor {
                 home,
@@ -249,7 +251,6 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
                 oom_kills: 0,
                 oom_recheck: None,
                 paused: false,
-                lasting,
                 started_at,
                 log,
                 relay,
@@ -271,18 +272,10 @@ fn launch(config: Config, inherited: Inherited) -> Result<Monitor, Failure> {
     }
 }
 
-/// What holds for every process of the container.
-pub(super) struct Lasting {
-    pub(super) filter: Option<seccomp::Program>,
-    pub(super) notified: Option<Listener>,
-    pub(super) common: Common,
-}
-
 /// A container whose program runs, and what has been set up for it.
 struct Started {
     listener: UnixListener,
-    container: Created,
-    lasting: Lasting,
+    container: Container,
     started_at: Timestamp,
     log: Option<LogFile>,
     relay: Relay,
@@ -305,7 +298,7 @@ fn start(
     let console_size = config.console_size;
     let plumbing = Plumbing::new(terminal, open_stdin, stdin_once).map_err(|e| failed("make pipes", &e))?;
     let (stdio, mut relay) = plumbing.split();
-    let (mut container, lasting) = create(&mut config, stdio, netns)?;
+    let mut container = create(&mut config, stdio, netns, home)?;
     drop(config);
     if let Some(master) = container.take_terminal() {
         relay
@@ -336,20 +329,27 @@ fn start(
         .map_err(|e| Failure::new(FailureKind::Os, e.to_string()))?;
     container.start()?;
     protect_from_oom();
-    Ok(Started { listener, container, lasting, started_at, log, relay, subscribers, next_id })
+    Ok(Started { listener, container, started_at, log, relay, subscribers, next_id })
 }
 
 fn create(
     config: &mut Config,
     stdio: brigantine_runtime::Stdio,
     netns: Option<OwnedFd>,
-) -> Result<(Created, Lasting), Failure> {
+    home: &Home,
+) -> Result<Container, Failure> {
     let mut spec = std::mem::take(&mut config.spec);
     if let Some(process) = spec.process_mut() {
         process.set_terminal(Some(config.terminal));
         if process.oom_score_adj().is_none() {
             process.set_oom_score_adj(Some(0));
         }
+    }
+    if let Some(runtime) = config.runtime.take() {
+        let place = Place { dir: &home.dir, fd: &home.fd };
+        let (id, rootfs) = (&config.id, &config.rootfs);
+        let parts = Parts { id, spec, rootfs, netns, stdio, systemd_cgroup: config.systemd_cgroup };
+        return Ok(Container::Other(Box::new(Foreign::create(runtime, place, parts)?)));
     }
     let described = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
     let filter = match described {
@@ -375,7 +375,8 @@ fn create(
     launch.systemd_cgroup = config.systemd_cgroup;
     launch.die_with_parent = true;
     launch.seccomp.clone_from(&filter);
-    Ok((brigantine_runtime::create(launch)?, Lasting { filter, notified, common }))
+    let created = brigantine_runtime::create(launch)?;
+    Ok(Container::Own(Box::new(Own { created, lasting: Lasting { filter, notified, common } })))
 }
 
 /// Not permitted to everyone, and nothing depends on it.

@@ -146,6 +146,7 @@ impl Monitor {
             return;
         }
         self.oom = None;
+        self.container.delete();
         if self.cgroup.delete().is_err() && now < *deadline {
             *next = now + CLEANUP_STEP;
             return;

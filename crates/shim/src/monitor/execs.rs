@@ -6,9 +6,8 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Instant;
 
-use brigantine_runtime::ExecRequest;
-
 use super::boot::remove_file;
+use super::container::Further;
 use super::end::{Ended, FOREIGN_HOLD};
 use super::relay::{Plumbing, Relay};
 use super::{Monitor, Owner, Wants};
@@ -136,20 +135,10 @@ impl Monitor {
         }
         let os = |e: std::io::Error| Failure::new(FailureKind::Os, format!("exec {id}: set up streams: {e}"));
         let (stdio, mut relay) = Plumbing::new(terminal, stdin, true).map_err(os)?.split();
-        let started = brigantine_runtime::exec(ExecRequest {
-            process,
-            stdio,
-            pid: self.container.pid(),
-            cgroup: Some(self.cgroup.clone()),
-            seccomp: self.lasting.filter.clone(),
-            listener: self.lasting.notified.clone(),
-            common: self.lasting.common.clone(),
-            die_with_parent: true,
-            preserve_fds: 0,
-        })?;
+        let started = self.container.exec(Further { id: &id, process, stdio })?;
         let key = self.next_id();
         if let Some(master) = started.terminal
-            && let Err(e) = relay.connect_terminal(master, None, stdin, true)
+            && let Err(e) = relay.connect_terminal(master, console_size, stdin, true)
         {
             // Without its streams it is of no use; the reaping finds nothing to report.
             if let Err(e) = brigantine_sys::signals::send(started.pidfd.as_fd(), libc::SIGKILL) {

@@ -6,9 +6,11 @@
 //! memory: buffers are given back after a moment of silence.
 
 mod boot;
+mod container;
 mod control;
 mod end;
 mod execs;
+mod foreign;
 mod queue;
 mod relay;
 mod requests;
@@ -20,12 +22,13 @@ use std::os::unix::net::UnixListener;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use brigantine_runtime::Cgroup;
 use brigantine_runtime::cgroup::OomWatch;
-use brigantine_runtime::{Cgroup, Created};
 use brigantine_sys::signals::SignalFd;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::boot::Home;
+use self::container::Container;
 use self::control::{Connection, Subscriber};
 use self::end::Ending;
 use self::execs::Execs;
@@ -92,14 +95,13 @@ struct Monitor {
     home: Home,
     signals: SignalFd,
     listener: UnixListener,
-    container: Created,
+    container: Container,
     cgroup: Cgroup,
     oom: Option<OomWatch>,
     oom_kills: u64,
     /// When, and how often still, to look whether the kernel has killed what it warned of.
     oom_recheck: Option<(Instant, u8)>,
     paused: bool,
-    lasting: boot::Lasting,
     started_at: Timestamp,
     log: Option<LogFile>,
     relay: Relay,

@@ -51,12 +51,9 @@ impl Monitor {
             Request::Pause => self.pause().map(|()| Reply::Done),
             Request::Resume => self.resume().map(|()| Reply::Done),
             Request::Stats => self.cgroup.stats().map(|s| Reply::Stats(Box::new(s))).map_err(Failure::from),
-            Request::Update { resources } => self
-                .cgroup
-                .extend(&resources)
-                .and_then(|()| self.cgroup.update(&resources))
-                .map(|()| Reply::Done)
-                .map_err(Failure::from),
+            Request::Update { resources } => {
+                self.container.update(&mut self.cgroup, &resources).map(|()| Reply::Done)
+            }
             Request::Pids => self.cgroup.procs().map(Reply::Pids).map_err(Failure::from),
             Request::Detach { key } => {
                 self.relay.detach(&key);
@@ -124,8 +121,7 @@ impl Monitor {
             return Err(Failure::new(FailureKind::Invalid, format!("signal {signal}: want 0 to 64")));
         }
         if !all {
-            brigantine_sys::signals::send(self.container.pidfd(), signal)
-                .map_err(|e| os("signal the container", e))?;
+            self.container.signal(signal)?;
         } else if signal == libc::SIGKILL {
             self.cgroup.kill_all()?;
         } else {
@@ -146,7 +142,7 @@ impl Monitor {
                 format!("container {} is already paused", self.home.id),
             ));
         }
-        self.cgroup.freeze()?;
+        self.container.pause()?;
         self.paused = true;
         Ok(())
     }
@@ -159,7 +155,7 @@ impl Monitor {
                 format!("container {} is not paused", self.home.id),
             ));
         }
-        self.cgroup.thaw()?;
+        self.container.resume()?;
         self.paused = false;
         Ok(())
     }

@@ -77,6 +77,7 @@ impl Fixture {
             dir: temp.path().join("run"),
             systemd_cgroup: false,
             durable_exit: true,
+            runtime: None,
         };
         Self { temp, id, config, exe: SealedExe::from_path(&runtime()).unwrap() }
     }
