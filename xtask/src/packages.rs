@@ -35,6 +35,7 @@ pub const TEST: &[Need] = &[
     ("python3-dbus", &["/usr/lib/python3/dist-packages/dbus/__init__.py"]),
     ("python3-gi", &["/usr/lib/python3/dist-packages/gi/__init__.py"]),
     ("runc", &["runc"]),
+    ("crun", &["crun"]),
     ("containerd", &["containerd", "ctr"]),
     ("podman", &["podman"]),
     ("docker-compose", &["docker-compose"]),

@@ -3,7 +3,12 @@
 //!
 //! The virtual machine comes from `../shared/vm/run-in-vm`, which is not part of this repository.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::PathBuf, process::Command};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, Result, bail};
 use cargo_metadata::Message;
@@ -34,7 +39,9 @@ pub fn vm(filters: &[String], script: Option<PathBuf>) -> Result<()> {
             door.display()
         );
     }
-    packages::install(&[packages::BUILD, packages::IMAGES, &[("busybox-static", &["busybox"])]])?;
+    let tools: &[packages::Need] =
+        &[("busybox-static", &["busybox"]), ("e2fsprogs", &["mkfs.ext4"]), ("xfsprogs", &["mkfs.xfs"])];
+    packages::install(&[packages::BUILD, packages::IMAGES, tools])?;
     let wanted = |name: &str| filters.is_empty() || filters.iter().any(|f| name.contains(f.as_str()));
     say::step("Building the tests that go into the machine");
     let payload = brigantine_testkit::fixtures::target_dir().join("vm-payload");
@@ -45,6 +52,7 @@ pub fn vm(filters: &[String], script: Option<PathBuf>) -> Result<()> {
     if wanted("engine") {
         fs::copy(build::build(build::Profile::Debug)?.join("brig"), payload.join("brig"))?;
         fs::write(payload.join("engine.sh"), ENGINE)?;
+        disks(&payload)?;
     }
     fs::copy(build::runtime(build::Profile::Debug)?, payload.join("brig-runtime"))?;
     let mut command = Command::new(env!("CARGO"));
@@ -73,6 +81,18 @@ pub fn vm(filters: &[String], script: Option<PathBuf>) -> Result<()> {
     let mut command = Command::new(door);
     command.args(["--timeout", TIMEOUT, "--add", GUEST_PACKAGES]);
     say::run(command.arg(&payload).args(["--", "./run.sh"]))
+}
+
+/// Empty file systems that can have project quotas, for the engine's part.
+fn disks(payload: &Path) -> Result<()> {
+    for (format, megabytes, options) in
+        [("xfs", 400, &[][..]), ("ext4", 200, &["-O", "quota,project", "-E", "quotatype=prjquota"][..])]
+    {
+        let disk = payload.join(format!("disk.{format}"));
+        fs::File::create(&disk)?.set_len(megabytes << 20)?;
+        say::run(Command::new(format!("mkfs.{format}")).arg("-q").args(options).arg(&disk))?;
+    }
+    Ok(())
 }
 
 const ENGINE: &str = include_str!("vm-engine.sh");

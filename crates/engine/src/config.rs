@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
+use crate::runtimes::RuntimeTable;
 use crate::userns::Remap;
 
 /// Configuration of an [`Engine`](crate::Engine), fixed while it is open.
@@ -19,6 +20,8 @@ pub struct Config {
     pub exec_root: PathBuf,
     /// The static `brig-runtime` executable; it is copied into a sealed memfd when the engine opens.
     pub runtime_exe: PathBuf,
+    /// Other OCI runtimes, and which one is the default, when the engine opens.
+    pub runtimes: RuntimeTable,
     /// The default bridge's device name; `none` switches the default bridge off.
     pub bridge: String,
     /// The default bridge's address and subnet, e.g. `172.30.0.1/16`.
@@ -82,6 +85,7 @@ impl Default for Config {
             storage: None,
             exec_root: PathBuf::from("/run/brigantine"),
             runtime_exe: PathBuf::from("brig-runtime"),
+            runtimes: RuntimeTable::default(),
             bridge: "brig0".to_owned(),
             bip: None,
             fixed_cidr: None,

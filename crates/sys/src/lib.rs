@@ -13,6 +13,7 @@ pub mod inherit;
 pub mod mount;
 pub mod netns;
 pub mod process;
+pub mod quota;
 pub mod sealed;
 pub mod seccomp;
 pub mod signals;

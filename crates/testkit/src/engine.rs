@@ -105,7 +105,9 @@ impl Builder {
                 fs::create_dir(dir).expect("a directory in the sandbox");
             }
             for (name, text) in &self.etc {
-                fs::write(upper.join(name), text).expect("a file in the sandbox");
+                let path = upper.join(name);
+                fs::create_dir_all(path.parent().unwrap_or(&upper)).expect("a directory in the sandbox");
+                fs::write(path, text).expect("a file in the sandbox");
             }
             let options = format!("lowerdir=/etc,upperdir={},workdir={}", upper.display(), work.display());
             let status =

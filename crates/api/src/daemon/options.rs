@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use brigantine_engine::Config;
+use brigantine_engine::runtimes::{OWN, Runtime, RuntimeTable};
 use brigantine_engine::userns::Remap;
 use serde_json::Value;
 
@@ -44,6 +45,7 @@ pub struct Live {
     pub http_proxy: Option<String>,
     pub https_proxy: Option<String>,
     pub no_proxy: Option<String>,
+    pub runtimes: RuntimeTable,
 }
 
 /// Least severe messages to log.
@@ -183,6 +185,7 @@ impl Options {
         }
         let live = Live::from_given(given)?;
         engine.labels.clone_from(&live.labels);
+        engine.runtimes.clone_from(&live.runtimes);
 
         let mut hosts =
             list(given, "hosts").iter().map(|host| host.parse()).collect::<Result<Vec<_>, _>>()?;
@@ -261,6 +264,7 @@ impl Live {
             http_proxy: owned("http-proxy"),
             https_proxy: owned("https-proxy"),
             no_proxy: owned("no-proxy"),
+            runtimes: runtimes(given)?,
         })
     }
 
@@ -393,15 +397,40 @@ fn address_pool(pool: &Value) -> Result<(ipnet::IpNet, u8), SettingsError> {
     Ok((net, size))
 }
 
+/// Other OCI runtimes: those that are configured, and crun where it is installed.
+fn runtimes(given: &Given) -> Result<RuntimeTable, SettingsError> {
+    let mut table = RuntimeTable::default();
+    for (name, runtime) in given.get("runtimes").and_then(Value::as_object).into_iter().flatten() {
+        let path = runtime.get("path").and_then(Value::as_str).unwrap_or_default().into();
+        let args = runtime.get("runtimeArgs").and_then(Value::as_array).into_iter().flatten();
+        let args = args.filter_map(Value::as_str).map(str::to_owned).collect();
+        table.others.insert(name.clone(), Runtime { path, args });
+    }
+    if let Some(path) = on_path("crun") {
+        table.others.entry("crun".to_owned()).or_insert(Runtime { path, args: Vec::new() });
+    }
+    text(given, "default-runtime")
+        .filter(|name| !name.is_empty())
+        .unwrap_or(OWN)
+        .clone_into(&mut table.default);
+    table.check().map_err(|error| value("default-runtime", &error.to_string()))?;
+    Ok(table)
+}
+
+fn on_path(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH")?;
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|found| found.is_absolute() && found.is_file())
+}
+
 /// The runtime beside this program, in its libexec directory, or on the path.
 fn find_runtime() -> PathBuf {
     const NAME: &str = "brig-runtime";
     let beside = std::env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_owned));
     let near =
         beside.into_iter().flat_map(|dir| [dir.join(NAME), dir.join("../libexec/brigantine").join(NAME)]);
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let on_path = std::env::split_paths(&path).map(|dir| dir.join(NAME)).collect::<Vec<_>>();
-    near.chain(on_path).find(|candidate| candidate.is_file()).unwrap_or_else(|| PathBuf::from(NAME))
+    near.chain(on_path(NAME)).find(|candidate| candidate.is_file()).unwrap_or_else(|| PathBuf::from(NAME))
 }
 
 #[cfg(test)]
@@ -449,6 +478,7 @@ mod tests {
             ),
             (["--storage-driver", "btrfs"], "storage-driver: storage \"btrfs\" is not known"),
             (["--storage=erofs", "-soverlay2"], "storage and storage-driver say different things"),
+            (["--default-runtime", "kata"], "default-runtime: unknown or invalid runtime name: kata"),
             (["--seccomp-profile", "/nonexistent"], "seccomp-profile: there is no file"),
         ] {
             let error = options(&args).unwrap_err();

@@ -197,7 +197,7 @@ pub fn help() -> String {
             Switch => "",
             Number => " N",
             Size => " BYTES",
-            Kind::Map | Ulimits => " NAME=VALUE",
+            Kind::Map | Ulimits | Kind::Runtimes => " NAME=VALUE",
             Text | List | Pools | Any => " VALUE",
         };
         line(setting.short, setting.flag, value, setting.help);
@@ -241,6 +241,10 @@ fn add_flag(given: &mut Given, setting: &'static Setting, text: &str) -> Result<
         Kind::Map => {
             let (name, value) = text.split_once('=').unwrap_or((text, ""));
             entry(given, name, json!(value));
+        }
+        Kind::Runtimes => {
+            let (name, path) = text.split_once('=').ok_or_else(|| format!("{text:?}: expected name=path"))?;
+            entry(given, name, check_runtime(name, json!({ "path": path }))?);
         }
         Pools => {
             let mut pool = Map::new();
@@ -290,6 +294,14 @@ fn check(setting: &Setting, value: Value) -> Result<Value, String> {
         (List, value) => wrong("a list of strings", &value),
         (Kind::Map, Value::Object(items)) if items.values().all(Value::is_string) => Ok(Value::Object(items)),
         (Kind::Map, value) => wrong("an object of strings", &value),
+        (Kind::Runtimes, Value::Object(items)) => {
+            let items: Result<Map<String, Value>, String> = items
+                .into_iter()
+                .map(|(name, runtime)| Ok((name.clone(), check_runtime(&name, runtime)?)))
+                .collect();
+            items.map(Value::Object)
+        }
+        (Kind::Runtimes, value) => wrong("an object of {\"path\":…,\"runtimeArgs\":[…]}", &value),
         (Pools, Value::Array(items)) => items.into_iter().map(check_pool).collect(),
         (Pools, value) => wrong("a list of {\"base\":…,\"size\":…}", &value),
         (Ulimits, Value::Object(items)) => {
@@ -304,6 +316,31 @@ fn check(setting: &Setting, value: Value) -> Result<Value, String> {
 fn check_pool(pool: Value) -> Result<Value, String> {
     let fits = pool.get("base").is_some_and(Value::is_string) && pool.get("size").is_some_and(Value::is_u64);
     if fits { Ok(pool) } else { Err(format!("an address pool needs base and size, got {pool}")) }
+}
+
+fn check_runtime(name: &str, runtime: Value) -> Result<Value, String> {
+    if name.is_empty() || name.starts_with('/') || name == "brig-runtime" {
+        return Err(format!("{name:?} cannot be the name of another runtime"));
+    }
+    let Value::Object(parts) = &runtime else {
+        return Err(format!("{name}: expected an object with a path, got {runtime}"));
+    };
+    for (key, value) in parts {
+        match (key.as_str(), value) {
+            ("path", Value::String(path)) if path.starts_with('/') => {}
+            ("path", value) => return Err(format!("{name}: {value} is not an absolute path")),
+            ("runtimeArgs", Value::Array(args)) if args.iter().all(Value::is_string) => {}
+            ("runtimeArgs", value) => {
+                return Err(format!("{name}: runtimeArgs: expected a list of strings, got {value}"));
+            }
+            (other, _) => {
+                return Err(format!(
+                    "{name}: {other} is not supported: a runtime is a program with runc's command line, given by path and runtimeArgs"
+                ));
+            }
+        }
+    }
+    if parts.contains_key("path") { Ok(runtime) } else { Err(format!("{name}: a path is missing")) }
 }
 
 fn check_ulimit(limit: Value) -> Result<Value, String> {
@@ -405,6 +442,18 @@ mod tests {
     }
 
     #[test]
+    fn runtimes_are_programs_with_arguments() {
+        let given = flags(&["--add-runtime", "crun=/usr/bin/crun"]).unwrap().given;
+        assert_eq!(given["runtimes"], json!({"crun": {"path": "/usr/bin/crun"}}));
+        assert!(flags(&["--add-runtime", "x=y"]).unwrap_err().contains("\"y\" is not an absolute path"));
+        assert!(flags(&["--add-runtime", "lonely"]).unwrap_err().contains("expected name=path"));
+        let given = file(r#"{"runtimes":{"r":{"path":"/bin/r","runtimeArgs":["--debug"]}}}"#).unwrap();
+        assert_eq!(given["runtimes"]["r"]["runtimeArgs"], json!(["--debug"]));
+        let error = file(r#"{"runtimes":{"k":{"runtimeType":"io.containerd.kata.v2"}}}"#).unwrap_err();
+        assert!(error.contains("k: runtimeType is not supported"), "{error}");
+    }
+
+    #[test]
     fn a_setting_in_both_places_is_a_conflict() {
         let flags = flags(&["--debug"]).unwrap().given;
         let error =
@@ -417,7 +466,6 @@ mod tests {
         let review = |args: &[&str]| review(&flags(args).unwrap().given).map_err(|error| error.to_string());
         assert!(review(&["--selinux-enabled"]).unwrap_err().contains("SELinux is not supported"));
         assert!(review(&["--tlsverify=false"]).is_ok());
-        assert!(review(&["--add-runtime", "x=y"]).is_err());
         assert_eq!(review(&["--experimental"]).unwrap().len(), 1);
         assert!(review(&["--storage-driver", "overlay2", "--live-restore"]).unwrap().is_empty());
         assert!(review(&["--live-restore=false"]).unwrap_err().contains("outlive the daemon"));

@@ -18,6 +18,8 @@ pub enum Kind {
     Pools,
     /// Resource limits: the flag takes `name=soft:hard`, the file objects.
     Ulimits,
+    /// OCI runtimes: the flag takes `name=path`, the file objects.
+    Runtimes,
     /// Any JSON; there is no flag.
     Any,
 }
@@ -326,19 +328,16 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "default-runtime",
         Text,
-        Refuse(
-            &["", "brig-runtime", "brig"],
-            "other runtimes are not built yet; brig-runtime is the only one",
-        ),
-        "Runtime of containers: brig-runtime",
+        Yes,
+        "OCI runtime of containers that name none (default brig-runtime)",
     ),
     setting(
         "add-runtime",
         None,
         "runtimes",
-        Any,
-        Refuse(&[], "other runtimes are not built yet; brig-runtime is the only one"),
-        "Register a runtime: not built yet",
+        Kind::Runtimes,
+        Yes,
+        "Another OCI runtime, name=path; may be repeated",
     ),
     setting(
         "userland-proxy",

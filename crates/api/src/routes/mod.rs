@@ -87,6 +87,7 @@ impl State {
     /// Takes over settings that changed while running.
     pub fn reconfigured(&self, live: &Live) {
         self.registry.reconfigure(registry_config(live));
+        self.engine.containers().runtimes().replace(live.runtimes.clone());
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Invariant: `info` states what is so on this host; what does not exist here is stated as absent.
 
+use brigantine_engine::Config;
+use brigantine_engine::runtimes::{OWN, Runtime, RuntimeTable};
 use http::{HeaderName, HeaderValue, StatusCode, header};
 use serde_json::{Value, json};
 
@@ -172,6 +174,7 @@ pub(super) fn about(
         "OSType": "linux",
         "Architecture": std::env::consts::ARCH,
     });
+    let table = state.engine.containers().runtimes().table();
     let rest = json!({
         "IndexServerAddress": "https://index.docker.io/v1/",
         "RegistryConfig": {
@@ -192,8 +195,8 @@ pub(super) fn about(
         "Labels": live.labels,
         "ExperimentalBuild": false,
         "ServerVersion": VERSION,
-        "Runtimes": { "brig-runtime": { "path": config.runtime_exe.display().to_string() } },
-        "DefaultRuntime": "brig-runtime",
+        "Runtimes": runtimes(config, &table),
+        "DefaultRuntime": table.default,
         "Swarm": {
             "NodeID": "", "NodeAddr": "", "LocalNodeState": "inactive", "ControlAvailable": false, "Error": "",
             "RemoteManagers": null,
@@ -214,6 +217,20 @@ pub(super) fn about(
         document.extend(rest);
     }
     document
+}
+
+/// The OCI runtimes that containers can have.
+fn runtimes(config: &Config, table: &RuntimeTable) -> Value {
+    let own = json!({ "path": config.runtime_exe.display().to_string() });
+    let mut all = serde_json::Map::from_iter([(OWN.to_owned(), own)]);
+    for (name, Runtime { path, args }) in &table.others {
+        let mut runtime = json!({ "path": path.display().to_string() });
+        if !args.is_empty() {
+            runtime["runtimeArgs"] = json!(args);
+        }
+        all.insert(name.clone(), runtime);
+    }
+    all.into()
 }
 
 async fn disk_usage(state: State, request: Request) -> Result<Reply, Error> {

@@ -41,6 +41,7 @@ mod network;
 mod peers;
 mod power_cut;
 mod run;
+mod runtimes;
 mod shim;
 mod sockets;
 mod storage;

@@ -57,6 +57,8 @@ impl Containers {
             return Err(Error::invalid("no image was named: Image must not be empty"));
         }
         let mut warnings = validate::host_config(&host, &config)?;
+        self.check_runtime(&host)?;
+        self.checked_size(&host).await?;
         if self.config.userns.is_some() && host.userns_mode.as_deref() != Some("host") {
             validate::remapped(&host)?;
         }
@@ -198,6 +200,7 @@ impl Containers {
         within: Option<&Confinement>,
     ) -> Result<()> {
         let dir = self.dir(&record.id);
+        let own = dir.clone();
         crate::blocking(move || {
             let what = || format!("create directory {}", dir.display());
             std::fs::DirBuilder::new().mode(0o700).create(&dir).doing(what)?;
@@ -206,6 +209,9 @@ impl Containers {
             std::fs::DirBuilder::new().mode(0o700).create(dir.join("work")).doing(what)
         })
         .await?;
+        if let Some(bytes) = crate::quota::size_option(record.host_config.storage_opt.iter().flatten())? {
+            self.limit_size(&own, bytes).await?;
+        }
         for mut request in wanted {
             if request.mount.kind == MountKind::Image {
                 let image = self.image_within(&request.mount.name, within).await?;
@@ -231,7 +237,7 @@ impl Containers {
                 record.mounts.push(request.mount);
                 self.volumes.acquire(&record.id, &record.mounts[record.mounts.len() - 1..]);
                 let mount = record.mounts[record.mounts.len() - 1].clone();
-                if !mount.no_copy && mount.subpath.is_empty() && volume.options.is_empty() {
+                if !mount.no_copy && mount.subpath.is_empty() && volume.has_own_files() {
                     let (images, image, layers, target) = (
                         Arc::clone(&self.images),
                         record.image_id.clone(),
@@ -338,6 +344,35 @@ impl Containers {
         Ok(mounts)
     }
 
+    /// Whether the runtime is one that there is, and can do what is asked for.
+    fn check_runtime(&self, host: &HostConfig) -> Result<()> {
+        if self.runtimes.choose(host.runtime.as_deref())?.is_none() {
+            return Ok(());
+        }
+        let own_only = |what: &str| {
+            Err(Error::not_implemented(format!(
+                "{what} is built for this engine's own runtime only: ask for it with --runtime {}",
+                crate::runtimes::OWN
+            )))
+        };
+        if self.config.userns.is_some() && host.userns_mode.as_deref() != Some("host") {
+            return own_only("--userns-remap");
+        }
+        let shared = |mode: Option<&str>| matches!(mode, Some("shared" | "rshared"));
+        let mounts = host.mounts.iter().flatten().filter_map(|mount| mount.bind_options.as_ref());
+        let mut modes = mounts.filter_map(|bind| bind.propagation.map(|mode| mode.to_string()));
+        let mut binds = host
+            .binds
+            .iter()
+            .flatten()
+            .filter_map(|bind| bind.split(':').nth(2))
+            .flat_map(|mode| mode.split(','));
+        if modes.any(|mode| shared(Some(&mode))) || binds.any(|mode| shared(Some(mode))) {
+            return own_only("a mount that is shared with the host");
+        }
+        Ok(())
+    }
+
     /// What docker fills in when a request says nothing.
     fn defaults(&self, host: &mut HostConfig) -> Result<()> {
         let fill = |field: &mut Option<String>, value: &str| {
@@ -349,7 +384,7 @@ impl Containers {
             host.network_mode = Some("bridge".to_owned());
         }
         fill(&mut host.ipc_mode, "private");
-        fill(&mut host.runtime, "brig-runtime");
+        fill(&mut host.runtime, &self.runtimes.default_name());
         if matches!(host.cgroupns_mode, None | Some(HostConfigCgroupnsModeEnum::EMPTY)) {
             host.cgroupns_mode = Some(HostConfigCgroupnsModeEnum::PRIVATE);
         }

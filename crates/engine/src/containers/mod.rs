@@ -25,6 +25,7 @@ mod prune;
 mod record;
 mod remove;
 mod restore;
+mod size;
 mod start;
 mod stats;
 mod stop;
@@ -67,6 +68,8 @@ use crate::error::Context;
 use crate::events::{Events, Kind};
 use crate::images::Images;
 use crate::networks::Networks;
+use crate::quota::Quotas;
+use crate::runtimes::Runtimes;
 use crate::sync::lock;
 use crate::volumes::Volumes;
 use crate::{Error, Result};
@@ -81,6 +84,8 @@ pub struct Containers {
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) networks: Arc<Networks>,
     pub(crate) exe: Arc<SealedExe>,
+    pub(crate) runtimes: Runtimes,
+    quotas: Quotas,
     /// Its cache holds layers, too.
     builder: Builder,
     index: Mutex<Index>,
@@ -288,6 +293,8 @@ impl Containers {
         builder: Builder,
     ) -> Arc<Self> {
         Arc::new(Self {
+            runtimes: Runtimes::new(config.runtimes.clone()),
+            quotas: Quotas::new(config.data_root.clone()),
             config,
             db,
             events,
@@ -299,6 +306,11 @@ impl Containers {
             index: Mutex::new(Index::default()),
             execs: Mutex::new(HashMap::new()),
         })
+    }
+
+    /// The OCI runtimes that are configured.
+    pub fn runtimes(&self) -> &Runtimes {
+        &self.runtimes
     }
 
     /// Files of a container that survive a reboot.

@@ -82,9 +82,14 @@ impl Containers {
             return Err(error);
         }
         let (dir, run_dir) = (self.dir(&id), self.run_dir(&id));
+        let this = Arc::clone(self);
+        let record = container.record();
         let files = crate::blocking(move || {
             remove_tree(&run_dir)?;
-            remove_tree(&dir)
+            let project = this.size_project(&record);
+            remove_tree(&dir)?;
+            this.quotas.forget(project);
+            Ok(())
         })
         .await;
         self.volumes.release(&id, &mounts, volumes).await;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use brigantine_image::Lower;
-use brigantine_shim::{AttachStream, Client, ConsoleSize, Inherited, SpawnError, Spawned};
+use brigantine_shim::{AttachStream, Client, ConsoleSize, Inherited, OtherRuntime, SpawnError, Spawned};
 use brigantine_sys::SealedExe;
 
 use super::borrowed::{Borrowed, mount_sources};
@@ -44,6 +44,8 @@ pub(super) struct Plan {
     pub volumes: Arc<Volumes>,
     pub networks: Arc<Networks>,
     pub exe: Arc<SealedExe>,
+    /// The own runtime when there is none.
+    pub runtime: Option<OtherRuntime>,
 }
 
 /// A start that did not happen.
@@ -170,6 +172,7 @@ impl Containers {
             names_dir,
             dir: self.dir(&record.id),
             run_dir: self.run_dir(&record.id),
+            runtime: self.runtimes.choose(host.runtime.as_deref())?,
             attaching: container.with(|inner| std::mem::take(&mut inner.attaching)),
             record,
             config: Arc::clone(&self.config),
@@ -482,6 +485,7 @@ fn prepare(plan: &Plan, own: &Own, sources: Sources, wires: &Wires) -> Result<br
         dir: plan.run_dir.clone(),
         systemd_cgroup: plan.config.systemd_cgroup,
         durable_exit: !record.auto_remove(),
+        runtime: plan.runtime.clone(),
     })
 }
 

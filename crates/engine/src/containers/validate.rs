@@ -7,9 +7,6 @@ use crate::{Error, Result};
 /// The least memory docker lets a container have.
 const LEAST_MEMORY: i64 = 6 << 20;
 
-/// Names of this engine's own runtime: docker's default is called `runc`, and clients ask for it by that name.
-pub const OWN_RUNTIMES: &[&str] = &["brig-runtime", "runc", "io.containerd.runc.v2"];
-
 /// Checks the policy part of a request; the warnings are for its answer.
 pub(super) fn host_config(
     host: &HostConfig,
@@ -30,19 +27,11 @@ pub(super) fn host_config(
     if host.shm_size.is_some_and(|size| size < 0) {
         return Err(Error::invalid("SHM size can not be less than 0"));
     }
-    if host.storage_opt.as_ref().is_some_and(|options| !options.is_empty()) {
-        return Err(Error::not_implemented("--storage-opt is not supported"));
-    }
     if host.userns_mode.as_deref().is_some_and(|mode| !matches!(mode, "" | "host")) {
         return Err(Error::invalid(format!(
             "invalid USER mode: {}",
             host.userns_mode.as_deref().unwrap_or_default()
         )));
-    }
-    match host.runtime.as_deref() {
-        None | Some("") => {}
-        Some(name) if OWN_RUNTIMES.contains(&name) => {}
-        Some(other) => return Err(Error::invalid(format!("unknown or invalid runtime name: {other}"))),
     }
     Ok(warnings(host))
 }

@@ -16,6 +16,9 @@ use crate::error::Context;
 use crate::sync::lock;
 use crate::{Error, Result};
 
+/// The option that limits a volume's own directory.
+pub(super) const SIZE: &str = "size";
+
 /// What options ask to be mounted.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Mount {
@@ -29,7 +32,7 @@ pub(super) struct Mount {
 impl Mount {
     /// `None` when nothing is to be mounted: no options, or a bind, which needs none.
     pub(super) fn of(options: &BTreeMap<String, String>) -> Result<Option<Self>> {
-        if options.is_empty() {
+        if options.keys().all(|name| name == SIZE) {
             return Ok(None);
         }
         let get = |name: &str| options.get(name).map(String::as_str).filter(|value| !value.is_empty());

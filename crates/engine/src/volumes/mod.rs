@@ -22,6 +22,7 @@ use crate::db::{Batch, Db, Durability, Table};
 use crate::error::Context;
 use crate::events::{Events, Kind};
 use crate::ids::new_id;
+use crate::quota::Quotas;
 use crate::sync::lock;
 use crate::{Class, Error, Filters, Result, names};
 
@@ -43,6 +44,11 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// Whether its files are in its own directory, and nothing is mounted there.
+    pub(crate) fn has_own_files(&self) -> bool {
+        self.options.keys().all(|name| name == local::SIZE)
+    }
+
     /// The project it belongs to: only requests give volumes labels.
     pub(crate) fn project(&self) -> Option<String> {
         self.labels.get(crate::project::LABEL).cloned()
@@ -69,6 +75,7 @@ pub struct Volumes {
     root: PathBuf,
     db: Db,
     events: Arc<Events>,
+    quotas: Quotas,
     index: Mutex<Index>,
     /// Containers that run with a volume that its options mount.
     mounted: Mutex<HashMap<String, BTreeSet<String>>>,
@@ -80,6 +87,7 @@ impl Volumes {
     pub(crate) fn open(root: PathBuf, db: Db, events: Arc<Events>, records: Vec<Record>) -> Self {
         let records = records.into_iter().map(|record| (record.name.clone(), record)).collect();
         Self {
+            quotas: Quotas::new(root.clone()),
             root,
             db,
             events,
@@ -117,7 +125,6 @@ impl Volumes {
         let name = request.name.unwrap_or_default();
         let labels = request.labels.unwrap_or_default().into_iter().collect();
         let options: BTreeMap<_, _> = request.driver_opts.unwrap_or_default().into_iter().collect();
-        check_options(&options)?;
         let record = self.ensure(&name, labels, options).await?;
         Ok(self.document(&record))
     }
@@ -145,6 +152,7 @@ impl Volumes {
             }
             return Ok(found.clone());
         }
+        let size = check_options(&options)?;
         if anonymous {
             labels.insert(ANONYMOUS_LABEL.to_owned(), String::new());
         }
@@ -156,9 +164,7 @@ impl Volumes {
             created: Timestamp::now(),
             anonymous,
         };
-        let dir = self.data_dir(&name);
-        crate::blocking(move || std::fs::create_dir_all(&dir).doing(|| format!("create {}", dir.display())))
-            .await?;
+        self.make(&name, size).await?;
         let batch = Batch::new()
             .put(Table::Volumes, &name, &name, &record)
             .doing(|| format!("create volume {name}"))?;
@@ -166,6 +172,25 @@ impl Volumes {
         lock(&self.index).records.insert(name.clone(), record.clone());
         self.events.publish_of(record.project(), Kind::Volume, "create", name, driver_attribute());
         Ok(record)
+    }
+
+    /// Makes a volume's directory, limited to a size if one is asked for.
+    async fn make(&self, name: &str, size: Option<u64>) -> Result<()> {
+        let (dir, quotas) = (self.data_dir(name), self.quotas.clone());
+        crate::blocking(move || {
+            if size.is_some() {
+                quotas.check("the volume option \"size\"")?;
+            }
+            std::fs::create_dir_all(&dir).doing(|| format!("create {}", dir.display()))?;
+            let limited = size.map_or(Ok(()), |bytes| quotas.limit(&[&dir], bytes));
+            if limited.is_err()
+                && let Some(parent) = dir.parent()
+            {
+                remove_tree(parent)?;
+            }
+            limited
+        })
+        .await
     }
 
     pub fn inspect(&self, name: &str) -> Result<Value> {
@@ -228,8 +253,15 @@ impl Volumes {
     }
 
     async fn delete(&self, name: &str) -> Result<()> {
-        let dir = self.root.join(name);
-        crate::blocking(move || remove_tree(&dir)).await?;
+        let (dir, data, quotas) = (self.root.join(name), self.data_dir(name), self.quotas.clone());
+        let limited = self.get(name)?.options.contains_key(local::SIZE);
+        crate::blocking(move || {
+            let project = if limited { crate::quota::project_of(&data) } else { None };
+            remove_tree(&dir)?;
+            quotas.forget(project);
+            Ok(())
+        })
+        .await?;
         self.db
             .apply(Batch::new().delete(Table::Volumes, name), Durability::Synced)
             .await
@@ -361,18 +393,21 @@ fn bound_device(record: &Record) -> Option<&str> {
     if bind { record.options.get("device").map(String::as_str) } else { None }
 }
 
-fn check_options(options: &BTreeMap<String, String>) -> Result<()> {
+/// Whether the options make sense; the size they limit the volume to.
+fn check_options(options: &BTreeMap<String, String>) -> Result<Option<u64>> {
     if let Some(unknown) =
         options.keys().find(|key| !matches!(key.as_str(), "type" | "o" | "device" | "size"))
     {
         return Err(Error::invalid(format!("invalid option: \"{unknown}\"")));
     }
-    if options.contains_key("size") {
-        return Err(Error::not_implemented(
-            "the volume option \"size\" needs project quotas, which are not built: use type=tmpfs, device=tmpfs, o=size=…",
-        ));
+    let mounted = local::Mount::of(options)?.is_some() || options.contains_key("device");
+    match options.get(local::SIZE) {
+        None => Ok(None),
+        Some(_) if mounted => Err(Error::invalid(
+            "the volume option \"size\" limits a directory of the engine's own and does not go with \"device\": limit what is mounted by its own options (type=tmpfs, device=tmpfs, o=size=…)",
+        )),
+        Some(text) => crate::quota::parse(text).map(Some),
     }
-    local::Mount::of(options).map(drop)
 }
 
 /// Removes a directory and all in it; one that is not there is fine.
