@@ -16,11 +16,15 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
     UnmountFlags,
 };
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags,
+};
 
+use crate::handover::MOST;
 use crate::plan::{
-    Failure, FsMount, InsideTree, Message, Node, Part, PathTree, Place, Plan, Role, Step, Target, Terminal,
-    Tree, TreeMount,
+    Failure, FsMount, InsideTree, MESSAGE_LENGTH, Message, Node, Part, PathTree, Place, Plan, Role, Step,
+    Target, Terminal, Tree, TreeMount,
 };
 use crate::{copy, finish, inside};
 
@@ -35,8 +39,10 @@ struct Stage<'a> {
     channel: BorrowedFd<'a>,
     /// The place of the step that is carried out.
     at: u16,
-    /// The parent has said so already, while something else was waited for.
-    in_cgroup: bool,
+    /// What the parent has said already, while something else was waited for.
+    heard: Heard,
+    /// What the parent has handed over, each in its place ([`crate::handover`]).
+    handed: [Option<OwnedFd>; MOST],
     root: Option<OwnedFd>,
     dev: Option<OwnedFd>,
     /// What is mounted at /proc and /sys: whoever moves those directories away moves nothing here.
@@ -46,6 +52,25 @@ struct Stage<'a> {
     /// An empty read-only directory, attached once, to be cloned.
     empty: Option<OwnedFd>,
     null: Option<OwnedFd>,
+}
+
+/// What the parent says unasked, in an order that the plan need not know.
+#[derive(Debug, Default)]
+struct Heard {
+    mapped: bool,
+    in_cgroup: bool,
+    handed: bool,
+}
+
+impl Heard {
+    fn of(&mut self, message: Message) -> Option<&mut bool> {
+        match message {
+            Message::Mapped => Some(&mut self.mapped),
+            Message::InCgroup => Some(&mut self.in_cgroup),
+            Message::Handed => Some(&mut self.handed),
+            _ => None,
+        }
+    }
 }
 
 /// The child's whole life before its program; the result is its exit status.
@@ -61,7 +86,8 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
     let mut stage = Stage {
         channel,
         at: 0,
-        in_cgroup: false,
+        heard: Heard::default(),
+        handed: [const { None }; MOST],
         root: None,
         dev: None,
         proc: None,
@@ -81,7 +107,8 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
             return fail(channel, Place::Step(index as u16, part), errno);
         }
     }
-    drop(stage);
+    // Its descriptors are closed in one call with all others that are not needed any more.
+    std::mem::forget(stage);
     finish::run(plan, channel)
 }
 
@@ -128,19 +155,15 @@ pub(crate) fn send_with(channel: BorrowedFd<'_>, bytes: &[u8], fd: BorrowedFd<'_
 
 /// Waits for one particular message; an end of the channel is the parent's death.
 pub(crate) fn expect(channel: BorrowedFd<'_>, wanted: Message) -> Result<(), Errno> {
-    if answer(channel)? == wanted { Ok(()) } else { Err(Errno::PROTO) }
-}
-
-/// The parent's next message.
-fn answer(channel: BorrowedFd<'_>) -> Result<Message, Errno> {
-    let mut buffer = [0_u8; crate::plan::MESSAGE_LENGTH];
+    let mut buffer = [0_u8; MESSAGE_LENGTH];
     loop {
-        return match rustix::net::recv(channel, &mut buffer[..], rustix::net::RecvFlags::empty()) {
-            Ok((0, _)) => Err(Errno::PIPE),
-            Ok((length, _)) => buffer.get(..length).and_then(Message::decode).ok_or(Errno::PROTO),
+        let message = match rustix::net::recv(channel, &mut buffer[..], RecvFlags::empty()) {
+            Ok((0, _)) => return Err(Errno::PIPE),
+            Ok((length, _)) => buffer.get(..length).and_then(Message::decode),
             Err(Errno::INTR) => continue,
-            Err(e) => Err(e),
+            Err(e) => return Err(e),
         };
+        return if message == Some(wanted) { Ok(()) } else { Err(Errno::PROTO) };
     }
 }
 
@@ -155,7 +178,7 @@ impl Stage<'_> {
             Step::Enter { namespace, bit, .. } => spawn::setns(namespace.as_fd(), *bit).map_err(whole),
             Step::EnterAll { pidfd, bits } => spawn::setns(pidfd.as_fd(), *bits).map_err(whole),
             Step::BecomeRoot => {
-                expect(self.channel, Message::Mapped).map_err(at(Part::Prepare))?;
+                self.hear(Message::Mapped).map_err(at(Part::Prepare))?;
                 let (gid, uid) = (rustix::process::Gid::ROOT, rustix::process::Uid::ROOT);
                 rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(&whole)?;
                 rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(whole)
@@ -163,16 +186,17 @@ impl Stage<'_> {
             Step::Session => rustix::process::setsid().map(|_| ()).map_err(whole),
             // Not by number: a single thread that moves itself needs no lock on all forks and exits of the
             // machine, for which the kernel would first wait several milliseconds (an RCU grace period).
-            Step::JoinCgroup { tasks, .. } => rustix::io::write(tasks, b"0").map(|_| ()).map_err(whole),
+            Step::JoinCgroup { tasks, .. } => {
+                rustix::io::write(self.handed(*tasks)?, b"0").map(|_| ()).map_err(whole)
+            }
+            Step::TakeHanded => self.hear(Message::Handed).map_err(whole),
             Step::AwaitCgroup { new_namespace } => {
-                if !self.in_cgroup {
-                    expect(self.channel, Message::InCgroup).map_err(at(Part::Prepare))?;
-                }
+                self.hear(Message::InCgroup).map_err(at(Part::Prepare))?;
                 if *new_namespace { spawn::unshare(spawn::ns::CGROUP).map_err(whole) } else { Ok(()) }
             }
             Step::AwaitHooks => {
                 send(self.channel, Message::Mounted).map_err(&whole)?;
-                expect(self.channel, Message::HooksDone).map_err(whole)
+                self.hear(Message::HooksDone).map_err(whole)
             }
             Step::Hostname(name) => rustix::system::sethostname(name).map_err(whole),
             Step::Domainname(name) => rustix::system::setdomainname(name).map_err(whole),
@@ -239,6 +263,51 @@ impl Stage<'_> {
                 Ok(())
             }
         }
+    }
+
+    /// Waits for one particular message, and keeps what else the parent says meanwhile.
+    fn hear(&mut self, wanted: Message) -> Result<(), Errno> {
+        if let Some(heard) = self.heard.of(wanted)
+            && std::mem::take(heard)
+        {
+            return Ok(());
+        }
+        loop {
+            let message = self.receive()?;
+            if message == wanted {
+                return Ok(());
+            }
+            *self.heard.of(message).ok_or(Errno::PROTO)? = true;
+        }
+    }
+
+    /// The parent's next message; the descriptors that come with it are what is handed over.
+    fn receive(&mut self) -> Result<Message, Errno> {
+        let mut bytes = [0_u8; MESSAGE_LENGTH];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let length = loop {
+            let mut data = [std::io::IoSliceMut::new(&mut bytes)];
+            match rustix::net::recvmsg(self.channel, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC) {
+                Ok(received) if received.bytes == 0 => return Err(Errno::PIPE),
+                Ok(received) => break received.bytes,
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(e),
+            }
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(fds) = message {
+                for (place, fd) in self.handed.iter_mut().zip(fds) {
+                    *place = Some(fd);
+                }
+            }
+        }
+        bytes.get(..length).and_then(Message::decode).ok_or(Errno::PROTO)
+    }
+
+    fn handed(&self, place: usize) -> Result<BorrowedFd<'_>, (Part, Errno)> {
+        let fd = self.handed.get(place).and_then(Option::as_ref);
+        fd.map(AsFd::as_fd).ok_or((Part::Source, Errno::BADF))
     }
 
     fn root(&self) -> Result<BorrowedFd<'_>, (Part, Errno)> {
@@ -368,7 +437,7 @@ impl Stage<'_> {
         self.root = Some(match tree {
             Tree::Open(fd) => rustix::io::fcntl_dupfd_cloexec(fd, 0).map_err(at(Part::Open))?,
             Tree::Path(tree) => detach(tree)?,
-            Tree::Inside(_) => return Err((Part::Outside, Errno::BADF)),
+            Tree::Inside(_) | Tree::Handed(_) => return Err((Part::Outside, Errno::BADF)),
         });
         attach(self.root()?, target.as_fd())
     }
@@ -432,7 +501,7 @@ impl Stage<'_> {
 
     fn attach(&mut self, m: &TreeMount) -> Outcome {
         let (directory, detached) = match &m.tree {
-            Tree::Open(_) => (m.directory, None),
+            Tree::Open(_) | Tree::Handed(_) => (m.directory, None),
             Tree::Path(tree) => (m.directory, Some(detach(tree)?)),
             Tree::Inside(tree) => {
                 let detached = self.detach_inside(tree)?;
@@ -446,6 +515,7 @@ impl Stage<'_> {
         }
         match (&m.tree, &detached) {
             (Tree::Open(tree), _) | (_, Some(tree)) => attach(tree.as_fd(), target.as_fd()),
+            (Tree::Handed(place), None) => attach(self.handed(*place)?, target.as_fd()),
             (_, None) => Err((Part::Source, Errno::BADF)),
         }
     }
@@ -462,12 +532,7 @@ impl Stage<'_> {
         if tree.ids.is_some() {
             send_with(self.channel, &Message::MapIds(self.at).encode(), detached.as_fd())
                 .map_err(at(Part::Source))?;
-            let waiting = |errno| (Part::Source, errno);
-            if answer(self.channel).map_err(waiting)? == Message::InCgroup {
-                // Said in the meantime.
-                self.in_cgroup = true;
-                expect(self.channel, Message::Mapped).map_err(waiting)?;
-            }
+            self.hear(Message::Mapped).map_err(at(Part::Source))?;
         }
         Ok(detached)
     }

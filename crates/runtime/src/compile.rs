@@ -11,8 +11,9 @@ use rustix::process::{Gid, Uid};
 
 use crate::cgroup::Cgroup;
 use crate::error::Error;
+use crate::handover::{Hand, MOST};
 use crate::launch::{Launch, Stdio};
-use crate::mounts::{self, c_string, parse_propagation, target};
+use crate::mounts::{self, Draft, c_string, parse_propagation, target};
 use crate::plan::{Gate, Node, Plan, Step, Terminal};
 use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
 use crate::{hooks, identity, idmap, netdev, seccomp};
@@ -30,6 +31,8 @@ pub(crate) struct Compiled {
     pub maps: Option<(String, String)>,
     pub oom_score: Option<i32>,
     pub net_devices: Vec<netdev::Move>,
+    /// What the parent hands over once the container's groups are there.
+    pub hands: Vec<Hand>,
 }
 
 /// Namespaces that need not belong to the user namespace that is joined with them.
@@ -137,7 +140,11 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let joined_user = joined.iter().any(|(_, bit, _)| *bit == ns::USER);
     let maps = maps(spec, user_namespace, joined_user)?;
 
-    let mut steps = cgroup.entrances()?;
+    let mut draft = Draft::default();
+    if late || user_namespace || joined_user {
+        // Root of a user namespace may not enter them.
+        draft.enter(cgroup);
+    }
     let hostname = spec.hostname().as_deref().filter(|h| !h.is_empty());
     let domainname = spec.domainname().as_deref().filter(|d| !d.is_empty());
     if (hostname.is_some() || domainname.is_some()) && !has(&joined, ns::UTS) {
@@ -173,9 +180,10 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         } else if user_namespace || bit == ns::PID {
             around.push((fd, bit, name));
         } else {
-            steps.push(Step::Enter { namespace: fd, bit, name });
+            draft.steps.push(Step::Enter { namespace: fd, bit, name });
         }
     }
+    let steps = &mut draft.steps;
     // What the caller's processors were is not the container's business.
     steps.push(Step::Affinity { mask: vec![u64::MAX; 16], tried: true });
     if user_namespace {
@@ -219,22 +227,36 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         // At `/` nothing on the host is below it.
         rootfs: (root != Path::new("/")).then_some(&*root),
     };
-    let mut afterwards = Vec::new();
-    for entry in spec.mounts().iter().flatten() {
-        mounts::compile(entry, &context, &mut steps, &mut afterwards)?;
+    let entries = spec.mounts().as_deref().unwrap_or_default();
+    let mut of_groups = Vec::new();
+    for (place, entry) in entries.iter().enumerate() {
+        if mounts::is_of_groups(entry) {
+            if !entries[place + 1..].iter().any(|later| mounts::depend(entry, later)) {
+                // The groups are being made meanwhile.
+                of_groups.push(entry);
+                continue;
+            }
+            draft.enter(cgroup);
+        }
+        mounts::compile(entry, &context, &mut draft)?;
     }
     let foreign_dev = spec.mounts().iter().flatten().any(|m| {
         m.destination() == Path::new("/dev") && m.typ().as_deref().is_none_or(|t| t == "bind" || t.is_empty())
     });
-    devices(spec, foreign_dev, user_namespace || joined_user.is_some(), &context, &mut steps)?;
+    devices(spec, foreign_dev, user_namespace || joined_user.is_some(), &context, &mut draft)?;
     let wants_terminal = matches!(launch.stdio, Stdio::Terminal);
     if wants_terminal {
         let console = (!foreign_dev).then(|| target(Path::new("/dev/console"), true)).transpose()?;
         let size = process.console_size().as_ref().map(|b| (b.height() as u16, b.width() as u16));
         let owner = Uid::from_raw(process.user().uid());
-        steps.push(Step::Terminal(Terminal { size, console, owner }));
+        draft.steps.push(Step::Terminal(Terminal { size, console, owner }));
     }
-    steps.append(&mut afterwards);
+    draft.enter(cgroup);
+    for entry in of_groups {
+        mounts::compile(entry, &context, &mut draft)?;
+    }
+    draft.steps.append(&mut draft.afterwards);
+    let steps = &mut draft.steps;
     for (key, value) in linux.sysctl().iter().flatten() {
         steps.push(Step::Sysctl {
             path: c_string(format!("sys/{}", key.replace('.', "/")), "sysctl")?,
@@ -273,6 +295,12 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         steps.push(Step::Enter { namespace, bit: ns::CGROUP, name: "cgroup" });
     }
 
+    if draft.hands.len() > MOST {
+        return Err(Error::unsupported(format!(
+            "the container needs {} descriptors of cgroups, {MOST} can be handed over",
+            draft.hands.len()
+        )));
+    }
     let filter = match (launch.seccomp, linux.seccomp()) {
         (Some(program), _) => Some(program),
         (None, Some(filter)) => seccomp::compile(filter)?,
@@ -298,7 +326,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     }
     Ok(Compiled {
         plan: Plan {
-            steps,
+            steps: draft.steps,
             process: plan,
             stdio: stdio(launch.stdio)?,
             proc: host_proc()?,
@@ -311,6 +339,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         maps,
         oom_score,
         net_devices,
+        hands: draft.hands,
     })
 }
 
@@ -403,7 +432,7 @@ fn devices(
     foreign_dev: bool,
     bound: bool,
     context: &mounts::Context<'_>,
-    steps: &mut Vec<Step>,
+    draft: &mut Draft,
 ) -> Result<(), Error> {
     let dev = || target(Path::new("/dev"), true);
     let extra = spec.linux().as_ref().and_then(|l| l.devices().as_ref());
@@ -416,10 +445,10 @@ fn devices(
             continue;
         }
         if bound {
-            bind_device(&path, &path, context, steps)?;
+            bind_device(&path, &path, context, draft)?;
             continue;
         }
-        steps.push(Step::Node(Node {
+        draft.steps.push(Step::Node(Node {
             dir: dev()?,
             name: c_string(*name, "device")?,
             mode: FileType::CharacterDevice.as_raw_mode() | 0o666,
@@ -430,17 +459,17 @@ fn devices(
     for device in extra.into_iter().flatten() {
         let path = device.path();
         if bound {
-            bind_device(path, path, context, steps)?;
+            bind_device(path, path, context, draft)?;
             continue;
         }
-        steps.push(Step::Node(node(device)?));
+        draft.steps.push(Step::Node(node(device)?));
     }
     for (name, to) in LINKS {
         let (target, name) = (c_string(*to, "link")?, c_string(*name, "link")?);
-        steps.push(Step::Symlink { target, dir: dev()?, name, replace: false });
+        draft.steps.push(Step::Symlink { target, dir: dev()?, name, replace: false });
     }
     let (target, name) = (c"pts/ptmx".to_owned(), c"ptmx".to_owned());
-    steps.push(Step::Symlink { target, dir: dev()?, name, replace: true });
+    draft.steps.push(Step::Symlink { target, dir: dev()?, name, replace: true });
     Ok(())
 }
 
@@ -448,14 +477,14 @@ fn bind_device(
     source: &Path,
     destination: &Path,
     context: &mounts::Context<'_>,
-    steps: &mut Vec<Step>,
+    draft: &mut Draft,
 ) -> Result<(), Error> {
     let mut entry = crate::spec::Mount::default();
     entry.set_destination(destination.to_owned());
     entry.set_source(Some(source.to_owned()));
     entry.set_typ(Some("bind".to_owned()));
     entry.set_options(Some(vec!["bind".to_owned()]));
-    mounts::compile(&entry, context, steps, &mut Vec::new())
+    mounts::compile(&entry, context, draft)
 }
 
 fn node(device: &LinuxDevice) -> Result<Node, Error> {

@@ -114,6 +114,7 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
         Step::EnterAll { .. } => "entering the container's namespaces".to_owned(),
         Step::BecomeRoot => "becoming root of the user namespace".to_owned(),
         Step::Session => "starting a session".to_owned(),
+        Step::TakeHanded => "waiting for the container's cgroups".to_owned(),
         Step::JoinCgroup { dir, .. } => format!("entering cgroup {dir}"),
         Step::AwaitCgroup { .. } => "entering the cgroup namespace".to_owned(),
         Step::AwaitHooks => "waiting for hooks".to_owned(),

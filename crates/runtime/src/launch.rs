@@ -12,13 +12,15 @@ use rustix::net::{
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
-use crate::cgroup::{Cgroup, Placeholder};
+use crate::cgroup::{Cgroup, Making};
 use crate::child;
 use crate::compile::{self, Compiled, within};
 use crate::describe::{self, Subject};
 use crate::error::{Error, Kind};
 use crate::finish::TOLD;
+use crate::handover::hand_over;
 use crate::listener::Listener;
+use crate::mounts::Draft;
 use crate::plan::{Gate, Last, MESSAGE_LENGTH, Message, Part, Place, Plan, Step, Terminal, Tree, TreeMount};
 use crate::spec::{LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process, Spec};
 use crate::{hooks, identity, idmap, mounts, netdev, seccomp};
@@ -131,6 +133,8 @@ pub struct Created {
     listener: Option<Listener>,
     /// The process is somebody's: it has started, or others will start it.
     released: bool,
+    /// What the process was made from, many descriptors: let go of while it runs, not while it waits for that.
+    spent: Option<Compiled>,
 }
 
 impl Created {
@@ -158,6 +162,7 @@ impl Created {
         let process = (self.pid, self.pidfd.as_fd());
         start_over(self.channel.as_fd(), &self.subject, process, self.listener.as_ref())?;
         self.released = true;
+        self.spent = None;
         Ok(())
     }
 
@@ -327,69 +332,13 @@ pub(crate) fn create_beside(
     if let Some(list) = launch.spec.hooks() {
         hooks::check_all(list)?;
     }
-    let (cgroup, placeholder) =
-        make_cgroup(&launch.id, &launch.spec, launch.systemd_cgroup, launch.rootless)?;
-    let made = create_in(&mut launch, &cgroup, beside);
-    // The container's own process is in the group now, or it is not needed any more.
-    drop(placeholder);
-    if made.is_err() {
-        // The cause is what matters; an empty group that stays is removed with the record.
-        drop(cgroup.delete());
-    }
-    made
-}
-
-/// The container's group, by either driver; what comes with a scope keeps it while it has no process.
-pub(crate) fn make_cgroup(
-    id: &str,
-    spec: &Spec,
-    systemd: bool,
-    rootless: bool,
-) -> Result<(Cgroup, Option<Placeholder>), Error> {
-    let (mut group, placeholder) = make_group(id, spec, systemd, rootless)?;
-    if let Some(wish) = spec.linux().as_ref().and_then(|l| l.intel_rdt().as_ref())
-        && let Err(error) = group.classify(id, wish)
-    {
-        drop(placeholder);
-        // The first failure is the one to tell.
-        drop(group.delete());
-        return Err(error);
-    }
-    Ok((group, placeholder))
-}
-
-fn make_group(
-    id: &str,
-    spec: &Spec,
-    systemd: bool,
-    rootless: bool,
-) -> Result<(Cgroup, Option<Placeholder>), Error> {
-    let linux = spec.linux().as_ref();
-    let given = linux.and_then(|l| l.cgroups_path().as_ref());
-    let resources = linux.and_then(|l| l.resources().as_ref());
-    if systemd {
-        let annotations = spec.annotations().iter().flatten();
-        let annotations: Vec<_> = annotations.map(|(k, v)| (k.clone(), v.clone())).collect();
-        let given = given.map(|path| path.to_string_lossy());
-        // Whoever is not root has a manager of its own.
-        let user = rootless && !rustix::process::geteuid().is_root();
-        let made = Cgroup::create_unit(given.as_deref(), id, user, resources, &annotations);
-        return made.map(|(group, placeholder)| (group, Some(placeholder)));
-    }
-    let path = match given {
-        Some(path) if path.is_absolute() => path.to_string_lossy().into_owned(),
-        Some(path) if !path.as_os_str().is_empty() => format!("/brigantine/{}", path.display()),
-        _ => format!("/brigantine/{id}"),
-    };
-    match Cgroup::create(&path, resources) {
-        Err(e) if rootless && Cgroup::dispensable(&e, resources) => Ok((Cgroup::none(&path), None)),
-        other => other.map(|group| (group, None)),
-    }
+    let group = Making::begin(&launch.id, &launch.spec, launch.systemd_cgroup, launch.rootless)?;
+    create_in(&mut launch, group, beside)
 }
 
 fn create_in(
     launch: &mut Launch,
-    cgroup: &Cgroup,
+    mut group: Making,
     beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error>,
 ) -> Result<Created, Error> {
     let id = launch.id.clone();
@@ -400,9 +349,9 @@ fn create_in(
     let listener = Listener::of(filter, state.clone());
     let gate = launch.start_listener.take().map_or(Gate::Channel, Gate::Listener);
     let empty = Launch::new("", Spec::default(), Rootfs::Path(PathBuf::new()), Stdio::Null);
-    let mut compiled = compile::compile(std::mem::replace(launch, empty), cgroup, gate)?;
+    let mut compiled = compile::compile(std::mem::replace(launch, empty), group.planned(), gate)?;
     let subject = Subject::of(&compiled.plan);
-    let target = cgroup.clone_target()?;
+    let target = group.planned().clone_target()?;
     let (channel, child) = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd))?;
     let mut setup =
         Setup { channel: channel.as_fd(), plan: &compiled.plan, subject: &subject, terminal: None };
@@ -421,6 +370,9 @@ fn create_in(
                 .map_err(|e| Error::os(format!("opening {path}"), e))?;
             netdev::apply(&compiled.net_devices, joined.unwrap_or(own.as_fd()))?;
         }
+        // While the child sets itself up.
+        let cgroup = group.finish()?;
+        hand_over(&compiled.hands, channel.as_fd())?;
         cgroup.attach(child.pid)?;
         if let Some(score) = compiled.oom_score {
             write_proc(child.pid, "oom_score_adj", &score.to_string())?;
@@ -449,15 +401,18 @@ fn create_in(
         end(&child.pidfd);
         return Err(error);
     }
+    // Whoever reads what the container writes hears of its end.
+    compiled.plan.stdio = None;
     Ok(Created {
         pid: child.pid,
         pidfd: child.pidfd,
         terminal,
-        cgroup: cgroup.clone(),
+        cgroup: group.keep(),
         channel,
         subject,
         listener,
         released: false,
+        spent: Some(compiled),
     })
 }
 
@@ -787,11 +742,12 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     };
     let initial = wish(affinity.and_then(|a| a.initial().as_ref()))?;
     let last = wish(affinity.and_then(|a| a.cpu_affinity_final().as_ref()))?;
-    let mut steps = Vec::new();
-    steps.extend(initial.map(|mask| Step::Affinity { mask, tried: false }));
+    let mut draft = Draft::default();
+    draft.steps.extend(initial.map(|mask| Step::Affinity { mask, tried: false }));
     if let Some(group) = &request.cgroup {
-        steps.extend(group.entrances()?);
+        draft.enter(group);
     }
+    let Draft { mut steps, hands, .. } = draft;
     steps.push(match last {
         Some(mask) => Step::Affinity { mask, tried: false },
         None => Step::Affinity { mask: vec![u64::MAX; 16], tried: true },
@@ -828,6 +784,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
         maps: None,
         oom_score,
         net_devices: Vec::new(),
+        hands,
     };
     let subject = Subject::of(&compiled.plan);
     let target = request.cgroup.as_ref().map(Cgroup::clone_target).transpose()?.flatten();
@@ -835,6 +792,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     let mut setup =
         Setup { channel: channel.as_fd(), plan: &compiled.plan, subject: &subject, terminal: None };
     let result = (|| {
+        hand_over(&compiled.hands, channel.as_fd())?;
         if let Some(group) = &request.cgroup {
             group.attach(child.pid)?;
         }

@@ -18,6 +18,7 @@ mod copy;
 mod describe;
 mod error;
 mod finish;
+mod handover;
 pub mod hooks;
 mod identity;
 mod idmap;

@@ -11,6 +11,7 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroup;
 use crate::error::Error;
+use crate::handover::Hand;
 use crate::launch::Rootfs;
 use crate::plan::{FsMount, InsideTree, PathTree, Role, Step, Target, Tree, TreeMount};
 use crate::spec::{LinuxIdMapping, Mount};
@@ -229,7 +230,7 @@ pub(crate) fn open_root(
     }
 }
 
-fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd, rustix::io::Errno> {
+pub(crate) fn open_tree(path: &Path, recursive: bool) -> Result<OwnedFd, rustix::io::Errno> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
@@ -241,6 +242,43 @@ fn is_directory(fd: &OwnedFd) -> Result<bool, Error> {
     let stat = rustix::fs::statat(fd, c"", AtFlags::EMPTY_PATH)
         .map_err(|e| Error::os("reading a mount source", e))?;
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+}
+
+/// A plan in the making.
+#[derive(Debug, Default)]
+pub(crate) struct Draft {
+    pub steps: Vec<Step>,
+    /// What must come after devices are made.
+    pub afterwards: Vec<Step>,
+    /// What the parent is to hand over.
+    pub hands: Vec<Hand>,
+    entered: bool,
+}
+
+impl Draft {
+    /// The steps by which the process enters its groups, once: what comes next finds their directories there.
+    pub fn enter(&mut self, group: &Cgroup) {
+        let dirs = group.entrances();
+        if std::mem::replace(&mut self.entered, true) || dirs.is_empty() {
+            return;
+        }
+        self.steps.push(Step::TakeHanded);
+        for dir in dirs {
+            self.steps.push(Step::JoinCgroup { tasks: self.hands.len(), dir: dir.display().to_string() });
+            self.hands.push(Hand::Tasks(dir.to_owned()));
+        }
+    }
+}
+
+/// Whether an entry shows the container's own groups.
+pub(crate) fn is_of_groups(entry: &Mount) -> bool {
+    matches!(entry.typ().as_deref(), Some("cgroup" | "cgroup2"))
+}
+
+/// Whether it matters which of two entries is mounted first.
+pub(crate) fn depend(one: &Mount, other: &Mount) -> bool {
+    let (one, other) = (normal(one.destination()), normal(other.destination()));
+    one.starts_with(&other) || other.starts_with(&one)
 }
 
 /// What compiling mounts needs to know about the container.
@@ -315,13 +353,9 @@ impl<'a> UserMaps<'a> {
     }
 }
 
-/// Compiles one entry. `late` receives what must come after devices are made.
-pub(crate) fn compile(
-    entry: &Mount,
-    context: &Context<'_>,
-    steps: &mut Vec<Step>,
-    late: &mut Vec<Step>,
-) -> Result<(), Error> {
+/// Compiles one entry.
+pub(crate) fn compile(entry: &Mount, context: &Context<'_>, draft: &mut Draft) -> Result<(), Error> {
+    let Draft { steps, afterwards, .. } = draft;
     // Seen from the root, whatever it looks like.
     let destination = &context.in_root(&normal(entry.destination()));
     let words = entry.options().iter().flatten().map(String::as_str);
@@ -365,7 +399,7 @@ pub(crate) fn compile(
             Tree::Open(fd) => is_directory(fd)?,
             Tree::Path(_) => std::fs::metadata(&source).map_err(|e| Error::os(what(), e))?.is_dir(),
             // Earlier mounts may bring it: the child looks.
-            Tree::Inside(_) => true,
+            Tree::Inside(_) | Tree::Handed(_) => true,
         };
         steps.push(Step::Attach(TreeMount {
             tree,
@@ -376,8 +410,8 @@ pub(crate) fn compile(
         }));
         return Ok(());
     }
-    if matches!(typ, "cgroup" | "cgroup2") {
-        return cgroup(destination, &options, context, steps);
+    if is_of_groups(entry) {
+        return cgroup(destination, &options, context, draft);
     }
     if typ.is_empty() {
         return Err(Error::invalid(format!("mount at {shown} has no type")));
@@ -401,7 +435,7 @@ pub(crate) fn compile(
     if is_dev && attributes & attr::RDONLY != 0 {
         attributes &= !attr::RDONLY;
         let change = Change { set: attr::RDONLY, ..Change::default() };
-        late.push(Step::Change { target: target(destination, true)?, change, recursive: false });
+        afterwards.push(Step::Change { target: target(destination, true)?, change, recursive: false });
     }
     let keep_mode = typ == "tmpfs" && !options.parameters.iter().any(|(k, _)| k == "mode");
     let role = match typ {
@@ -550,7 +584,9 @@ fn idmap(
             Ok(())
         }
         Tree::Open(tree) => map_ids(tree.as_fd(), namespace.as_fd(), recursive, what),
-        Tree::Path(_) => Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what()))),
+        Tree::Path(_) | Tree::Handed(_) => {
+            Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what())))
+        }
     }
 }
 
@@ -574,12 +610,20 @@ fn cgroup(
     destination: &Path,
     options: &Options,
     context: &Context<'_>,
-    steps: &mut Vec<Step>,
+    draft: &mut Draft,
 ) -> Result<(), Error> {
     let Some(group) = context.cgroup else { return Ok(()) };
-    let own = |dir: &Path, at: &Path| -> Result<Step, Error> {
+    let Draft { steps, hands, .. } = draft;
+    let mut own = |dir: &Path, at: &Path| -> Result<Step, Error> {
         let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
-        let tree = tree(dir, options, context, &what)?;
+        let is_elsewhere = context.rootfs.is_none_or(|root| !dir.starts_with(root));
+        let tree = if !group.is_unified() && !context.late && is_elsewhere {
+            // It may not be there yet.
+            hands.push(Hand::Tree { dir: dir.to_owned(), changes: changes(options), at: at.to_owned() });
+            Tree::Handed(hands.len() - 1)
+        } else {
+            tree(dir, options, context, &what)?
+        };
         Ok(Step::Attach(TreeMount {
             tree,
             directory: true,

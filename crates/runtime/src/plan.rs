@@ -52,9 +52,11 @@ pub(crate) enum Step {
     /// Become the new user namespace's root, once the parent has written the maps.
     BecomeRoot,
     Session,
-    /// Enter a cgroup through its opened list of tasks.
+    /// Wait until the container's cgroups are there and their descriptors come ([`crate::handover`]).
+    TakeHanded,
+    /// Enter a cgroup through its list of tasks, which was handed over in this place.
     JoinCgroup {
-        tasks: OwnedFd,
+        tasks: usize,
         dir: String,
     },
     /// Wait until the parent has done its part; then perhaps hide the cgroups above.
@@ -167,6 +169,8 @@ pub(crate) enum Tree {
     Path(Box<PathTree>),
     /// A part of the container's own root, with what earlier steps have mounted there.
     Inside(Box<InsideTree>),
+    /// Handed over by the parent, in this place.
+    Handed(usize),
 }
 
 #[derive(Debug)]
@@ -436,6 +440,8 @@ pub(crate) enum Message {
     Ready,
     Mapped,
     InCgroup,
+    /// With descriptors: see [`crate::handover`].
+    Handed,
     HooksDone,
     Start,
     /// The seccomp listener's descriptor in the child: take it, then say [`Message::HooksDone`].
@@ -478,6 +484,7 @@ impl Message {
                 let i = step.to_le_bytes();
                 [11, 0, i[0], i[1], 0, 0, 0, 0]
             }
+            Self::Handed => simple(12),
         }
     }
 
@@ -498,6 +505,7 @@ impl Message {
             9 => Self::Start,
             10 => Self::Listener(errno),
             11 => Self::MapIds(index),
+            12 => Self::Handed,
             _ => return None,
         })
     }
@@ -523,6 +531,7 @@ mod tests {
             Message::Mounted,
             Message::Ready,
             Message::Start,
+            Message::Handed,
             Message::Listener(517),
             Message::MapIds(258),
         ] {

@@ -7,6 +7,7 @@
 mod devices;
 mod hierarchy;
 mod limits;
+mod making;
 mod rdt;
 mod stats;
 mod systemd;
@@ -22,13 +23,12 @@ use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
-use crate::plan::Step;
 use crate::spec::{LinuxIntelRdt, LinuxResources};
 use hierarchy::Hierarchies;
 use rdt::Class;
-use systemd::Unit;
+use systemd::{Placeholder, Unit};
 
-pub(crate) use systemd::Placeholder;
+pub(crate) use making::Making;
 
 pub use stats::{
     BlkioEntry, BlkioStats, CpuStats, HugetlbStats, MemoryStats, PidsStats, PressureStats, Stats,
@@ -81,22 +81,9 @@ impl Cgroup {
 
     /// Creates the group at `path` and writes the limits; on failure nothing is left.
     pub fn create(path: &str, resources: Option<&LinuxResources>) -> Result<Self, Error> {
-        let path = clean(path)?;
-        let found = Hierarchies::get()?;
-        let wanted = limits::controllers(resources);
-        let mut group = Self { path, v1: Vec::new(), v2: None, unit: None, class: None };
-        let mut made = Vec::new();
-        match group.make(found, &wanted, resources, &mut made) {
-            Ok(()) => Ok(group),
-            Err(error) => {
-                // What was there before is somebody's. The first failure is the one to tell; what is
-                // left, if anything, is empty and harmless.
-                for dir in &made {
-                    drop(remove(dir));
-                }
-                Err(error)
-            }
-        }
+        let mut making = Making::at(path, resources)?;
+        making.finish()?;
+        Ok(making.keep())
     }
 
     /// Has systemd make the group: `path` is `slice:prefix:name`. What comes with it keeps it until the
@@ -118,7 +105,11 @@ impl Cgroup {
             let mut wanted = limits::controllers(resources);
             // Where systemd looks for a unit's processes.
             wanted.push("systemd");
-            group.make(found, &wanted, resources, &mut Vec::new())
+            let mut made = Vec::new();
+            group.lay_out(found, &wanted, &mut made)?;
+            // In a unit of systemd's waits the process that it was asked for with: it is nobody else's.
+            group.make_version_1(found, &mut made)?;
+            group.apply(resources)
         });
         match made {
             Ok(()) => Ok((group, placeholder)),
@@ -219,28 +210,17 @@ impl Cgroup {
         })
     }
 
-    /// `made` gets the directories that did not exist.
-    fn make(
+    /// Decides on the group's directories, and makes that of the unified hierarchy: processes are born there. Whether
+    /// it was there before; if not, `made` gets it.
+    fn lay_out(
         &mut self,
         found: &Hierarchies,
         wanted: &[&str],
-        resources: Option<&LinuxResources>,
         made: &mut Vec<PathBuf>,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let mut there = false;
-        for (name, mount) in &found.v1 {
-            if !wanted.contains(&name.as_str()) {
-                continue;
-            }
-            let dir = below(mount, &self.path);
-            if make_dirs(mount, &dir, name == "cpuset")? {
-                made.push(dir.clone());
-            } else {
-                // Controllers that are mounted together share it.
-                there |= !made.contains(&dir);
-            }
-            self.v1.push((name.clone(), dir));
-        }
+        let asked = found.v1.iter().filter(|(name, _)| wanted.contains(&name.as_str()));
+        self.v1 = asked.map(|(name, mount)| (name.clone(), below(mount, &self.path))).collect();
         // In a hybrid as well: for a controller that v1 lacks, and because programs take a process's
         // group there for its name. Entering it costs nothing, since the clone does it.
         if let Some(mount) = &found.v2 {
@@ -262,15 +242,28 @@ impl Cgroup {
         if self.v1.is_empty() && self.v2.is_none() {
             return Err(Error::unsupported("no cgroup hierarchy is mounted"));
         }
-        // In a unit of systemd's waits the process that it was asked for with.
-        if there && self.unit.is_none() {
-            self.refuse_used()?;
+        Ok(there)
+    }
+
+    /// Makes the directories of version 1. Whether any was there before; `made` gets the others.
+    fn make_version_1(&self, found: &Hierarchies, made: &mut Vec<PathBuf>) -> Result<bool, Error> {
+        let mut there = false;
+        for (name, dir) in &self.v1 {
+            let Some((_, mount)) = found.v1.iter().find(|(found, _)| found == name) else { continue };
+            if make_dirs(mount, dir, name == "cpuset")? {
+                made.push(dir.clone());
+            } else {
+                // Controllers that are mounted together share it.
+                there |= !made.contains(dir);
+            }
         }
-        if let Some(resources) = resources {
-            limits::apply(self, resources)?;
-            devices::apply(self, resources)?;
-        }
-        Ok(())
+        Ok(there)
+    }
+
+    fn apply(&self, resources: Option<&LinuxResources>) -> Result<(), Error> {
+        let Some(resources) = resources else { return Ok(()) };
+        limits::apply(self, resources)?;
+        devices::apply(self, resources)
     }
 
     /// Adds what these limits need and the group was made without, and moves its processes there.
@@ -347,19 +340,10 @@ impl Cgroup {
             .map_err(|e| Error::os(format!("opening cgroup {}", dir.display()), e))
     }
 
-    /// The steps by which a process with one thread enters the group itself, as far as a clone cannot do it.
-    pub(crate) fn entrances(&self) -> Result<Vec<Step>, Error> {
-        use rustix::fs::{Mode, OFlags, open};
-        let enter = |dir: &Path| {
-            // Unlike `cgroup.procs`, this list takes the calling thread without stopping every fork of
-            // the machine for an RCU grace period.
-            let file = dir.join("tasks");
-            let tasks = open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|e| Error::os(format!("opening {}", file.display()), e))?;
-            Ok(Step::JoinCgroup { tasks, dir: dir.display().to_string() })
-        };
+    /// The directories that a process has to enter itself, for a clone cannot do it.
+    pub(crate) fn entrances(&self) -> Vec<&Path> {
         let version_1 = |dir: &&Path| self.v2.as_deref() != Some(*dir);
-        self.directories().into_iter().filter(version_1).map(enter).collect()
+        self.directories().into_iter().filter(version_1).collect()
     }
 
     /// Moves a process into the group.

@@ -492,9 +492,10 @@ pub(super) fn destroy(dir: &Dir, record: &Record) -> Result<(), Error> {
         }
         record.cgroup.delete()?;
     }
-    let poststop = record.spec.hooks().as_ref().and_then(|h| h.poststop().as_ref());
-    let state = record.state(dir).json()?;
-    let result = hooks::run("poststop", poststop, &state, Some(&record.bundle));
+    let mut result = Ok(());
+    if let Some(list) = record.spec.hooks().as_ref().and_then(|h| h.poststop().as_ref()) {
+        result = hooks::run("poststop", Some(list), &record.state(dir).json()?, Some(&record.bundle));
+    }
     dir.remove()?;
     result
 }

@@ -18,7 +18,7 @@ use super::options::Options;
 use super::record::{Dir, Record, Status, started, timestamp};
 use super::swrk::{self, Message, Task, View, option};
 use super::{Global, commands, terminal};
-use crate::cgroup::Cgroup;
+use crate::cgroup::{Cgroup, Making};
 use crate::error::{Error, Kind};
 use crate::hooks;
 use crate::spec::{LinuxNamespaceType, Process, Spec};
@@ -334,8 +334,8 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
     dir.claim(&root, id)?;
     let restored = (|| {
         // What keeps a scope is let go of when the container's processes are in it.
-        let (cgroup, _placeholder) =
-            crate::launch::make_cgroup(id, &spec, global.systemd_cgroup, global.is_rootless())?;
+        let mut group = Making::begin(id, &spec, global.systemd_cgroup, global.is_rootless())?;
+        let cgroup = group.finish()?.clone();
         let restored = (|| {
             let at = dir.path.join("criu-root");
             fs::create_dir(&at).map_err(|e| Error::os(format!("creating {}", at.display()), e))?;
@@ -383,10 +383,10 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
             Err(error) => {
                 // The first failure is the one to tell.
                 drop(cgroup.kill_all());
-                drop(cgroup.delete());
                 return Err(error);
             }
         };
+        let cgroup = group.keep();
         let record = Record {
             version: 1,
             id: id.to_owned(),
