@@ -7,7 +7,6 @@ use std::ffi::{CStr, CString};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use brigantine_sys::exec::StringVector;
 use brigantine_sys::mount::{self, Change};
 use brigantine_sys::{fd as descriptors, process, spawn};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags};
@@ -54,12 +53,28 @@ struct Stage<'a> {
     null: Option<OwnedFd>,
 }
 
+/// A directory that is open for one use, or anyway.
+enum Directory<'a> {
+    Kept(BorrowedFd<'a>),
+    Opened(OwnedFd),
+}
+
+impl AsFd for Directory<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Kept(fd) => *fd,
+            Self::Opened(fd) => fd.as_fd(),
+        }
+    }
+}
+
 /// What the parent says unasked, in an order that the plan need not know.
 #[derive(Debug, Default)]
 struct Heard {
     mapped: bool,
     in_cgroup: bool,
     handed: bool,
+    start: bool,
 }
 
 impl Heard {
@@ -68,6 +83,7 @@ impl Heard {
             Message::Mapped => Some(&mut self.mapped),
             Message::InCgroup => Some(&mut self.in_cgroup),
             Message::Handed => Some(&mut self.handed),
+            Message::Start => Some(&mut self.start),
             _ => None,
         }
     }
@@ -103,13 +119,14 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
     }
     for (index, step) in plan.steps.iter().enumerate() {
         stage.at = index as u16;
-        if let Err((part, errno)) = stage.execute(step, plan.proc.as_fd(), &plan.process.envp) {
+        if let Err((part, errno)) = stage.execute(step, plan) {
             return fail(channel, Place::Step(index as u16, part), errno);
         }
     }
     // Its descriptors are closed in one call with all others that are not needed any more.
+    let may_start = stage.heard.start;
     std::mem::forget(stage);
-    finish::run(plan, channel)
+    finish::run(plan, channel, may_start)
 }
 
 /// Tells the parent; the exit status is docker's for "could not start".
@@ -172,10 +189,14 @@ fn at(part: Part) -> impl Fn(Errno) -> (Part, Errno) {
 }
 
 impl Stage<'_> {
-    fn execute(&mut self, step: &Step, proc: BorrowedFd<'_>, env: &StringVector) -> Outcome {
+    fn execute(&mut self, step: &Step, plan: &Plan) -> Outcome {
         let whole = at(Part::Whole);
         match step {
             Step::Enter { namespace, bit, .. } => spawn::setns(namespace.as_fd(), *bit).map_err(whole),
+            Step::EnterNetwork => {
+                let namespace = plan.network.as_ref().ok_or((Part::Prepare, Errno::BADF))?;
+                spawn::setns(namespace.as_fd(), spawn::ns::NETWORK).map_err(whole)
+            }
             Step::EnterAll { pidfd, bits } => spawn::setns(pidfd.as_fd(), *bits).map_err(whole),
             Step::BecomeRoot => {
                 self.hear(Message::Mapped).map_err(at(Part::Prepare))?;
@@ -206,14 +227,14 @@ impl Stage<'_> {
             )
             .map_err(whole),
             Step::AttachRoot { tree, at } => self.attach_root(tree, at),
-            Step::TimeOffsets(lines) => time_offsets(proc, lines),
+            Step::TimeOffsets(lines) => time_offsets(plan.proc.as_fd(), lines),
             Step::Affinity { mask, tried } => match process::set_affinity(mask) {
                 Err(e) if !tried => Err((Part::Whole, e)),
                 _ => Ok(()),
             },
             Step::Hook(hook) => {
                 // Its working directory is the container's root, which it cannot name.
-                inside::run(hook, Some(self.root()?), env)
+                inside::run(hook, Some(self.root()?), &plan.process.envp)
                     .map_err(|failure| (Part::Hook, Errno::from_raw_os_error(failure.encode())))
             }
             Step::Mount(mount) => self.mount(mount),
@@ -238,8 +259,9 @@ impl Stage<'_> {
             }
             Step::Terminal(terminal) => self.terminal(terminal),
             Step::Sysctl { path, value, .. } => {
-                let fd = rustix::fs::openat(proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-                    .map_err(at(Part::Open))?;
+                let fd =
+                    rustix::fs::openat(&plan.proc, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+                        .map_err(at(Part::Open))?;
                 rustix::io::write(&fd, value).map(|_| ()).map_err(whole)
             }
             Step::Readonly(target) => self.readonly(target),
@@ -339,13 +361,11 @@ impl Stage<'_> {
     }
 
     /// Opens a directory for use by descriptor, making it if needed.
-    fn directory(&self, target: &Target) -> Result<OwnedFd, (Part, Errno)> {
-        if let Some(dev) = &self.dev
-            && target.path.to_bytes() == b"dev"
-        {
-            return rustix::io::fcntl_dupfd_cloexec(dev, 0).map_err(at(Part::Open));
+    fn directory(&self, target: &Target) -> Result<Directory<'_>, (Part, Errno)> {
+        match &self.dev {
+            Some(dev) if target.path.to_bytes() == b"dev" => Ok(Directory::Kept(dev.as_fd())),
+            _ => self.ensure(target, true).map(Directory::Opened),
         }
-        self.ensure(target, true)
     }
 
     /// Opens `target` (O_PATH), creating it and the directories above it if they are missing.

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use brigantine_sys::netns::Coming;
 use brigantine_sys::spawn::ns;
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Gid, Uid};
@@ -99,6 +100,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let late = !privileged();
 
     let mut new = 0;
+    let mut made_network = false;
     let mut joined: Vec<(OwnedFd, u64, &'static str)> = Vec::new();
     for namespace in linux.namespaces().iter().flatten() {
         let (bit, name) = bit(namespace.typ());
@@ -114,6 +116,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
             return Err(Error::invalid(format!("the {name} namespace is listed twice")));
         }
         match namespace.path() {
+            _ if unnamed && bit == ns::NETWORK && launch.network.is_some() => made_network = true,
             None => new |= bit,
             Some(path) if path.as_os_str().is_empty() => new |= bit,
             Some(path) => {
@@ -131,7 +134,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         joined.push((fd, bit, name));
     }
     let has = |joined: &[(OwnedFd, u64, &'static str)], bit: u64| {
-        new & bit != 0 || joined.iter().any(|(_, b, _)| *b == bit)
+        new & bit != 0 || bit == ns::NETWORK && made_network || joined.iter().any(|(_, b, _)| *b == bit)
     };
     if !has(&joined, ns::MOUNT) {
         return Err(Error::invalid("a container needs a mount namespace of its own, or one to join"));
@@ -184,6 +187,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         }
     }
     let steps = &mut draft.steps;
+    steps.extend(made_network.then_some(Step::EnterNetwork));
     // What the caller's processors were is not the container's business.
     steps.push(Step::Affinity { mask: vec![u64::MAX; 16], tried: true });
     if user_namespace {
@@ -324,9 +328,13 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     if let Some(score) = oom_score.filter(|s| !(-1000..=1000).contains(s)) {
         return Err(Error::invalid(format!("oomScoreAdj {score} is not between -1000 and 1000")));
     }
+    // As late as can be: it is made meanwhile.
+    let network = launch.network.filter(|_| made_network).map(Coming::get).transpose();
+    let network = network.map_err(|e| Error::os("making a network namespace", e))?;
     Ok(Compiled {
         plan: Plan {
             steps: draft.steps,
+            network,
             process: plan,
             stdio: stdio(launch.stdio)?,
             proc: host_proc()?,

@@ -111,6 +111,7 @@ pub(crate) fn step(step: &Step, part: Part) -> String {
     };
     let what = match step {
         Step::Enter { name, .. } => format!("entering the {name} namespace"),
+        Step::EnterNetwork => "entering the net namespace".to_owned(),
         Step::EnterAll { .. } => "entering the container's namespaces".to_owned(),
         Step::BecomeRoot => "becoming root of the user namespace".to_owned(),
         Step::Session => "starting a session".to_owned(),

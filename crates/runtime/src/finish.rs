@@ -24,8 +24,9 @@ fn at(last: Last) -> impl Fn(Errno) -> (Last, u16, Errno) {
     move |errno| (last, 0, errno)
 }
 
-/// Everything after the file systems; returns only on failure, with the exit status.
-pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
+/// Everything after the file systems; returns only on failure, with the exit status. `may_start`: the parent has said
+/// so already.
+pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>, may_start: bool) -> i32 {
     let program = match prepare(plan, channel) {
         Ok(program) => program,
         Err((last, index, errno)) => return fail(channel, Place::Last(last, index), errno),
@@ -38,6 +39,7 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         return 127;
     }
     let starter = match &plan.gate {
+        Gate::Channel if may_start => None,
         Gate::Channel => match expect(channel, Message::Start) {
             Ok(()) => None,
             Err(_) => return 127,

@@ -4,6 +4,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
+use brigantine_sys::netns::Coming;
 use brigantine_sys::spawn::{self, ns};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
@@ -22,7 +23,7 @@ use crate::handover::hand_over;
 use crate::listener::Listener;
 use crate::mounts::Draft;
 use crate::plan::{Gate, Last, MESSAGE_LENGTH, Message, Part, Place, Plan, Step, Terminal, Tree, TreeMount};
-use crate::spec::{LinuxMemoryPolicy, LinuxNamespaceType, LinuxPersonality, Process, Spec};
+use crate::spec::{LinuxMemoryPolicy, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, Process, Spec};
 use crate::{hooks, identity, idmap, mounts, netdev, seccomp};
 
 /// Where the container's root file system comes from.
@@ -81,6 +82,8 @@ pub struct Launch {
     /// Namespaces to join by descriptor, e.g. the network namespace prepared by the engine. They
     /// win over what the spec says about the same type.
     pub joined: Vec<(LinuxNamespaceType, OwnedFd)>,
+    /// A network namespace that is being made ([`begin_network`]), in place of a new one.
+    pub network: Option<Coming>,
     pub systemd_cgroup: bool,
     /// A caller that may not make cgroups does without, unless limits are asked for.
     pub rootless: bool,
@@ -93,6 +96,9 @@ pub struct Launch {
     /// A listening socket (`SOCK_SEQPACKET`) on which [`start_waiting`] will be heard: for a caller
     /// that does not stay. Without it, [`Created::start`] starts the container.
     pub start_listener: Option<OwnedFd>,
+    /// The process need not wait at its gate, for [`Created::start`] follows at once: a wakeup less on either side. Not
+    /// together with [`Launch::start_listener`] or hooks.
+    pub at_once: bool,
     /// Without pivot_root (`--no-pivot`), for a host whose root is its initial ram disk.
     pub no_pivot: bool,
     pub no_new_keyring: bool,
@@ -108,16 +114,33 @@ impl Launch {
             rootfs,
             stdio,
             joined: Vec::new(),
+            network: None,
             systemd_cgroup: false,
             rootless: false,
             die_with_parent: false,
             seccomp: None,
             preserve_fds: 0,
             start_listener: None,
+            at_once: false,
             no_pivot: false,
             no_new_keyring: false,
         }
     }
+}
+
+/// Begins to make the new network namespace that a spec asks for, while the caller prepares the rest; `None` where the
+/// clone has to make it.
+pub fn begin_network(spec: &Spec) -> Option<Coming> {
+    use LinuxNamespaceType as T;
+    let list = spec.linux().as_ref()?.namespaces().as_deref()?;
+    let asked = |n: &&LinuxNamespace| n.typ() == T::Network;
+    let fresh = list.iter().find(asked)?.path().as_ref().is_none_or(|p| p.as_os_str().is_empty());
+    // It belongs to the user namespace of whoever makes it.
+    let owned = list.iter().any(|n| n.typ() == T::User);
+    if !fresh || owned || !compile::privileged() {
+        return None;
+    }
+    Coming::begin().ok()
 }
 
 /// A container whose process 1 is set up and waits right before its exec. Dropping it without a
@@ -133,6 +156,8 @@ pub struct Created {
     listener: Option<Listener>,
     /// The process is somebody's: it has started, or others will start it.
     released: bool,
+    /// The process has been told to start.
+    told: bool,
     /// What the process was made from, many descriptors: let go of while it runs, not while it waits for that.
     spent: Option<Compiled>,
 }
@@ -160,6 +185,9 @@ impl Created {
     /// ends the process.
     pub fn start(&mut self) -> Result<(), Error> {
         let process = (self.pid, self.pidfd.as_fd());
+        if !self.told {
+            tell_start(self.channel.as_fd())?;
+        }
         start_over(self.channel.as_fd(), &self.subject, process, self.listener.as_ref())?;
         self.released = true;
         self.spent = None;
@@ -197,6 +225,7 @@ pub fn start_waiting(
     let mut subject = Subject::of_process(&plan);
     subject.filtered = spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
     let pidfd = open_process(pid)?;
+    tell_start(connection)?;
     start_over(connection, &subject, (pid, pidfd.as_fd()), listener)
 }
 
@@ -209,14 +238,21 @@ fn open_process(pid: i32) -> Result<OwnedFd, Error> {
     })
 }
 
+fn lost(errno: rustix::io::Errno) -> Error {
+    Error::os("telling the container to start", errno)
+}
+
+fn tell_start(channel: BorrowedFd<'_>) -> Result<(), Error> {
+    child::send(channel, Message::Start).map_err(lost)
+}
+
+/// Until the program of a process that has been told to start is executed.
 fn start_over(
     channel: BorrowedFd<'_>,
     subject: &Subject,
     (pid, pidfd): (i32, BorrowedFd<'_>),
     listener: Option<&Listener>,
 ) -> Result<(), Error> {
-    let lost = |e| Error::os("telling the container to start", e);
-    child::send(channel, Message::Start).map_err(lost)?;
     let mut asked = false;
     loop {
         match (receive(channel)?.0, listener) {
@@ -347,6 +383,7 @@ fn create_in(
     let state = hooks::state(&id, "creating", None, bundle.as_deref(), &launch.spec);
     let filter = launch.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
     let listener = Listener::of(filter, state.clone());
+    let at_once = launch.at_once && launch.start_listener.is_none() && spec_hooks.is_none();
     let gate = launch.start_listener.take().map_or(Gate::Channel, Gate::Listener);
     let empty = Launch::new("", Spec::default(), Rootfs::Path(PathBuf::new()), Stdio::Null);
     let mut compiled = compile::compile(std::mem::replace(launch, empty), group.planned(), gate)?;
@@ -365,6 +402,7 @@ fn create_in(
                 Step::Enter { namespace, bit: ns::NETWORK, .. } => Some(namespace.as_fd()),
                 _ => None,
             });
+            let joined = joined.or(compiled.plan.network.as_ref().map(AsFd::as_fd));
             let path = format!("/proc/{}/ns/net", child.pid);
             let own = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| Error::os(format!("opening {path}"), e))?;
@@ -382,6 +420,9 @@ fn create_in(
             setup.say(Message::InCgroup)?;
         }
         beside(child.pid, cgroup)?;
+        if at_once {
+            tell_start(channel.as_fd())?;
+        }
         setup.until_ready(|| {
             let Some(spec_hooks) = &spec_hooks else { return Ok(()) };
             let mut state = state.clone();
@@ -412,6 +453,7 @@ fn create_in(
         subject,
         listener,
         released: false,
+        told: at_once,
         spent: Some(compiled),
     })
 }
@@ -774,6 +816,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
             steps,
             process,
             stdio: compile::stdio(request.stdio)?,
+            network: None,
             proc: compile::host_proc()?,
             gate: Gate::Channel,
             hide: true,
@@ -801,6 +844,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
         }
         setup.say(Message::InCgroup)?;
         setup.until_ready(|| Ok(()))?;
+        tell_start(channel.as_fd())?;
         start_over(channel.as_fd(), &subject, (child.pid, child.pidfd.as_fd()), request.listener.as_ref())
     })();
     let terminal = setup.terminal.take();

@@ -21,6 +21,8 @@ pub(crate) struct Plan {
     pub process: ProcessPlan,
     /// Standard descriptors; `None` where a terminal takes their place, or the caller's stay.
     pub stdio: Option<[OwnedFd; 3]>,
+    /// The network namespace that was made for the container, for [`Step::EnterNetwork`].
+    pub network: Option<OwnedFd>,
     /// `/proc` of the caller, known to be the real one.
     pub proc: OwnedFd,
     pub gate: Gate,
@@ -44,6 +46,8 @@ pub(crate) enum Step {
         bit: u64,
         name: &'static str,
     },
+    /// Enter [`Plan::network`].
+    EnterNetwork,
     /// Enter several of a process's namespaces at once.
     EnterAll {
         pidfd: OwnedFd,

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use brigantine_sys::sealed::VeiledExe;
 use brigantine_sys::signals;
 use lexopt::{Arg, Parser, ValueExt};
 use rustix::process::{Pid, PidfdFlags};
@@ -16,7 +17,7 @@ use super::options::{COMMANDS, Command, Options, on, parse, signal, text, wrong}
 use super::record::{Dir, Record, Status, started, timestamp};
 use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
-use crate::launch::{Created, Launch, Rootfs, Stdio, create_beside, start_waiting};
+use crate::launch::{Created, Launch, Rootfs, Stdio, begin_network, create_beside, start_waiting};
 use crate::listener::Listener;
 use crate::spec::{Process, Spec};
 use crate::{hooks, identity, seccomp};
@@ -82,15 +83,16 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
     if options.help {
         return help(Some(command)).map(|()| 0);
     }
+    let mut veil = None;
     if matches!(command.name, "create" | "run" | "exec" | "restore") {
         // Before anything is opened: what is not open now must not be one of ours later.
         check_preserved(preserved(&options)?)?;
-        seal()?;
+        veil = seal()?;
     }
     global.debug(&format!("{name} {:?}", options.words));
     let done = match command.name {
         "create" => create_command(global, &options),
-        "run" => return run_command(global, &options),
+        "run" => return run_command(global, &options, veil),
         "exec" => return exec::run(global, &options),
         "restore" => return criu::restore(global, &options),
         "checkpoint" => criu::checkpoint(global, &options),
@@ -260,6 +262,7 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error
     let bundle = fs::canonicalize(&bundle)
         .map_err(|e| Error::os(format!("opening bundle {}", bundle.display()), e))?;
     let mut spec = load_spec(&bundle, global)?;
+    let network = begin_network(&spec);
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = bundle.join(root.path());
     let wants_terminal = spec.process().as_ref().and_then(Process::terminal).unwrap_or_default();
@@ -278,6 +281,7 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error
             global.debug(&format!("seccomp filter flags: {flags}"));
         }
         launch.bundle = Some(bundle.clone());
+        launch.network = network;
         launch.systemd_cgroup = global.systemd_cgroup;
         launch.rootless = global.is_rootless();
         launch.preserve_fds = preserved(options)?;
@@ -286,6 +290,13 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error
         if waiting {
             launch.start_listener = Some(dir.listen()?);
         }
+        // What else there is to do for a container comes before its start.
+        launch.at_once = !waiting
+            && !wants_terminal
+            && !dir.notify().exists()
+            && spec.hooks().is_none()
+            && !["pid-file", "pidfd-socket"].iter().any(|flag| options.has(flag));
+        let at_once = launch.at_once;
         let mut record = None;
         let mut created = create_beside(launch, |pid, cgroup| {
             let of_container = Record {
@@ -300,11 +311,16 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error
                 spec,
             };
             dir.prepare(&of_container)?;
+            if at_once {
+                dir.publish()?;
+            }
             record = Some(of_container);
             Ok(())
         })?;
         let record = record.ok_or_else(|| Error::invalid("the container has no record"))?;
-        dir.publish()?;
+        if !at_once {
+            dir.publish()?;
+        }
         global.debug(&format!(
             "process {} waits to be started in {}",
             created.pid(),
@@ -373,7 +389,7 @@ fn after_start(dir: &Dir, record: &Record) -> Result<(), Error> {
     hooks::run("poststart", spec_hooks.poststart().as_ref(), &state, Some(&record.bundle))
 }
 
-fn run_command(global: &Global, options: &Options) -> Result<u8, Error> {
+fn run_command(global: &Global, options: &Options, veil: Option<VeiledExe>) -> Result<u8, Error> {
     let detach = options.has("detach");
     // Blocked before the container exists, so that none is lost; the child resets its own mask.
     let signals = (!detach).then(forwarded).transpose()?;
@@ -391,6 +407,8 @@ fn run_command(global: &Global, options: &Options) -> Result<u8, Error> {
             return Err(error);
         }
     };
+    // The program runs meanwhile.
+    drop(veil);
     let Some(signals) = signals else {
         if let Some(proxy) = proxy {
             proxy.wait_ready(record.pid, created.pidfd())?;
