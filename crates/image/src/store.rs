@@ -133,6 +133,7 @@ impl Store {
             let path = root.join(dir);
             builder.create(&path).at("create", path)?;
         }
+        temp::spread(&root.join("tmp"))?;
         let layout = root.join("oci-layout");
         if !layout.exists() {
             let mut temp = TempFile::create(&root.join("tmp"), "layout")?;
