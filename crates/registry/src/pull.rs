@@ -86,10 +86,21 @@ impl Pull<'_> {
         })
         .await?;
         let lease = self.store.lease().map_err(Error::store("prepare the image store"))?;
-        self.layers(&lease, &manifest, &config).await?;
+        // The documents are small but are synced too: that goes on while the layers come.
+        let documents = async {
+            let (store, lease) = (self.store.clone(), lease.clone());
+            let (manifest, config) = (descriptor.digest.clone(), manifest.config.digest.clone());
+            blocking(move || {
+                store.content().put_as(&lease, &config, &config_raw)?;
+                store.content().put_as(&lease, &manifest, &raw)
+            })
+            .await?
+            .map_err(Error::store(format!("store the documents of {}", reference.familiar())))
+        };
+        tokio::try_join!(documents, self.layers(&lease, &manifest, &config))?;
 
         let image = blocking({
-            let (store, manifest, config) = (self.store.clone(), descriptor.clone(), manifest.config.clone());
+            let (store, manifest) = (self.store.clone(), descriptor.clone());
             let mut names = Vec::new();
             if reference.digest().is_none()
                 && let Some(tag) = reference.tag()
@@ -97,11 +108,7 @@ impl Pull<'_> {
                 names.push(reference.with_tag(tag).map_err(|error| Error::Invalid(error.to_string()))?);
             }
             names.push(reference.with_digest(known_as.clone()));
-            move || {
-                store.content().put_as(&lease, &config.digest, &config_raw)?;
-                store.content().put_as(&lease, &manifest.digest, &raw)?;
-                store.add_image(&lease, NewImage { manifest, names, parent: None })
-            }
+            move || store.add_image(&lease, NewImage { manifest, names, parent: None })
         })
         .await?
         .map_err(Error::store(format!("add {} to the image store", reference.familiar())))?;
