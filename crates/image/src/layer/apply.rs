@@ -88,7 +88,7 @@ fn extract(
     exact_modes: bool,
     over: Option<HashSet<Vec<u8>>>,
 ) -> Result<Found> {
-    let place = Target::open(target, exact_modes).map_err(|source| LayerError::Os {
+    let place = Target::open(target, exact_modes, over.is_some()).map_err(|source| LayerError::Os {
         operation: "open",
         entry: target.display().to_string(),
         source,
@@ -176,6 +176,7 @@ impl Extraction {
                 self.make(path, parent, name, "mknod", || {
                     rustix::fs::mknodat(parent, name, file_type, mode, device)
                 })?;
+                self.disinherit(path, parent, name)?;
                 self.attributes(entry, path, parent, name, true)
             }
         }
@@ -281,9 +282,18 @@ impl Extraction {
         }
     }
 
+    fn disinherit(&self, path: &[u8], parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
+        self.place
+            .disinherit(parent, name)
+            .map_err(|error| os("remove the inherited access list of", path, error))
+    }
+
     fn directory(&mut self, entry: &Entry, path: &[u8], parent: BorrowedFd<'_>, name: &[u8]) -> Result<()> {
         match rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-            Ok(()) => self.found.disk += DISK_BLOCK,
+            Ok(()) => {
+                self.found.disk += DISK_BLOCK;
+                self.disinherit(path, parent, name)?;
+            }
             Err(Errno::EXIST) => {
                 let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)
                     .map_err(|error| os("stat", path, error))?;
@@ -292,6 +302,7 @@ impl Extraction {
                         rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))
                     })?;
                     self.found.disk += DISK_BLOCK;
+                    self.disinherit(path, parent, name)?;
                     if self.over.is_none() && is_whiteout(&stat) {
                         set_opaque(parent, name).map_err(|error| os("mark opaque", path, error))?;
                     }
@@ -328,6 +339,7 @@ impl Extraction {
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file =
             self.make(path, parent, name, "create", || rustix::fs::openat(parent, name, flags, mode))?;
+        self.disinherit(path, parent, name)?;
         match &entry.sparse {
             None => {
                 copy(&file, path, reader, entry.stored)?;

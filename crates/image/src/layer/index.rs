@@ -234,6 +234,12 @@ impl Model {
             if std::str::from_utf8(name).is_err() {
                 return Err(refuse(path, "the name of an extended attribute is not UTF-8"));
             }
+            if name == b"system.posix_acl_access"
+                && let Some(permissions) = permissions_of(value)
+            {
+                // As the kernel does when a file is given the list.
+                attributes.mode = attributes.mode & !0o777 | permissions;
+            }
             attributes.xattrs.push((name.to_vec(), value.to_vec()));
         }
         if path.is_empty() {
@@ -421,4 +427,18 @@ impl Model {
         }
         Ok(())
     }
+}
+
+/// The mode's nine bits that an access list stands for, where there is a mask that instead of the group's: version and
+/// entries of tag, permissions and id, little endian (`linux/posix_acl_xattr.h`).
+fn permissions_of(list: &[u8]) -> Option<u32> {
+    let entries = list.strip_prefix(&2u32.to_le_bytes())?;
+    let find = |wanted: u16| {
+        entries
+            .chunks_exact(8)
+            .find(|entry| entry[..2] == wanted.to_le_bytes())
+            .map(|entry| u32::from(entry[2] & 7))
+    };
+    let (owner, group, mask, others) = (find(0x01)?, find(0x04)?, find(0x10), find(0x20)?);
+    Some(owner << 6 | mask.unwrap_or(group) << 3 | others)
 }

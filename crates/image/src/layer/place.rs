@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::rc::Rc;
 
@@ -32,14 +32,16 @@ pub(super) struct Target {
     cache: Vec<(Vec<u8>, Rc<OwnedFd>)>,
     /// Whether modes given at creation are exact (no umask in the way).
     pub exact_modes: bool,
+    /// Whether there were directories before, which may hand down access lists to what is made in them.
+    pub inherits: bool,
     /// Directories nobody described, made on the way.
     pub implied: u64,
 }
 
 impl Target {
-    pub fn open(path: &Path, exact_modes: bool) -> io::Result<Self> {
+    pub fn open(path: &Path, exact_modes: bool, inherits: bool) -> io::Result<Self> {
         let root = Rc::new(OwnedFd::from(File::open(path)?));
-        Ok(Self { root, cache: Vec::new(), exact_modes, implied: 0 })
+        Ok(Self { root, cache: Vec::new(), exact_modes: exact_modes && !inherits, inherits, implied: 0 })
     }
 
     pub fn root(&self) -> Rc<OwnedFd> {
@@ -117,6 +119,8 @@ impl Target {
             match rustix::fs::mkdirat(&at, component, mode) {
                 Ok(()) => {
                     self.implied += 1;
+                    self.disinherit(at.as_fd(), component)
+                        .map_err(os("remove the inherited access list of"))?;
                     if !self.exact_modes {
                         rustix::fs::chmodat(&at, component, mode, AtFlags::empty()).map_err(os("chmod"))?;
                     }
@@ -142,6 +146,22 @@ impl Target {
             at = Rc::new(rustix::fs::openat(&at, component, flags, Mode::empty()).map_err(os("open"))?);
         }
         Ok(at)
+    }
+
+    /// Takes from what was just made (and is no link) what it has of its directory's default access list.
+    pub fn disinherit(&self, parent: BorrowedFd<'_>, name: &[u8]) -> rustix::io::Result<()> {
+        if !self.inherits {
+            return Ok(());
+        }
+        let path = [format!("/proc/self/fd/{}/", parent.as_raw_fd()).as_bytes(), name].concat();
+        for list in ["system.posix_acl_access", "system.posix_acl_default"] {
+            match rustix::fs::lremovexattr(&path[..], list) {
+                // Only directories have defaults, and some file systems have neither.
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP | Errno::ACCESS) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     /// Removes what stands where another entry is to be made.
