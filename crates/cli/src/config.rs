@@ -1,17 +1,17 @@
 //! docker's config.json: credentials, detach keys, formats. What this client does not know in it is kept as it is.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use crate::credential_helper::Helper;
 use crate::fault::{Fault, Outcome};
 
 /// The key docker files Docker Hub's credentials under.
@@ -46,16 +46,6 @@ impl Credentials {
     pub fn header(&self) -> String {
         URL_SAFE.encode(serde_json::to_vec(self).unwrap_or_default())
     }
-}
-
-/// What a credential helper reads and writes.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct HelperRecord {
-    #[serde(rename = "ServerURL", default)]
-    server_url: String,
-    username: String,
-    secret: String,
 }
 
 impl Config {
@@ -102,15 +92,16 @@ impl Config {
         found
     }
 
-    fn helper(&self, server: &str) -> Option<String> {
+    /// The program that keeps this server's credentials, if one is configured.
+    fn helper(&self, server: &str) -> Outcome<Option<Helper>> {
         let own = self.document.get("credHelpers").and_then(|h| h.get(server)).and_then(Json::as_str);
-        own.or_else(|| self.text("credsStore")).map(str::to_owned)
+        own.filter(|name| !name.is_empty()).or_else(|| self.text("credsStore")).map(Helper::named).transpose()
     }
 
     /// Credentials for a registry; empty ones when the user has none.
     pub fn credentials(&self, server: &str) -> Outcome<Credentials> {
-        if let Some(helper) = self.helper(server) {
-            return ask_helper(&helper, server);
+        if let Some(helper) = self.helper(server)? {
+            return helper.get(server);
         }
         let Some(Json::Object(auths)) = self.document.get("auths") else { return Ok(Credentials::default()) };
         let entry = auths.get(server).or_else(|| {
@@ -151,16 +142,11 @@ impl Config {
 
     /// Keeps credentials: in the helper if one is configured, else in the file.
     pub fn store(&mut self, server: &str, credentials: &Credentials) -> Outcome {
-        if let Some(helper) = self.helper(server) {
-            let token = !credentials.identitytoken.is_empty();
-            let record = HelperRecord {
-                server_url: server.to_owned(),
-                username: if token { "<token>".to_owned() } else { credentials.username.clone() },
-                secret: if token { credentials.identitytoken.clone() } else { credentials.password.clone() },
-            };
-            let input = serde_json::to_vec(&record).map_err(|error| Fault::said(error.to_string()))?;
-            run_helper(&helper, "store", &input)?;
-            return Ok(());
+        if let Some(helper) = self.helper(server)? {
+            helper.store(server, credentials)?;
+            // Who is logged in where stands in the file too, for tools that look there; the secret does not.
+            self.set_entry(server, Map::new());
+            return self.save();
         }
         let mut entry = Map::new();
         if credentials.identitytoken.is_empty() {
@@ -171,19 +157,23 @@ impl Config {
             entry.insert("auth".into(), packed.into());
             entry.insert("identitytoken".into(), credentials.identitytoken.clone().into());
         }
+        self.set_entry(server, entry);
+        self.save()
+    }
+
+    fn set_entry(&mut self, server: &str, entry: Map<String, Json>) {
         let auths = self.document.entry("auths").or_insert_with(|| Json::Object(Map::new()));
         if let Json::Object(auths) = auths {
             auths.insert(server.to_owned(), Json::Object(entry));
         }
-        self.save()
     }
 
     /// Forgets credentials; false when there were none.
     pub fn erase(&mut self, server: &str) -> Outcome<bool> {
-        if let Some(helper) = self.helper(server) {
-            run_helper(&helper, "erase", server.as_bytes())?;
-            return Ok(true);
-        }
+        let kept = match self.helper(server)? {
+            Some(helper) => helper.erase(server)?,
+            None => false,
+        };
         let removed = match self.document.get_mut("auths") {
             Some(Json::Object(auths)) => auths.remove(server).is_some(),
             _ => false,
@@ -191,15 +181,36 @@ impl Config {
         if removed {
             self.save()?;
         }
-        Ok(removed)
+        Ok(kept || removed)
+    }
+
+    /// Credentials for every registry the user has some for: where they stand in the file, and what the helpers keep.
+    pub fn all_credentials(&self) -> Outcome<BTreeMap<String, Credentials>> {
+        let mut servers: BTreeSet<String> = BTreeSet::new();
+        for key in ["auths", "credHelpers"] {
+            if let Some(Json::Object(known)) = self.document.get(key) {
+                servers.extend(known.keys().cloned());
+            }
+        }
+        if let Some(store) = self.text("credsStore") {
+            servers.extend(Helper::named(store)?.list()?);
+        }
+        let mut all = BTreeMap::new();
+        for server in servers {
+            let found = self.credentials(&server)?;
+            if !found.is_empty() {
+                all.insert(server, found);
+            }
+        }
+        Ok(all)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn keeps_in_file(&self, server: &str) -> bool {
-        self.helper(server).is_none()
+    pub fn keeps_in_file(&self, server: &str) -> Outcome<bool> {
+        Ok(self.helper(server)?.is_none())
     }
 
     /// Replaces the file as a whole, readable by its owner alone.
@@ -237,45 +248,6 @@ impl Config {
 fn host_of(server: &str) -> &str {
     let bare = server.split_once("://").map_or(server, |(_, rest)| rest);
     bare.split('/').next().unwrap_or(bare)
-}
-
-fn ask_helper(helper: &str, server: &str) -> Outcome<Credentials> {
-    let answer = match run_helper(helper, "get", server.as_bytes()) {
-        Ok(answer) => answer,
-        Err(Fault::Said(text)) if text.contains("credentials not found") => return Ok(Credentials::default()),
-        Err(fault) => return Err(fault),
-    };
-    let record: HelperRecord = serde_json::from_slice(&answer).map_err(|error| {
-        Fault::said(format!("docker-credential-{helper}: its answer does not parse: {error}"))
-    })?;
-    let mut found = Credentials { serveraddress: server.to_owned(), ..Credentials::default() };
-    if record.username == "<token>" {
-        found.identitytoken = record.secret;
-    } else {
-        found.username = record.username;
-        found.password = record.secret;
-    }
-    Ok(found)
-}
-
-fn run_helper(helper: &str, verb: &str, input: &[u8]) -> Outcome<Vec<u8>> {
-    let program = format!("docker-credential-{helper}");
-    let mut child = Command::new(&program)
-        .arg(verb)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(Fault::io(format_args!("starting {program} (configured as credential helper)")))?;
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin.write_all(input).map_err(Fault::io(format_args!("writing to {program}")))?;
-    }
-    let done = child.wait_with_output().map_err(Fault::io(format_args!("reading from {program}")))?;
-    if done.status.success() {
-        return Ok(done.stdout);
-    }
-    let said = if done.stdout.is_empty() { done.stderr } else { done.stdout };
-    Err(Fault::said(format!("{program} {verb}: {}", String::from_utf8_lossy(&said).trim())))
 }
 
 #[cfg(test)]

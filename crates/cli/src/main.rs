@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod config;
 mod context;
+mod credential_helper;
 mod fault;
 mod images;
 mod listing;

@@ -10,6 +10,9 @@ use std::{
 
 use crate::{Engine, until};
 
+/// `user` with the password `secret`, as bcrypt.
+pub const HTPASSWD: &str = "user:$2b$05$Bswvf/muHmh.8SWZMURSE.zTv3sOxuWw1z/4XNAT0nnlrHTH70qsa\n";
+
 /// A registry (Debian's `docker-registry` or ours), on loopback in the engine's own network.
 #[derive(Debug)]
 pub struct Registry {
@@ -37,10 +40,25 @@ impl Registry {
     /// Starts `brig registry serve` instead of Debian's.
     #[track_caller]
     pub fn start_ours(engine: &Engine) -> Self {
+        Self::start_ours_with(engine, |_dir| Vec::new())
+    }
+
+    /// The same, asking `user` for the password `secret`.
+    #[track_caller]
+    pub fn start_ours_with_password(engine: &Engine) -> Self {
+        Self::start_ours_with(engine, |dir| {
+            let file = dir.join("htpasswd");
+            fs::write(&file, HTPASSWD).expect("a file in the sandbox");
+            vec!["--htpasswd".to_owned(), file.display().to_string()]
+        })
+    }
+
+    #[track_caller]
+    fn start_ours_with(engine: &Engine, flags: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let (dir, port) = Self::place(engine);
         let mut command = engine.sandbox().command(crate::engine::executable("brig"));
         command.args(["registry", "serve", "--listen", &format!("127.0.0.1:{port}"), "--root"]);
-        command.arg(dir.join("store"));
+        command.arg(dir.join("store")).args(flags(&dir));
         Self::run(engine, command, &dir, port)
     }
 

@@ -27,6 +27,7 @@ mod build;
 mod clients;
 mod compose;
 mod crash;
+mod credentials;
 mod endpoints;
 mod files;
 mod images;

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use brigantine_testkit::fixtures::{self, Archive, Layer};
+use brigantine_testkit::peers::HTPASSWD;
 use brigantine_testkit::{Client, Engine, Flavor, Sandbox, executable, until};
 
 /// An image of two layers whose files have owners, links and times of their own.
@@ -111,9 +112,6 @@ fn podman_loads_what_we_save_and_we_what_podman_saves() {
         assert_eq!(ours.docker(["run", "--rm", "--network", "none", name]).ok(), "a", "{format}");
     }
 }
-
-/// `user:secret`, bcrypt.
-const HTPASSWD: &str = "user:$2b$05$Bswvf/muHmh.8SWZMURSE.zTv3sOxuWw1z/4XNAT0nnlrHTH70qsa\n";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Server {

@@ -12,6 +12,7 @@ use http::HeaderName;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::commands::{builder, upload};
+use crate::config::Config;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::output;
@@ -20,6 +21,8 @@ use crate::value::Value;
 
 /// Secrets for `RUN --mount=type=secret`: base64 of a JSON map of ids to base64 values. They are in no URL and no log.
 const SECRETS: HeaderName = HeaderName::from_static("x-brigantine-secrets");
+/// The user's credentials for all registries, in docker's form: a base stage may be anywhere.
+const REGISTRY_CREDENTIALS: HeaderName = HeaderName::from_static("x-registry-config");
 
 pub static COMMAND: Command = Command {
     name: "build",
@@ -109,6 +112,9 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         let text = serde_json::json!(secrets).to_string();
         ask = ask.header(SECRETS, &URL_SAFE.encode(text));
     }
+    if let Some(known) = registry_credentials(context) {
+        ask = ask.header(REGISTRY_CREDENTIALS, &known);
+    }
     let file = matches.text("file");
     let reply = if remote {
         ask.query("remote", place).query("dockerfile", file).send().await?
@@ -163,6 +169,18 @@ fn told(checked: &Value) -> Outcome {
         }
         1 => Err(Fault::said("1 warning was found")),
         count => Err(Fault::said(format!("{count} warnings were found"))),
+    }
+}
+
+/// The value of that header. A build may do without: what cannot be read is told, and no more.
+fn registry_credentials(context: &Context) -> Option<String> {
+    match context.config().and_then(Config::all_credentials) {
+        Ok(known) if known.is_empty() => None,
+        Ok(known) => Some(URL_SAFE.encode(serde_json::json!(known).to_string())),
+        Err(fault) => {
+            output::error_line(&format!("WARNING: building without credentials for registries: {fault}"));
+            None
+        }
     }
 }
 

@@ -91,7 +91,7 @@ async fn login(context: &Context, matches: Matches) -> Outcome {
         token.clone_into(&mut credentials.identitytoken);
         credentials.password.clear();
     }
-    if config.keeps_in_file(&server) && !from_store {
+    if config.keeps_in_file(&server)? && !from_store {
         output::error_line(&format!(
             "\nWARNING! Your credentials are stored unencrypted in '{}'.\nConfigure a credential helper to avoid this.\n",
             config.path().display()
