@@ -5,9 +5,12 @@
 
 mod contender;
 pub mod engine;
+mod figure;
 pub mod images;
 mod meter;
+pub mod registry;
 pub mod runtime;
+mod server;
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 
@@ -89,6 +92,26 @@ fn table(contenders: &[Contender], times: &[Vec<Duration>]) -> Value {
         rows.push(json!({ "who": name, "median_ms": median, "min_ms": least, "max_ms": most, "docker_over_this": ratio, "samples": times[n].len() }));
     }
     Value::Array(rows)
+}
+
+/// The same command, ended when it takes too long (coreutils' timeout, which does not outlive it). Where its output goes is
+/// to be said afterwards.
+fn limited(command: &Command, limit: Duration) -> Command {
+    let mut limited = Command::new("timeout");
+    limited.arg("--kill-after=10").arg(limit.as_secs().to_string());
+    follow(&mut limited, command);
+    limited
+}
+
+/// Makes `command` the last words of `front`, with its environment.
+fn follow(front: &mut Command, command: &Command) {
+    front.arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => front.env(name, value),
+            None => front.env_remove(name),
+        };
+    }
 }
 
 /// Writes the figures, with the machine they are of.

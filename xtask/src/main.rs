@@ -17,6 +17,7 @@ mod vm;
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::{Result, bail};
@@ -32,7 +33,9 @@ cargo xtask COMMAND
   soak                    kills the daemon 100 times under 50 containers at work
   lint                    format, clippy, layering, dependency rules
   bench run [--rounds N]  starts of containers, side by side with the peers that are installed
-  bench images [--rounds N] [--small]  pull, push, save, load and rmi, likewise; small: only to see that it works
+  bench images [--rounds N] [--minutes N] [--small]  pull, push, save, load and rmi, likewise; small: only to see that
+                          it works
+  bench registry [--rounds N] [--small]  `brig registry serve` beside docker-registry
   bench engine [--rounds N] [--small]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
   vm [--script FILE] [FILTER...]  the runtime's tests and the engine in a virtual machine with cgroup v2, AppArmor
@@ -64,14 +67,18 @@ fn run() -> Result<()> {
     let mut rounds = None;
     let mut script = None;
     let mut seconds = 600;
+    let mut minutes = 25;
     let mut small = false;
-    let mut words = Vec::new();
+    let mut words: Vec<String> = Vec::new();
     while let Some(arg) = parser.next()? {
         match arg {
             Long("debug") if command == "build" => debug = true,
             Long("prefix") if command == "install" => prefix = parser.value()?.into(),
             Long("rounds") if command == "bench" => rounds = Some(parser.value()?.parse()?),
-            Long("small") if words == ["images"] || words == ["engine"] => small = true,
+            Long("minutes") if words == ["images"] => minutes = parser.value()?.parse()?,
+            Long("small") if words == ["images"] || words == ["registry"] || words == ["engine"] => {
+                small = true;
+            }
             Long("seconds") if command == "fuzz" => seconds = parser.value()?.parse()?,
             Long("script") if command == "vm" => script = Some(PathBuf::from(parser.value()?)),
             Value(word) if matches!(command.as_str(), "test" | "bench" | "vm") => words.push(word.string()?),
@@ -89,10 +96,13 @@ fn run() -> Result<()> {
         "soak" => test::soak(),
         "lint" => lint::lint(),
         "bench" if words == ["run"] => bench::run(rounds.unwrap_or(15)),
-        "bench" if words == ["images"] => bench::images::run(rounds.unwrap_or(2), small),
+        "bench" if words == ["images"] => {
+            bench::images::run(rounds.unwrap_or(2), Duration::from_mins(minutes), small)
+        }
+        "bench" if words == ["registry"] => bench::registry::run(rounds.unwrap_or(5), small),
         "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15), small),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
-        "bench" => bail!("bench: say `cargo xtask bench run`, `images`, `engine` or `runtime`"),
+        "bench" => bail!("bench: say `cargo xtask bench run`, `images`, `registry`, `engine` or `runtime`"),
         "fuzz" => fuzz::fuzz(seconds),
         "vm" => vm::vm(&words, script),
         other => bail!("unknown command {other}\n\n{USAGE}"),

@@ -19,7 +19,7 @@ use brigantine_testkit::{Response, fixtures, http, until};
 use serde_json::{Value, json};
 
 use super::contender::{self, Contender, answers};
-use super::images::busy;
+use super::figure::busy;
 use crate::{build, packages, say};
 
 /// How much of everything.

@@ -3,40 +3,45 @@
 //! Invariant: every contender has an engine, a network, a registry process and a directory of its own, all do the same
 //! in turns within one run, and beside each time stand the processor time (of the engine, its client and both
 //! registries, by a cgroup of their own) and the bytes written to disk meanwhile (of the whole machine: run it on an
-//! idle one).
+//! idle one). It ends: no command runs for ever, no round begins that would not fit into the time, and what it made
+//! goes with it.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File},
-    io::{BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, TcpStream},
+    io::Write as _,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
-use brigantine_testkit::{Sandbox, until};
+use brigantine_testkit::Sandbox;
 use serde_json::{Value, json};
 
 use super::{
     contender::{self, Contender},
-    meter::Meter,
+    figure::{Figure, figure, median},
+    server::{Make, Server},
 };
-use crate::{build, packages, root, say};
+use crate::{build, packages, say};
 
 /// What the image is made of: files of this machine's own trees, in order of their names.
 const TREES: &[&str] = &["/usr"];
 const LAYERS: usize = 6;
 /// How many of them, in number and bytes: all of Debian's usual trees but their largest files.
-const FULL: Limits = Limits { files: 150_000, bytes: 2_360 << 20 };
+const FULL: Limits = Limits { files: 150_000, bytes: 2_360 << 20, disk: 25 << 30 };
 /// Enough to see that everything works.
-const SMALL: Limits = Limits { files: 3_000, bytes: 60 << 20 };
+const SMALL: Limits = Limits { files: 3_000, bytes: 60 << 20, disk: 2 << 30 };
+/// No single command may take longer.
+const LONGEST: Duration = Duration::from_mins(10);
 
 #[derive(Clone, Copy)]
 struct Limits {
     files: usize,
     bytes: u64,
+    /// What everybody's copies of it take at the most, in bytes.
+    disk: u64,
 }
 
 /// What the image in the archive is called.
@@ -46,17 +51,21 @@ const LOADED: &str = "localhost/loaded:first";
 const SOURCE: u16 = 5001;
 const TARGET: u16 = 5002;
 
-/// All of it; the results go to standard output and, unless the image is the `small` one, below `bench/results`.
-pub fn run(rounds: usize, small: bool) -> Result<()> {
+/// All of it, in about `time`; the results go to standard output and, unless the image is the `small` one, below
+/// `bench/results`.
+pub fn run(rounds: usize, time: Duration, small: bool) -> Result<()> {
+    let began = Instant::now();
     packages::install(&[packages::BUILD, packages::TEST])?;
     // As for the tests: executables that are there already.
     let dist = match std::env::var_os("BRIG_TEST_DIST") {
         Some(dist) => PathBuf::from(dist),
         None => build::build(build::Profile::Release)?,
     };
+    let limits = if small { SMALL } else { FULL };
     let work = tempfile::Builder::new().prefix("brig-bench-").tempdir()?;
+    check_room(work.path(), limits.disk)?;
     say::step("Making the image: layers of this machine's /usr, in a registry and in an archive");
-    let image = Fixture::make(work.path(), if small { SMALL } else { FULL })?;
+    let image = Fixture::make(work.path(), limits)?;
     say::note(&image.described);
     say::step("Starting the contenders");
     let contenders = contender::for_images(&dist)?;
@@ -65,102 +74,132 @@ pub fn run(rounds: usize, small: bool) -> Result<()> {
         say::note(contender.name());
         stations.push(Station::new(contender, &image)?);
     }
-    let mut figures: BTreeMap<&str, Vec<Vec<Figure>>> = BTreeMap::new();
+    let mut figures = Figures::default();
+    let mut done = 0;
     for round in 1..=rounds {
-        say::step(&format!("Round {round} of {rounds}"));
+        say::step(&format!("Round {round} of {rounds}, {} s after the beginning", began.elapsed().as_secs()));
+        let round_began = Instant::now();
         for task in TASKS {
-            for (n, station) in stations.iter().enumerate() {
+            for station in &stations {
                 // The slowest once only: nothing is compared with it.
                 if round > 1 && station.contender.is_podman() {
                     continue;
                 }
-                let figure = (task.run)(station)
-                    .with_context(|| format!("{}: {}", station.contender.name(), task.name))?;
-                say::note(&format!("{:28} {:24} {figure}", task.name, station.contender.name()));
-                let of = figures.entry(task.name).or_insert_with(|| vec![Vec::new(); contenders.len() + 1]);
-                of[n].push(figure);
+                let name = station.contender.name();
+                let figure = (task.run)(station).with_context(|| format!("{name}: {}", task.name))?;
+                figures.add(task.name, name, figure);
+            }
+            if let Some((name, floor)) = task.floor {
+                figures.add(task.name, name, floor(&stations[0])?);
             }
         }
-        if let Some(figure) = copy(&stations[0])? {
-            say::note(&format!("{:28} {:24} {figure}", "cold pull", "skopeo copy to a directory"));
-            if let Some(of) = figures.get_mut("cold pull") {
-                of[contenders.len()].push(figure);
-            }
+        done = round;
+        if round < rounds && began.elapsed() + round_began.elapsed() > time {
+            say::note("another round would take longer than there is time for (--minutes)");
+            break;
         }
     }
     drop(stations);
-    let names: Vec<String> = contenders.iter().map(|contender| contender.name().to_owned()).collect();
-    record(rounds, &image, &names, &figures, small)
+    record(done, &image, &figures, small)
 }
+
+/// Fails where so many bytes are not free.
+fn check_room(dir: &Path, needed: u64) -> Result<()> {
+    let there = rustix::fs::statvfs(dir)?;
+    let free = there.f_bavail * there.f_frsize;
+    if free < needed {
+        bail!(
+            "{}: {} GB are free, the images of all contenders take up to {} GB (TMPDIR names another place)",
+            dir.display(),
+            free >> 30,
+            needed >> 30
+        );
+    }
+    Ok(())
+}
+
+type Work = fn(&Station<'_>) -> Result<Figure>;
 
 struct Task {
     name: &'static str,
-    run: fn(&Station<'_>) -> Result<Figure>,
+    run: Work,
+    /// What nobody can do without, with its name.
+    floor: Option<(&'static str, Work)>,
+    goal: Goal,
 }
+
+/// What the time of one of ours is held against.
+#[derive(Clone, Copy)]
+enum Goal {
+    None,
+    /// Parts of docker's time: with EROFS, with overlay.
+    OfDocker {
+        erofs: f64,
+        overlay: f64,
+    },
+    /// As long as it takes to copy the bytes; how many times that is said, none is wanted.
+    Disk,
+}
+
+const COPY_BLOBS: &str = "skopeo copy to a directory";
+const COPY_ARCHIVE: &str = "cp of the archive";
 
 /// In this order, each leaving what the next one needs.
 const TASKS: &[Task] = &[
-    Task { name: "cold pull", run: |station| station.measured("pull", &[source("first")]) },
-    Task { name: "pull, one layer changed", run: |station| station.measured("pull", &[source("second")]) },
-    Task { name: "push", run: |station| station.push() },
-    Task { name: "save", run: |station| station.save() },
-    Task { name: "rmi", run: |station| station.remove() },
-    Task { name: "load, layers not compressed", run: |station| station.load() },
-    Task { name: "push of what was loaded", run: |station| station.push_loaded() },
+    Task {
+        name: "cold pull",
+        run: |station| station.measured("pull", &[source("first")]),
+        floor: Some((COPY_BLOBS, copy_blobs)),
+        goal: Goal::OfDocker { erofs: 0.2, overlay: 0.5 },
+    },
+    Task {
+        name: "pull, one layer changed",
+        run: |station| station.measured("pull", &[source("second")]),
+        floor: None,
+        goal: Goal::None,
+    },
+    Task {
+        name: "push",
+        run: |station| station.push(),
+        floor: None,
+        goal: Goal::OfDocker { erofs: 0.3, overlay: 0.3 },
+    },
+    Task {
+        name: "save",
+        run: |station| station.save(),
+        floor: Some((COPY_ARCHIVE, copy_archive)),
+        goal: Goal::Disk,
+    },
+    Task { name: "rmi", run: |station| station.remove(), floor: None, goal: Goal::None },
+    Task {
+        name: "load, layers not compressed",
+        run: |station| station.load(),
+        floor: Some((COPY_ARCHIVE, copy_archive)),
+        goal: Goal::Disk,
+    },
+    Task {
+        name: "push of what was loaded (compresses)",
+        run: |station| station.push_loaded(),
+        floor: None,
+        goal: Goal::OfDocker { erofs: 0.3, overlay: 0.3 },
+    },
 ];
 
-/// What one task took.
-#[derive(Clone, Copy)]
-struct Figure {
-    wall: Duration,
-    /// Processor time of the engine, its client and its registries; not of the kernel's writeback.
-    cpu: Duration,
-    /// Bytes written to its disks, until everything was on them.
-    written: u64,
+/// By task and who did it, in the order of the first.
+#[derive(Default)]
+struct Figures {
+    of: BTreeMap<&'static str, Vec<(String, Vec<Figure>)>>,
 }
 
-impl std::fmt::Display for Figure {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (wall, cpu) = (self.wall.as_secs_f64(), self.cpu.as_secs_f64());
-        write!(f, "{wall:7.2} s  CPU {cpu:7.2} s  written {:6} MB", self.written / 1_000_000)
-    }
-}
-
-fn figure(meter: &Meter, work: impl FnOnce() -> Result<()>) -> Result<Figure> {
-    rustix::fs::sync();
-    let before = (meter.cpu()?, written()?);
-    let began = Instant::now();
-    work()?;
-    let wall = began.elapsed();
-    let cpu = meter.cpu()?.saturating_sub(before.0);
-    rustix::fs::sync();
-    Ok(Figure { wall, cpu, written: written()?.saturating_sub(before.1) })
-}
-
-/// Processor time spent on anything, from `/proc/stat`.
-pub fn busy() -> Result<Duration> {
-    let text = fs::read_to_string("/proc/stat")?;
-    let words = text.lines().next().context("/proc/stat is empty")?.split_ascii_whitespace().skip(1);
-    let ticks: Vec<u64> = words.filter_map(|word| word.parse().ok()).collect();
-    // Idle and waiting are the fourth and fifth; guests count as user time already.
-    let total: u64 =
-        ticks.iter().take(8).enumerate().filter(|(n, _)| !matches!(n, 3 | 4)).map(|(_, t)| t).sum();
-    Ok(Duration::from_millis(total * 10))
-}
-
-/// Bytes written to whole disks, from `/proc/diskstats`.
-fn written() -> Result<u64> {
-    let mut total = 0;
-    for line in BufReader::new(File::open("/proc/diskstats")?).lines() {
-        let line = line?;
-        let words: Vec<&str> = line.split_ascii_whitespace().collect();
-        let (Some(name), Some(sectors)) = (words.get(2), words.get(9)) else { continue };
-        let layered = ["loop", "dm-", "md", "zram"].iter().any(|prefix| name.starts_with(prefix));
-        if !layered && Path::new("/sys/block").join(name).exists() {
-            total += sectors.parse::<u64>()? * 512;
+impl Figures {
+    fn add(&mut self, task: &'static str, who: &str, figure: Figure) {
+        say::note(&format!("{task:37} {who:28} {figure}"));
+        let rows = self.of.entry(task).or_default();
+        match rows.iter_mut().find(|(name, _)| name == who) {
+            Some((_, figures)) => figures.push(figure),
+            None => rows.push((who.to_owned(), vec![figure])),
         }
     }
-    Ok(total)
 }
 
 /// The image in a registry's directory: tags `first`, and `second` with another last layer.
@@ -201,7 +240,7 @@ impl Fixture {
         fs::write(layout.join("index.json"), serde_json::to_vec(&index)?)?;
         let registry = work.join("registry");
         let sandbox = Sandbox::new()?;
-        let server = Registry::start(&sandbox, None, &registry, SOURCE)?;
+        let server = Server::start(Make::Debians, &sandbox, None, &registry, SOURCE)?;
         for tag in ["first", "second"] {
             let mut copy = sandbox.command("skopeo");
             copy.args(["copy", "--insecure-policy", "--dest-tls-verify=false"]);
@@ -360,57 +399,20 @@ fn oci_architecture() -> &'static str {
     }
 }
 
-/// Debian's registry in a sandbox's network.
-struct Registry {
-    child: Child,
-}
-
-impl Registry {
-    fn start(sandbox: &Sandbox, meter: Option<&Meter>, dir: &Path, port: u16) -> Result<Self> {
-        fs::create_dir_all(dir)?;
-        let config = sandbox.dir().join(format!("registry-{port}.yml"));
-        let text = format!(
-            "version: 0.1\nlog:\n  level: error\n  accesslog:\n    disabled: true\nstorage:\n  filesystem:\n    \
-             rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-            dir.display()
-        );
-        fs::write(&config, text)?;
-        let mut command = sandbox.net_command("docker-registry");
-        command.arg("serve").arg(&config);
-        if let Some(meter) = meter {
-            command = meter.metered(command);
-        }
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
-        let registry = Self { child };
-        let up = until(Duration::from_secs(20), || {
-            sandbox.within_net(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()).then_some(())
-        });
-        up.context("docker-registry does not start")?;
-        Ok(registry)
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        // nsenter has become the server.
-        if self.child.kill().is_ok() {
-            self.child.wait().ok();
-        }
-    }
-}
-
 /// One contender with its registries and files.
 struct Station<'a> {
     contender: &'a Contender,
     image: &'a Fixture,
     target: PathBuf,
-    _registries: [Registry; 2],
+    _registries: [Server; 2],
 }
 
 impl<'a> Station<'a> {
     fn new(contender: &'a Contender, image: &'a Fixture) -> Result<Self> {
         let target = contender.sandbox().dir().join("pushed");
-        let start = |dir: &Path, port| Registry::start(contender.sandbox(), contender.meter(), dir, port);
+        let start = |dir: &Path, port| {
+            Server::start(Make::Debians, contender.sandbox(), contender.meter(), dir, port)
+        };
         let registries = [start(&image.registry, SOURCE)?, start(&target, TARGET)?];
         Ok(Self { contender, image, target, _registries: registries })
     }
@@ -421,6 +423,7 @@ impl<'a> Station<'a> {
             command.arg("--tls-verify=false");
         }
         command.args(args);
+        command = super::limited(&command, LONGEST);
         if let Some(meter) = self.contender.meter() {
             command = meter.metered(command);
         }
@@ -480,52 +483,65 @@ fn source(tag: &str) -> String {
     format!("127.0.0.1:{SOURCE}/many:{tag}")
 }
 
-/// A plain copy of all blobs, as a floor: what no engine can do without.
-fn copy(station: &Station<'_>) -> Result<Option<Figure>> {
-    if !packages::there("skopeo") {
-        return Ok(None);
-    }
+/// A plain copy of all blobs.
+fn copy_blobs(station: &Station<'_>) -> Result<Figure> {
     let to = station.contender.sandbox().dir().join("copied");
     let meter = station.contender.meter().context("a contender for images is metered")?;
     let figure = figure(meter, || {
         let mut command = station.contender.sandbox().net_command("skopeo");
         command.args(["copy", "--insecure-policy", "--src-tls-verify=false"]);
         command.arg(format!("docker://{}", source("first"))).arg(format!("dir:{}", to.display()));
-        say::read(&mut meter.metered(command)).map(drop)
+        say::read(&mut meter.metered(super::limited(&command, LONGEST))).map(drop)
     })?;
     fs::remove_dir_all(to)?;
-    Ok(Some(figure))
+    Ok(figure)
 }
 
-/// Medians and ratios, on standard output and in a file.
-fn record(
-    rounds: usize,
-    image: &Fixture,
-    names: &[String],
-    figures: &BTreeMap<&str, Vec<Vec<Figure>>>,
-    small: bool,
-) -> Result<()> {
-    let docker = names.iter().position(|name| name.starts_with("docker "));
+/// A plain copy of the whole image's bytes.
+fn copy_archive(station: &Station<'_>) -> Result<Figure> {
+    let to = station.contender.sandbox().dir().join("copied.tar");
+    let meter = station.contender.meter().context("a contender for images is metered")?;
+    let figure = figure(meter, || {
+        let mut command = Command::new("cp");
+        // Not by reference: the bytes are what is measured.
+        command.arg("--reflink=never").arg(&station.image.archive).arg(&to);
+        say::read(&mut meter.metered(super::limited(&command, LONGEST))).map(drop)
+    })?;
+    fs::remove_file(to)?;
+    Ok(figure)
+}
+
+/// Medians, ratios and what is wanted, on standard output and in a file.
+fn record(rounds: usize, image: &Fixture, figures: &Figures, small: bool) -> Result<()> {
     let mut results = BTreeMap::new();
     for task in TASKS {
         say::step(task.name);
-        let Some(all) = figures.get(task.name) else { continue };
-        let reference = docker.and_then(|docker| median(&all[docker], |f| f.wall.as_secs_f64()));
+        let Some(all) = figures.of.get(task.name) else { continue };
+        let wall_of = |wanted: &dyn Fn(&str) -> bool| {
+            all.iter()
+                .find(|(name, _)| wanted(name))
+                .and_then(|(_, of)| median(of, |figure| figure.wall.as_secs_f64()))
+        };
+        let docker = wall_of(&|name| name.starts_with("docker "));
+        let floor = task.floor.and_then(|(floor, _)| wall_of(&|name| name == floor));
         let mut rows = Vec::new();
-        for (n, of) in all.iter().enumerate() {
-            let name = names.get(n).map_or("skopeo copy to a directory", String::as_str);
-            let Some(wall) = median(of, |f| f.wall.as_secs_f64()) else { continue };
-            let cpu = median(of, |f| f.cpu.as_secs_f64()).unwrap_or_default();
-            let written = median(of, |f| f.written as f64).unwrap_or_default();
-            let ratio = reference.map(|reference| wall / reference);
+        for (name, of) in all {
+            let Some(wall) = median(of, |figure| figure.wall.as_secs_f64()) else { continue };
+            let cpu = median(of, |figure| figure.cpu.as_secs_f64()).unwrap_or_default();
+            let written = median(of, |figure| figure.written as f64).unwrap_or_default();
+            let ratio = docker.map(|docker| wall / docker);
+            let of_floor = floor.map(|floor| wall / floor);
+            let judged = name.starts_with("brig").then(|| judge(task.goal, name, ratio, of_floor)).flatten();
             let shown = ratio.map_or_else(String::new, |ratio| format!("  {ratio:.2} of docker's"));
+            let wanted = judged.as_ref().map_or_else(String::new, |(text, _)| format!("  ({text})"));
             say::note(&format!(
-                "{name:28} {wall:7.2} s  CPU {cpu:7.2} s  written {:6.0} MB{shown}",
+                "{name:28} {wall:7.2} s  CPU {cpu:7.2} s  written {:6.0} MB{shown}{wanted}",
                 written / 1e6
             ));
             rows.push(json!({
                 "who": name, "median_s": wall, "cpu_s": cpu, "written_bytes": written, "of_docker": ratio,
-                "samples": of.len(),
+                "of_floor": of_floor, "goal": judged.as_ref().map(|(text, _)| text.clone()),
+                "met": judged.and_then(|(_, met)| met), "samples": of.len(),
             }));
         }
         results.insert(task.name, Value::Array(rows));
@@ -533,24 +549,20 @@ fn record(
     if small {
         return Ok(());
     }
-    let date = say::read(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned();
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let commit = say::read(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()));
-    let document = json!({
-        "date": date, "commit": commit.unwrap_or_default().trim(), "kernel": kernel.trim(),
-        "cores": std::thread::available_parallelism().map_or(0, usize::from), "rounds": rounds,
-        "image": image.described, "results": results,
-    });
-    let dir = root().join("bench/results");
-    fs::create_dir_all(&dir)?;
-    let path = dir.join(format!("images-{date}.json"));
-    fs::write(&path, serde_json::to_string_pretty(&document)? + "\n")?;
-    say::step(&format!("Written to {}", path.display()));
-    Ok(())
+    super::write("images", &json!({ "rounds": rounds, "image": image.described, "results": results }))
 }
 
-fn median(of: &[Figure], value: impl Fn(&Figure) -> f64) -> Option<f64> {
-    let mut sorted: Vec<f64> = of.iter().map(value).collect();
-    sorted.sort_unstable_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied()
+/// What is wanted of one of ours, and whether it is so.
+fn judge(goal: Goal, who: &str, ratio: Option<f64>, of_floor: Option<f64>) -> Option<(String, Option<bool>)> {
+    match goal {
+        Goal::None => None,
+        Goal::OfDocker { erofs, overlay } => {
+            let most = if who.contains("erofs") { erofs } else { overlay };
+            let met = ratio? <= most;
+            Some((format!("wanted: {most} or less: {}", if met { "met" } else { "missed" }), Some(met)))
+        }
+        Goal::Disk => {
+            Some((format!("wanted: the disk's pace: {:.2} of a plain copy's time", of_floor?), None))
+        }
+    }
 }

@@ -32,13 +32,7 @@ impl Meter {
     pub fn metered(&self, command: Command) -> Command {
         let mut metered = Command::new("sh");
         metered.args(["-c", r#"echo $$ >"$0" && exec "$@""#]).arg(self.dir.join("cgroup.procs"));
-        metered.arg(command.get_program()).args(command.get_args());
-        for (name, value) in command.get_envs() {
-            match value {
-                Some(value) => metered.env(name, value),
-                None => metered.env_remove(name),
-            };
-        }
+        super::follow(&mut metered, &command);
         metered
     }
 
