@@ -129,6 +129,8 @@ pub enum SinkKind {
     Journald(JournaldConfig),
     /// Fluentd, or what speaks its protocol.
     Fluentd(FluentdConfig),
+    /// Graylog, or what speaks its format.
+    Gelf(GelfConfig),
 }
 
 /// How to reach a collector. Names have been resolved: the monitor is static and has no resolver.
@@ -195,6 +197,33 @@ pub struct FluentdConfig {
     /// Whether times have nanoseconds.
     #[serde(default)]
     pub sub_second: bool,
+    /// Whether the server is to acknowledge each record; one that it does not is sent again.
+    #[serde(default)]
+    pub request_ack: bool,
+}
+
+/// Messages for Graylog.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GelfConfig {
+    /// The server, by UDP or TCP.
+    pub endpoint: Endpoint,
+    /// The host's name.
+    pub host: String,
+    /// Further fields of every message, without the underscore that they have there.
+    pub fields: BTreeMap<String, String>,
+    /// Of datagrams; what goes by TCP is not compressed.
+    pub compression: GelfCompression,
+    /// 0 to 9; -1 is the library's choice.
+    pub level: i32,
+}
+
+/// How datagrams are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GelfCompression {
+    None,
+    Gzip,
+    Zlib,
 }
 
 /// A rotated log in docker's `json-file` format. Rotated files are `path.1` (newest) to `path.<max_files - 1>`.

@@ -25,8 +25,8 @@ pub use brigantine_runtime::{OverlayOptions, Rootfs};
 pub use client::{Client, ClientError, EventReader, Execed};
 pub use config::{
     AttachOptions, AttachStream, CollectedLog, Config, ConsoleSize, Endpoint, ExecConfig, FluentdConfig,
-    Inherited, JournaldConfig, JsonFileLog, LogConfig, OtherRuntime, SinkConfig, SinkKind, SyslogConfig,
-    SyslogFormat,
+    GelfCompression, GelfConfig, Inherited, JournaldConfig, JsonFileLog, LogConfig, OtherRuntime, SinkConfig,
+    SinkKind, SyslogConfig, SyslogFormat,
 };
 pub use protocol::{Event, ExecState, Failure, FailureKind, PROTOCOL_VERSION, State, Status};
 pub use record::{ExecRecord, ExitRecord, MonitorRecord, RecordError};

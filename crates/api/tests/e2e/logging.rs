@@ -12,7 +12,9 @@ use crate::Host;
 both![
     the_local_driver_is_bounded_and_compressed,
     syslog_gets_every_line_and_logs_can_still_be_read,
-    fluentd_gets_records
+    fluentd_gets_records,
+    graylog_gets_messages_by_udp_and_tcp,
+    fluentd_acknowledges_what_it_has
 ];
 
 fn the_local_driver_is_bounded_and_compressed(client: Client) {
@@ -190,6 +192,136 @@ fn fluentd_gets_records(client: Client) {
     ])
     .exits(125)
     .expect_stderr("failed to initialize logging driver");
+    host.assert_nothing_left();
+}
+
+fn graylog_gets_messages_by_udp_and_tcp(client: Client) {
+    let host = Host::new(client);
+    let (udp, tcp) = host
+        .sandbox()
+        .within_net(|| (UdpSocket::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap()));
+    udp.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let run = |address: &str, more: &[&str]| {
+        let address = format!("gelf-address={address}");
+        let flags = ["run", "--name", "talker", "--log-driver", "gelf", "--log-opt", &address];
+        let labelled = ["--log-opt", "labels=team", "--label", "team=blue", "--log-opt", "tag=app/{{.Name}}"];
+        let script = "echo one; echo two >&2; head -c 5000 /dev/zero | tr '\\0' x";
+        host.cli(flags.iter().chain(&labelled).chain(more).chain(&["busybox", "sh", "-c", script])).ok();
+        assert!(host.cli(["logs", "talker"]).exits(0).stdout.starts_with("one\n"));
+        host.cli(["rm", "talker"]).ok();
+    };
+    let check = |messages: &[serde_json::Value]| {
+        let of = |text: &str| {
+            messages
+                .iter()
+                .find(|m| m["short_message"] == text)
+                .unwrap_or_else(|| panic!("no {text}: {messages:?}"))
+        };
+        let (one, two) = (of("one"), of("two"));
+        assert_eq!((&one["level"], &two["level"]), (&6.into(), &3.into()));
+        for (field, value) in [
+            ("version", "1.1"),
+            ("_container_name", "talker"),
+            ("_team", "blue"),
+            ("_tag", "app/talker"),
+            ("_image_name", "busybox"),
+        ] {
+            assert_eq!(one[field], value, "{field}");
+        }
+        let long = "x".repeat(5000);
+        assert!(messages.iter().any(|m| m["short_message"] == long.as_str()), "the long line is whole");
+    };
+    let address = format!("udp://{}", udp.local_addr().unwrap());
+
+    // Compressed, each in one datagram.
+    run(&address, &["--log-opt", "gelf-compression-type=zlib", "--log-opt", "gelf-compression-level=9"]);
+    let mut buffer = vec![0; 64 << 10];
+    let mut receive = || {
+        let length = udp.recv(&mut buffer).expect("a message in time");
+        buffer[..length].to_vec()
+    };
+    let messages: Vec<_> = (0..3)
+        .map(|_| serde_json::from_reader(flate2::read::ZlibDecoder::new(&receive()[..])).unwrap())
+        .collect();
+    check(&messages);
+    // Plain: the long line comes in chunks.
+    run(&address, &["--log-opt", "gelf-compression-type=none"]);
+    let (mut messages, mut chunks) = (Vec::new(), Vec::new());
+    while messages.len() < 3 {
+        let datagram = receive();
+        if datagram.starts_with(&[0x1e, 0x0f]) {
+            let (id, count) = (datagram[2..10].to_vec(), usize::from(datagram[11]));
+            chunks.push((id, datagram[10], datagram[12..].to_vec()));
+            if chunks.len() == count {
+                chunks.sort();
+                assert!(chunks.windows(2).all(|pair| pair[0].0 == pair[1].0 && pair[0].1 + 1 == pair[1].1));
+                let whole: Vec<u8> = chunks.drain(..).flat_map(|(_, _, part)| part).collect();
+                messages.push(serde_json::from_slice(&whole).unwrap());
+            }
+        } else {
+            messages.push(serde_json::from_slice(&datagram).unwrap());
+        }
+    }
+    check(&messages);
+    // By TCP with a zero byte behind each.
+    let address = format!("tcp://{}", tcp.local_addr().unwrap());
+    let receiver = std::thread::spawn(move || {
+        let mut messages = Vec::new();
+        while messages.len() < 3 {
+            // The first connection only looks whether somebody is there.
+            let (mut stream, _) = tcp.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            let mut all = Vec::new();
+            stream.read_to_end(&mut all).unwrap();
+            let parts = all.split(|byte| *byte == 0).filter(|part| !part.is_empty());
+            messages.extend(parts.map(|part| serde_json::from_slice::<serde_json::Value>(part).unwrap()));
+        }
+        messages
+    });
+    run(&address, &[]);
+    check(&receiver.join().unwrap());
+    host.cli(["create", "--log-driver", "gelf", "busybox"])
+        .exits(1)
+        .expect_stderr("gelf-address is a required parameter");
+    host.assert_nothing_left();
+}
+
+fn fluentd_acknowledges_what_it_has(client: Client) {
+    let host = Host::new(client);
+    let listener = host.sandbox().within_net(|| TcpListener::bind("127.0.0.1:0").unwrap());
+    let address = format!("fluentd-address={}", listener.local_addr().unwrap());
+    // It loses the first record: says nothing of it and hangs up. The record must come again.
+    let receiver = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        let mut lost = false;
+        loop {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            let mut buffer = [0; 4096];
+            while let Ok(length @ 1..) = stream.read(&mut buffer) {
+                let record = &buffer[..length];
+                assert_eq!(record[0], 0x94, "with options");
+                seen.push(String::from_utf8_lossy(record).into_owned());
+                if !std::mem::replace(&mut lost, true) {
+                    break;
+                }
+                let mut answer = b"\x81\xa3ack\xb8".to_vec();
+                answer.extend_from_slice(&record[length - 24..]);
+                std::io::Write::write_all(&mut stream, &answer).unwrap();
+                if seen.last().is_some_and(|record| record.contains("second line")) {
+                    return seen;
+                }
+            }
+        }
+    });
+    let flags = ["run", "--name", "talker", "--log-driver", "fluentd", "--log-opt", &address];
+    let script = "echo first line; echo second line";
+    host.cli(flags.iter().chain(&["--log-opt", "fluentd-request-ack=true", "busybox", "sh", "-c", script]))
+        .ok();
+    let seen = receiver.join().unwrap();
+    let of = |line: &str| seen.iter().filter(|record| record.contains(line)).count();
+    assert_eq!((of("first line"), of("second line")), (2, 1), "{seen:?}");
+    host.cli(["rm", "talker"]).ok();
     host.assert_nothing_left();
 }
 

@@ -4,6 +4,8 @@
 //! `cache-disabled` says otherwise. What a request says is checked when the container is created; names are resolved
 //! and collectors are tried when it starts.
 
+mod gelf;
+
 use std::collections::{BTreeMap, HashMap};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::os::unix::net::UnixStream;
@@ -20,7 +22,7 @@ use super::logs::log_path;
 use crate::{Error, Result};
 
 /// The drivers there are, for `info`.
-pub const DRIVERS: &[&str] = &["fluentd", "journald", "json-file", "local", "none", "syslog"];
+pub const DRIVERS: &[&str] = &["fluentd", "gelf", "journald", "json-file", "local", "none", "syslog"];
 
 /// How long a collector may take to accept a connection when a container starts.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -44,6 +46,7 @@ const FLUENTD: &[&str] = &[
     "fluentd-async-reconnect-interval",
     "fluentd-buffer-limit",
     "fluentd-max-retries",
+    "fluentd-request-ack",
     "fluentd-retry-wait",
     "fluentd-sub-second-precision",
     "fluentd-write-timeout",
@@ -63,7 +66,8 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
         "journald" => vec![COMMON, ATTRIBUTES, CACHE],
         "syslog" => vec![COMMON, ATTRIBUTES, CACHE, SYSLOG],
         "fluentd" => vec![COMMON, ATTRIBUTES, CACHE, FLUENTD],
-        "gelf" | "awslogs" | "splunk" | "etwlogs" | "gcplogs" => {
+        "gelf" => vec![COMMON, ATTRIBUTES, CACHE, gelf::OPTIONS],
+        "awslogs" | "splunk" | "etwlogs" | "gcplogs" => {
             return Err(Error::not_implemented(format!(
                 "the log driver {driver} is not built: use one of {}",
                 DRIVERS.join(", ")
@@ -74,9 +78,6 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
     for (name, value) in options.into_iter().flatten() {
         if driver == "syslog" && SYSLOG_TLS.contains(&name.as_str()) {
             return Err(Error::not_implemented(format!("log option {name}: syslog over TLS is not built")));
-        }
-        if driver == "fluentd" && name == "fluentd-request-ack" {
-            return Err(Error::not_implemented(format!("log option {name}: acknowledgements are not built")));
         }
         if !known.iter().any(|known| known.contains(&name.as_str())) {
             return Err(Error::invalid(format!("unknown log opt '{name}' for {driver} log driver")));
@@ -91,6 +92,7 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
             | "cache-disabled"
             | "fluentd-async"
             | "fluentd-async-connect"
+            | "fluentd-request-ack"
             | "fluentd-sub-second-precision" => boolean(value).is_some(),
             "mode" => matches!(value.as_str(), "" | "blocking" | "non-blocking"),
             "labels-regex" | "env-regex" => {
@@ -111,11 +113,15 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
             }
             "syslog-facility" => facility(value).is_some(),
             "syslog-format" => syslog_format(value).is_some(),
+            name if name.starts_with("gelf-") => gelf::is_valid(name, value),
             _ => true,
         };
         if !fine {
             return Err(wrong());
         }
+    }
+    if driver == "gelf" {
+        gelf::check(options)?;
     }
     let mode = options.and_then(|options| options.get("mode")).map(String::as_str);
     if mode != Some("non-blocking") && options.is_some_and(|options| options.contains_key("max-buffer-size"))
@@ -204,6 +210,7 @@ pub(super) fn monitor_config(record: &Record, dir: &Path, host_name: &str) -> Re
         "syslog" => syslog(record, &options, host_name)?,
         "journald" => journald(record, &options)?,
         "fluentd" => fluentd(record, &options)?,
+        "gelf" => gelf::sink(record, &options, host_name)?,
         other => return Err(Error::invalid(format!("logger: no log driver named '{other}' is registered"))),
     };
     let buffer = options
@@ -275,6 +282,7 @@ fn fluentd(record: &Record, options: &Options<'_>) -> Result<SinkKind> {
         tag: tag_of(record, options.get("tag").unwrap_or(DEFAULT_TAG))?,
         fields,
         sub_second: options.flag("fluentd-sub-second-precision"),
+        request_ack: options.flag("fluentd-request-ack"),
     }))
 }
 

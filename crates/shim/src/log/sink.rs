@@ -1,10 +1,11 @@
-//! Where a log goes beside its file: syslog, journald or fluentd, by a thread with a bounded queue.
+//! Where a log goes beside its file: syslog, journald, fluentd or Graylog, by a thread with a bounded queue.
 //!
 //! Invariants: the monitor's own thread never waits for a collector; what may wait is bounded; with a full queue the
 //! container's output is held back (`blocking`, docker's default) or the new pieces are dropped and counted, while the
 //! file has all of them either way.
 
 mod fluentd;
+mod gelf;
 mod journald;
 mod syslog;
 
@@ -86,6 +87,7 @@ impl Sink {
             SinkKind::Syslog(config) => Box::new(syslog::Syslog::new(config.clone())),
             SinkKind::Journald(config) => Box::new(journald::Journald::new(config)?),
             SinkKind::Fluentd(config) => Box::new(fluentd::Fluentd::new(config.clone())),
+            SinkKind::Gelf(config) => Box::new(gelf::Gelf::new(config.clone())),
         };
         let limit = usize::try_from(config.buffer).unwrap_or(usize::MAX).max(1);
         let thread = {

@@ -1,6 +1,7 @@
-//! Fluentd's forward protocol (its specification, version 1): `[tag, time, record]` in MessagePack, one after the other.
+//! Fluentd's forward protocol (its specification, version 1): `[tag, time, record]` in MessagePack, one after the other;
+//! with `{"chunk": id}` behind it when the server is to acknowledge it, which it does with `{"ack": id}`.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::UNIX_EPOCH;
@@ -10,16 +11,21 @@ use crate::config::{Endpoint, FluentdConfig};
 
 pub(super) struct Fluentd {
     config: FluentdConfig,
-    connection: Option<Box<dyn Write + Send>>,
+    connection: Option<Box<dyn Stream>>,
+    records: u64,
 }
+
+trait Stream: Read + Write + Send {}
+impl Stream for TcpStream {}
+impl Stream for UnixStream {}
 
 impl Fluentd {
     pub(super) fn new(config: FluentdConfig) -> Self {
-        Self { config, connection: None }
+        Self { config, connection: None, records: 0 }
     }
 
-    fn message(&self, piece: &Piece) -> Vec<u8> {
-        let mut out = vec![0x93];
+    fn message(&self, piece: &Piece, id: Option<&str>) -> Vec<u8> {
+        let mut out = vec![0x93 + u8::from(id.is_some())];
         text(&mut out, self.config.tag.as_bytes());
         let since = piece.time.duration_since(UNIX_EPOCH).unwrap_or_default();
         if self.config.sub_second {
@@ -46,20 +52,35 @@ impl Fluentd {
             text(&mut out, b"partial_message");
             text(&mut out, b"true");
         }
+        if let Some(id) = id {
+            out.push(0x81);
+            text(&mut out, b"chunk");
+            text(&mut out, id.as_bytes());
+        }
         out
     }
 
-    fn connect(&mut self) -> io::Result<&mut Box<dyn Write + Send>> {
+    /// An id for the next record, if they have any.
+    fn next_id(&mut self, piece: &Piece) -> Option<String> {
+        self.records += 1;
+        let since = piece.time.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos() as u64;
+        let id = || format!("{since:016x}{:08x}", self.records as u32);
+        self.config.request_ack.then(id)
+    }
+
+    fn connect(&mut self) -> io::Result<&mut Box<dyn Stream>> {
         if self.connection.is_none() {
             self.connection = Some(match &self.config.endpoint {
                 Endpoint::Tcp(address) | Endpoint::Udp(address) => {
                     let stream = TcpStream::connect_timeout(address, WRITE)?;
                     stream.set_write_timeout(Some(WRITE))?;
+                    stream.set_read_timeout(Some(WRITE))?;
                     Box::new(stream)
                 }
                 Endpoint::Stream(path) | Endpoint::Datagram(path) => {
                     let stream = UnixStream::connect(path)?;
                     stream.set_write_timeout(Some(WRITE))?;
+                    stream.set_read_timeout(Some(WRITE))?;
                     Box::new(stream)
                 }
             });
@@ -83,13 +104,31 @@ fn text(out: &mut Vec<u8>, bytes: &[u8]) {
 
 impl Collector for Fluentd {
     fn send(&mut self, piece: &Piece) -> io::Result<()> {
-        let message = self.message(piece);
-        let sent = self.connect()?.write_all(&message);
+        let id = self.next_id(piece);
+        let message = self.message(piece, id.as_deref());
+        let connection = self.connect()?;
+        let sent = connection.write_all(&message).and_then(|()| match &id {
+            Some(id) => acknowledged(&mut **connection, id),
+            None => Ok(()),
+        });
         if sent.is_err() {
             self.connection = None;
         }
         sent
     }
+}
+
+/// Waits for the answer that names the record.
+fn acknowledged(connection: &mut dyn Stream, id: &str) -> io::Result<()> {
+    let mut expected = vec![0x81];
+    text(&mut expected, b"ack");
+    text(&mut expected, id.as_bytes());
+    let mut answer = vec![0; expected.len()];
+    connection.read_exact(&mut answer)?;
+    if answer == expected {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::InvalidData, "the server acknowledges something else than it was sent"))
 }
 
 #[cfg(test)]
@@ -107,6 +146,7 @@ mod tests {
             tag: "t".to_owned(),
             fields: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
             sub_second: false,
+            request_ack: true,
         };
         let piece = Piece {
             source: Source::Stdout,
@@ -115,6 +155,14 @@ mod tests {
             partial: false,
         };
         let expected = b"\x93\xa1t\xce\0\0\0\x01\xde\0\x03\xa1a\xa1b\xa6source\xa6stdout\xa3log\xa2hi";
-        assert_eq!(Fluentd::new(config).message(&piece), expected);
+        let mut fluentd = Fluentd::new(config);
+        assert_eq!(fluentd.message(&piece, None), expected);
+        let id = fluentd.next_id(&piece).unwrap();
+        assert_eq!(id, "000000003b9aca0000000001");
+        let mut with_id = expected.to_vec();
+        with_id[0] = 0x94;
+        with_id.extend_from_slice(b"\x81\xa5chunk\xb8");
+        with_id.extend_from_slice(id.as_bytes());
+        assert_eq!(fluentd.message(&piece, Some(&id)), with_id);
     }
 }
