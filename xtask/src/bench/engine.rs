@@ -6,15 +6,17 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Write as _,
     fs,
     io::Read as _,
     os::unix::net::UnixStream,
     path::PathBuf,
     process::{Child, Stdio},
+    sync::Barrier,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use brigantine_testkit::{Response, fixtures, http, until};
 use serde_json::{Value, json};
 
@@ -39,6 +41,9 @@ const FULL: Size = Size { crowd: 1000, printed: 128 << 20, idle: 50, running: 20
 /// Enough to see that everything works.
 const SMALL: Size = Size { crowd: 20, printed: 8 << 20, idle: 3, running: 5 };
 
+/// Containers that are started at once.
+const TOGETHER: usize = 32;
+
 /// It ends at once when it is told to.
 const POLITE: &str = "trap 'exit 0' TERM; sleep 1000 & wait";
 
@@ -57,6 +62,7 @@ pub fn run(rounds: usize, small: bool) -> Result<()> {
         contenders.iter().map(|contender| Station::open(contender, size)).collect::<Result<_>>()?;
     let mut results = BTreeMap::new();
     latencies("alone", &stations, rounds, &mut results)?;
+    together(&stations, rounds.clamp(1, 5), &mut results)?;
     streams(&stations, size.printed, 3, &mut results)?;
     density(&stations, size.idle, &mut results)?;
     say::step(&format!("Creating {} containers", size.crowd));
@@ -183,6 +189,42 @@ impl<'a> Station<'a> {
         })?;
         timed("remove", &mut || self.remove(&id))?;
         Ok(times)
+    }
+
+    /// Starts [`TOGETHER`] containers at once, and one alone before: how long each start takes.
+    fn together(&self) -> Result<(Duration, Vec<Duration>)> {
+        // A thread has the socket and nothing else of the station.
+        let socket = self.socket.as_path();
+        let start = |id: &str| -> Result<Duration> {
+            let stream = UnixStream::connect(socket)?;
+            stream.set_read_timeout(Some(Duration::from_mins(2)))?;
+            let began = Instant::now();
+            let path = format!("/containers/{id}/start");
+            ensure(&http::exchange(stream, "POST", &path, None), &[204], &path)?;
+            Ok(began.elapsed())
+        };
+        let alone = self.create(POLITE, json!({}))?;
+        let single = start(&alone)?;
+        self.remove(&alone)?;
+        let ids = (0..TOGETHER).map(|_| self.create(POLITE, json!({}))).collect::<Result<Vec<_>>>()?;
+        let barrier = Barrier::new(ids.len());
+        let times = std::thread::scope(|scope| {
+            let threads: Vec<_> = ids
+                .iter()
+                .map(|id| {
+                    scope.spawn(|| {
+                        barrier.wait();
+                        start(id)
+                    })
+                })
+                .collect();
+            let joined = threads.into_iter().map(|t| t.join().map_err(|_panic| anyhow!("a start panicked")));
+            joined.map(|time| time.and_then(|time| time)).collect::<Result<Vec<_>>>()
+        });
+        for id in &ids {
+            self.remove(id)?;
+        }
+        Ok((single, times?))
     }
 
     fn exec(&self, id: &str) -> Result<()> {
@@ -318,6 +360,38 @@ fn latencies(
     Ok(())
 }
 
+/// Many starts at once: the slowest against what the processors could do at best, one start after the other on each.
+fn together(stations: &[Station<'_>], rounds: usize, results: &mut BTreeMap<String, Value>) -> Result<()> {
+    say::step(&format!("{TOGETHER} starts at once, {rounds} rounds in turns"));
+    let mut all = vec![(Vec::new(), Vec::new()); stations.len()];
+    for _ in 0..rounds {
+        for (station, (alone, times)) in stations.iter().zip(&mut all) {
+            let (single, many) = station.together()?;
+            alone.push(single);
+            times.extend(many);
+        }
+    }
+    let processors = std::thread::available_parallelism()?.get();
+    let mut rows = Vec::new();
+    for (station, (alone, times)) in stations.iter().zip(&mut all) {
+        times.sort_unstable();
+        let p99 = times[(times.len() * 99).div_ceil(100) - 1].as_secs_f64() * 1e3;
+        let (single, p50) = (median(alone), median(times));
+        let best = single * TOGETHER.div_ceil(processors) as f64;
+        say::note(&format!(
+            "{:24} alone {single:8.2} ms; of {TOGETHER} p50 {p50:8.1} ms, p99 {p99:8.1} ms: {:.2} times {} starts in a row",
+            station.name(),
+            p99 / best,
+            TOGETHER.div_ceil(processors),
+        ));
+        rows.push(json!({
+            "who": station.name(), "alone_ms": single, "p50_ms": p50, "p99_ms": p99, "p99_over_in_a_row": p99 / best,
+        }));
+    }
+    results.insert(format!("{TOGETHER} starts at once"), Value::Array(rows));
+    Ok(())
+}
+
 type Streaming = for<'a, 'b> fn(&'a Station<'b>) -> Result<(Duration, Duration)>;
 
 fn streams(
@@ -354,14 +428,19 @@ fn density(stations: &[Station<'_>], count: usize, results: &mut BTreeMap<String
     let mut rows = Vec::new();
     for station in stations {
         let (monitor, less) = station.idle(count)?;
-        let fit = available()? as f64 / less.max(1.0);
-        say::note(&format!(
-            "{:24} monitor {monitor:8.0} KiB private each; {less:8.0} KiB less memory each; {fit:.0} would fit here",
+        let mut told = format!(
+            "{:24} monitor {monitor:8.0} KiB private each; {less:8.0} KiB less memory each",
             station.name()
-        ));
-        rows.push(
-            json!({ "who": station.name(), "monitor_kib": monitor, "memory_kib": less, "would_fit": fit }),
         );
+        let mut row = json!({ "who": station.name(), "monitor_kib": monitor, "memory_kib": less });
+        // What the rest of the machine takes meanwhile is as much as a few containers do.
+        if count >= FULL.idle && less > 0.0 {
+            let fit = available()? as f64 / less;
+            write!(told, "; {fit:.0} would fit here")?;
+            row["would_fit"] = fit.into();
+        }
+        say::note(&told);
+        rows.push(row);
     }
     results.insert("density".to_owned(), Value::Array(rows));
     Ok(())
