@@ -15,6 +15,7 @@ mod filters;
 mod ids;
 mod names;
 mod own;
+pub mod plugins;
 mod quota;
 mod rootfs;
 mod spec;

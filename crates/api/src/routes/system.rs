@@ -143,7 +143,7 @@ pub(super) fn about(
         "Driver": super::images::driver(state.engine.images().store()),
         "DriverStatus": [["Backing Filesystem", host::filesystem(&config.data_root)], ["Supports d_type", "true"], ["Layers", state.engine.images().store().storage().as_str()]],
         "Plugins": {
-            "Volume": ["local"],
+            "Volume": volume_drivers(),
             "Network": ["bridge", "host", "null"],
             "Authorization": null,
             "Log": brigantine_engine::containers::logging::DRIVERS,
@@ -217,6 +217,11 @@ pub(super) fn about(
         document.extend(rest);
     }
     document
+}
+
+/// The own driver, and plugins that a file tells of.
+fn volume_drivers() -> Vec<String> {
+    std::iter::once("local".to_owned()).chain(brigantine_engine::plugins::names()).collect()
 }
 
 /// The OCI runtimes that containers can have.

@@ -20,7 +20,7 @@ pub fn bind(router: &mut Router<State>) {
 
 async fn list(state: State, request: Request) -> Result<Reply, Error> {
     let filters = filters(&request, &["dangling", "driver", "label", "name"])?;
-    Reply::json(&state.engine.volumes().list(&filters)?)
+    Reply::json(&state.engine.volumes().list(&filters).await?)
 }
 
 async fn create(state: State, mut request: Request) -> Result<Reply, Error> {
@@ -36,7 +36,7 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
 }
 
 pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
-    Reply::json(&state.engine.volumes().inspect(request.param("name"))?)
+    Reply::json(&state.engine.volumes().inspect(request.param("name")).await?)
 }
 
 async fn update(_state: State, _request: Request) -> Result<Reply, Error> {

@@ -40,6 +40,7 @@ mod mounts;
 mod names;
 mod network;
 mod peers;
+mod plugins;
 mod power_cut;
 mod run;
 mod runtimes;
@@ -49,6 +50,7 @@ mod storage;
 mod streams;
 mod unkillable;
 mod userns;
+mod verbs;
 mod volumes;
 
 use brigantine_testkit::{Client, Engine, Invocation, Terminal};

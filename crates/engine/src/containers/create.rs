@@ -18,7 +18,7 @@ use crate::db::Durability;
 use crate::error::Context;
 use crate::ids::{new_id, short};
 use crate::project::{self, Confinement};
-use crate::volumes::{MountKind, MountRecord, Requested, copy_up, remove_tree, requested};
+use crate::volumes::{LOCAL, MountKind, MountRecord, Requested, copy_up, remove_tree, requested};
 use crate::{Error, Result, names, spec};
 
 /// A creation request as the API decoded it.
@@ -219,17 +219,16 @@ impl Containers {
                 request.mount.layers = image.config.rootfs.diff_ids.iter().map(ToString::to_string).collect();
                 record.mounts.push(request.mount);
             } else if request.mount.volume().is_some() {
-                let driver = record.host_config.volume_driver.as_deref().unwrap_or_default();
-                if !matches!(driver, "" | "local") {
-                    return Err(Error::not_found(format!(
-                        "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
-                    )));
-                }
+                let driver = match request.volume_driver.as_str() {
+                    "" => record.host_config.volume_driver.clone().unwrap_or_default(),
+                    driver => driver.to_owned(),
+                };
                 let mut labels = request.volume_labels;
                 if let Some(within) = within {
                     labels.insert(project::LABEL.to_owned(), within.project.clone());
                 }
-                let volume = self.volumes.ensure(&request.mount.name, labels, request.volume_options).await?;
+                let name = &request.mount.name;
+                let volume = self.volumes.ensure(name, &driver, labels, request.volume_options).await?;
                 if let Some(within) = within {
                     self.volumes.within(&volume.name, &within.project)?;
                 }
@@ -237,15 +236,18 @@ impl Containers {
                 record.mounts.push(request.mount);
                 self.volumes.acquire(&record.id, &record.mounts[record.mounts.len() - 1..]);
                 let mount = record.mounts[record.mounts.len() - 1].clone();
-                if !mount.no_copy && mount.subpath.is_empty() && volume.has_own_files() {
-                    let (images, image, layers, target) = (
-                        Arc::clone(&self.images),
-                        record.image_id.clone(),
-                        record.layers.clone(),
-                        self.volumes.data_dir(&volume.name),
-                    );
+                let has_files = volume.has_own_files() || volume.driver != LOCAL;
+                if !mount.no_copy && mount.subpath.is_empty() && has_files {
+                    let (images, image, layers) =
+                        (Arc::clone(&self.images), record.image_id.clone(), record.layers.clone());
+                    let (volumes, id) = (Arc::clone(&self.volumes), record.id.clone());
                     crate::blocking(move || {
-                        copy_up(&images.layers(&image, &layers)?, &mount.destination, &target)
+                        // A plugin's volume is there only while it is mounted.
+                        volumes.mount_for(&id, std::slice::from_ref(&mount))?;
+                        let target = volumes.source(&volume.name);
+                        let copied = copy_up(&images.layers(&image, &layers)?, &mount.destination, &target);
+                        volumes.unmount_for(&id);
+                        copied
                     })
                     .await?;
                 }

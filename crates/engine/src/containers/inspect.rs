@@ -11,6 +11,7 @@ use super::{Container, Containers, Live, Record, Status, logging, logs};
 use crate::Result;
 use crate::clock::{rfc3339_nano, rfc3339_or_zero};
 use crate::own::Own;
+use crate::volumes::{LOCAL, MountRecord};
 
 /// What docker's document has where nothing was asked for.
 fn host_defaults() -> Value {
@@ -172,7 +173,14 @@ impl Containers {
     }
 
     pub(super) fn mount_points(&self, record: &Record) -> Vec<Value> {
-        record.mounts.iter().map(|mount| mount.document(&self.volumes.data_dir(&mount.name))).collect()
+        let document = |mount: &MountRecord| match mount
+            .volume()
+            .map(|name| (name, self.volumes.driver(name)))
+        {
+            Some((name, driver)) if driver != LOCAL => mount.document(&self.volumes.source(name), &driver),
+            _ => mount.document(&self.volumes.data_dir(&mount.name), LOCAL),
+        };
+        record.mounts.iter().map(document).collect()
     }
 
     /// Networks with their addresses, ports, and the older fields of the default bridge.

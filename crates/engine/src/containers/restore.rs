@@ -85,11 +85,20 @@ impl Containers {
             Ok(())
         })
         .await?;
+        let mut ended = Vec::new();
         for (container, fate) in fates {
+            let was_up = container.with(|inner| inner.record.state.status.is_up());
             self.take_up(&container, fate);
+            if was_up && container.live().is_none() {
+                ended.push(container);
+            }
         }
         let volumes = Arc::clone(&self.volumes);
         crate::blocking(move || {
+            for container in ended {
+                volumes.mounted_for(&container.id, &container.record().mounts);
+                volumes.unmount_for(&container.id);
+            }
             volumes.unmount_unused();
             Ok(())
         })

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::{MountRecord, Volumes};
+use super::{LOCAL, MountRecord, Volumes};
 use crate::error::Context;
 use crate::sync::lock;
 use crate::{Error, Result};
@@ -122,10 +122,21 @@ fn is_mounted(dir: &Path) -> bool {
 }
 
 impl Volumes {
-    /// Mounts what a container's volumes ask for; for a start. Blocks.
+    /// Mounts what a container's volumes ask for; for a start. What was mounted when one fails is unmounted. Blocks, on a
+    /// thread that may.
     pub(crate) fn mount_for(&self, container: &str, mounts: &[MountRecord]) -> Result<()> {
+        let mounted = self.mount_local(container, mounts).and_then(|()| self.mount_remote(container, mounts));
+        if mounted.is_err() {
+            self.unmount_for(container);
+        }
+        mounted
+    }
+
+    fn mount_local(&self, container: &str, mounts: &[MountRecord]) -> Result<()> {
         for name in mounts.iter().filter_map(MountRecord::volume) {
-            let options = lock(&self.index).records.get(name).map(|record| record.options.clone());
+            let own = |record: &&super::Record| record.driver == LOCAL;
+            let options =
+                lock(&self.index).records.get(name).filter(own).map(|record| record.options.clone());
             let Some(mount) = Mount::of(&options.unwrap_or_default())? else { continue };
             let mut mounted = lock(&self.mounted);
             let dir = self.data_dir(name);
@@ -137,8 +148,9 @@ impl Volumes {
         Ok(())
     }
 
-    /// Notes that a running container, found again, has its volumes mounted.
+    /// Notes that a container that was found running, or has just ended, has its volumes mounted.
     pub(crate) fn mounted_for(&self, container: &str, mounts: &[MountRecord]) {
+        self.remote_mounted_for(container, mounts);
         let mut mounted = lock(&self.mounted);
         for name in mounts.iter().filter_map(MountRecord::volume) {
             if is_mounted(&self.data_dir(name)) {
@@ -147,8 +159,9 @@ impl Volumes {
         }
     }
 
-    /// A container has ended: unmounts what nobody else runs with. Blocks.
+    /// A container has ended: unmounts what nobody else runs with. Blocks, on a thread that may.
     pub(crate) fn unmount_for(&self, container: &str) {
+        self.unmount_remote(container);
         let mut mounted = lock(&self.mounted);
         mounted.retain(|name, users| {
             users.remove(container);
@@ -165,7 +178,9 @@ impl Volumes {
         let names: BTreeSet<String> = lock(&self.index)
             .records
             .iter()
-            .filter(|(name, record)| !record.options.is_empty() && !mounted.contains_key(*name))
+            .filter(|(name, record)| {
+                record.driver == LOCAL && !record.options.is_empty() && !mounted.contains_key(*name)
+            })
             .map(|(name, _)| name.clone())
             .collect();
         for name in names {

@@ -1,10 +1,11 @@
-//! Volumes: named directories under the data root that outlive containers, and what mounts mean.
+//! Volumes: named directories under the data root that outlive containers, volumes of plugins, and what mounts mean.
 //!
-//! A volume's directory exists exactly as long as its record; who uses it is derived from the containers' records.
+//! A local volume's directory exists exactly as long as its record; who uses it is derived from the containers' records.
 
 mod copy_up;
 mod local;
 mod mounts;
+mod remote;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -22,17 +23,27 @@ use crate::db::{Batch, Db, Durability, Table};
 use crate::error::Context;
 use crate::events::{Events, Kind};
 use crate::ids::new_id;
+use crate::plugins::Plugins;
 use crate::quota::Quotas;
 use crate::sync::lock;
 use crate::{Class, Error, Filters, Result, names};
 
 const VERSION: u32 = 1;
 
+/// The engine's own driver.
+pub(crate) const LOCAL: &str = "local";
+
+fn local_driver() -> String {
+    LOCAL.to_owned()
+}
+
 /// A volume as it is stored.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     version: u32,
     pub name: String,
+    #[serde(default = "local_driver")]
+    pub driver: String,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
@@ -44,9 +55,22 @@ pub(crate) struct Record {
 }
 
 impl Record {
+    /// One that only its plugin knows of.
+    fn unknown(name: &str, driver: &str) -> Self {
+        Self {
+            version: VERSION,
+            name: name.to_owned(),
+            driver: driver.to_owned(),
+            labels: BTreeMap::new(),
+            options: BTreeMap::new(),
+            created: Timestamp::UNIX_EPOCH,
+            anonymous: false,
+        }
+    }
+
     /// Whether its files are in its own directory, and nothing is mounted there.
     pub(crate) fn has_own_files(&self) -> bool {
-        self.options.keys().all(|name| name == local::SIZE)
+        self.driver == LOCAL && self.options.keys().all(|name| name == local::SIZE)
     }
 
     /// The project it belongs to: only requests give volumes labels.
@@ -79,8 +103,13 @@ pub struct Volumes {
     index: Mutex<Index>,
     /// Containers that run with a volume that its options mount.
     mounted: Mutex<HashMap<String, BTreeSet<String>>>,
+    plugins: Plugins,
+    /// Plugins' volumes that containers run with.
+    remote: Mutex<HashMap<String, remote::Mounted>>,
     /// Makes creation and removal of one volume's directory and record one step.
     changing: tokio::sync::Mutex<()>,
+    /// The same for plugins' volumes: a plugin may take its time.
+    changing_remote: tokio::sync::Mutex<()>,
 }
 
 impl Volumes {
@@ -93,7 +122,10 @@ impl Volumes {
             events,
             index: Mutex::new(Index { records, users: HashMap::new() }),
             mounted: Mutex::default(),
+            plugins: Plugins::default(),
+            remote: Mutex::default(),
             changing: tokio::sync::Mutex::new(()),
+            changing_remote: tokio::sync::Mutex::new(()),
         }
     }
 
@@ -105,34 +137,40 @@ impl Volumes {
     /// What a mount of the volume binds: its own directory, or the one its options name.
     pub(crate) fn source(&self, name: &str) -> PathBuf {
         let index = lock(&self.index);
-        match index.records.get(name).and_then(bound_device) {
+        let record = index.records.get(name);
+        match record.and_then(bound_device) {
             Some(device) => PathBuf::from(device),
+            None if record.is_some_and(|record| record.driver != LOCAL) => {
+                drop(index);
+                self.remote_source(name)
+            }
             None => self.data_dir(name),
         }
     }
 
     /// Creates a volume, or returns the one of that name.
     pub async fn create(&self, request: VolumeCreateRequest) -> Result<Value> {
-        let driver = request.driver.as_deref().unwrap_or("local");
-        if !matches!(driver, "" | "local") {
-            return Err(Error::not_found(format!(
-                "error looking up volume plugin {driver}: plugin \"{driver}\" not found"
-            )));
-        }
+        let driver = request.driver.unwrap_or_default();
         if request.cluster_volume_spec.is_some() {
             return Err(Error::not_implemented("cluster volumes are not supported"));
         }
         let name = request.name.unwrap_or_default();
         let labels = request.labels.unwrap_or_default().into_iter().collect();
         let options: BTreeMap<_, _> = request.driver_opts.unwrap_or_default().into_iter().collect();
-        let record = self.ensure(&name, labels, options).await?;
-        Ok(self.document(&record))
+        let record = self.ensure(&name, &driver, labels, options).await?;
+        if record.driver == LOCAL {
+            return Ok(self.document(&record));
+        }
+        // It is made, whatever its plugin says of it now.
+        Ok(self.inspect_remote(&record).await.unwrap_or_else(|_unknown| self.document(&record)))
     }
 
-    /// Makes sure a volume exists; an empty `name` makes an anonymous one.
+    /// Makes sure a volume exists; an empty `name` makes an anonymous one, an empty `driver` is the engine's own, or that
+    /// of the volume that exists.
     pub(crate) async fn ensure(
         &self,
         name: &str,
+        driver: &str,
         mut labels: BTreeMap<String, String>,
         options: BTreeMap<String, String>,
     ) -> Result<Record> {
@@ -143,8 +181,15 @@ impl Volumes {
                 "create {name}: \"{name}\" includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path"
             )));
         }
-        let _changing = self.changing.lock().await;
+        let is_remote = !matches!(driver, "" | LOCAL);
+        let _changing = if is_remote { &self.changing_remote } else { &self.changing }.lock().await;
         if let Some(found) = lock(&self.index).records.get(&name) {
+            if !driver.is_empty() && driver != found.driver {
+                return Err(Error::conflict(format!(
+                    "create {name}: a volume named {name} already exists with the {} driver. Choose a different volume name",
+                    found.driver
+                )));
+            }
             if !options.is_empty() && options != found.options {
                 return Err(Error::conflict(format!(
                     "create {name}: a volume of that name exists with different options"
@@ -152,25 +197,36 @@ impl Volumes {
             }
             return Ok(found.clone());
         }
-        let size = check_options(&options)?;
+        let size = if is_remote { None } else { check_options(&options)? };
         if anonymous {
             labels.insert(ANONYMOUS_LABEL.to_owned(), String::new());
         }
         let record = Record {
             version: VERSION,
             name: name.clone(),
+            driver: if is_remote { driver.to_owned() } else { LOCAL.to_owned() },
             labels,
             options,
             created: Timestamp::now(),
             anonymous,
         };
-        self.make(&name, size).await?;
+        if is_remote {
+            self.create_remote(driver, &name, &record.options).await?;
+        } else {
+            self.make(&name, size).await?;
+        }
         let batch = Batch::new()
             .put(Table::Volumes, &name, &name, &record)
             .doing(|| format!("create volume {name}"))?;
         self.db.apply(batch, Durability::Synced).await.doing(|| format!("create volume {name}"))?;
         lock(&self.index).records.insert(name.clone(), record.clone());
-        self.events.publish_of(record.project(), Kind::Volume, "create", name, driver_attribute());
+        self.events.publish_of(
+            record.project(),
+            Kind::Volume,
+            "create",
+            name,
+            driver_attribute(&record.driver),
+        );
         Ok(record)
     }
 
@@ -193,9 +249,14 @@ impl Volumes {
         .await
     }
 
-    pub fn inspect(&self, name: &str) -> Result<Value> {
+    pub async fn inspect(&self, name: &str) -> Result<Value> {
         let record = self.get(name)?;
-        Ok(self.document(&record))
+        if record.driver == LOCAL { Ok(self.document(&record)) } else { self.inspect_remote(&record).await }
+    }
+
+    /// The driver of a volume; the engine's own for one that is not there.
+    pub(crate) fn driver(&self, name: &str) -> String {
+        lock(&self.index).records.get(name).map_or_else(local_driver, |record| record.driver.clone())
     }
 
     fn get(&self, name: &str) -> Result<Record> {
@@ -211,7 +272,7 @@ impl Volumes {
         }
     }
 
-    pub fn list(&self, filters: &Filters) -> Result<Value> {
+    pub async fn list(&self, filters: &Filters) -> Result<Value> {
         filters.only(&["name", "driver", "label", "dangling"])?;
         let dangling = filters.boolean("dangling")?;
         let (records, used) = {
@@ -224,50 +285,81 @@ impl Volumes {
                 .collect();
             (index.records.values().cloned().collect::<Vec<_>>(), used)
         };
-        let volumes: Vec<Value> = records
-            .iter()
-            .filter(|record| {
+        let (mut all, warnings) = self.list_remote(&records).await;
+        let own = records.iter().filter(|record| record.driver == LOCAL);
+        all.extend(own.map(|record| (record.clone(), self.document(record))));
+        all.sort_by(|(one, _), (other, _)| one.name.cmp(&other.name));
+        let volumes: Vec<Value> = all
+            .into_iter()
+            .filter(|(record, _)| {
                 dangling.is_none_or(|wanted| used.contains(&record.name) != wanted)
-                    && filters.exact("driver", "local")
+                    && filters.exact("driver", &record.driver)
                     && filters.matches("name", &record.name)
                     && filters.labels("label", |label| record.labels.get(label).map(String::as_str))
             })
-            .map(|record| self.document(record))
+            .map(|(_, document)| document)
             .collect();
-        Ok(json!({ "Volumes": volumes, "Warnings": [] }))
+        Ok(json!({ "Volumes": volumes, "Warnings": warnings }))
     }
 
     pub async fn remove(&self, name: &str, force: bool) -> Result<()> {
-        let _changing = self.changing.lock().await;
-        match self.get(name) {
+        let is_remote = self.driver(name) != LOCAL;
+        let _changing = if is_remote { &self.changing_remote } else { &self.changing }.lock().await;
+        let record = match self.get(name) {
             Err(error) if force && error.class() == Class::NotFound => return Ok(()),
             Err(error) => return Err(error),
-            Ok(_record) => {}
-        }
+            Ok(record) => record,
+        };
         let users: Vec<String> =
             lock(&self.index).users.get(name).iter().flat_map(|u| u.iter().cloned()).collect();
         if !users.is_empty() {
             return Err(Error::conflict(format!("remove {name}: volume is in use - [{}]", users.join(", "))));
         }
-        self.delete(name).await
+        if is_remote {
+            match self.remove_remote(&record.driver, name).await {
+                Ok(()) => {}
+                // A plugin that is gone for good must not keep the record.
+                Err(error) if force => {
+                    tracing::warn!(
+                        volume = name,
+                        error = error.report(),
+                        "a volume is forgotten, its plugin did not remove it"
+                    );
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            self.delete_files(&record).await?;
+        }
+        self.forget(&record).await
     }
 
-    async fn delete(&self, name: &str) -> Result<()> {
-        let (dir, data, quotas) = (self.root.join(name), self.data_dir(name), self.quotas.clone());
-        let limited = self.get(name)?.options.contains_key(local::SIZE);
+    async fn delete_files(&self, record: &Record) -> Result<()> {
+        let (dir, data) = (self.root.join(&record.name), self.data_dir(&record.name));
+        let (quotas, limited) = (self.quotas.clone(), record.options.contains_key(local::SIZE));
         crate::blocking(move || {
             let project = if limited { crate::quota::project_of(&data) } else { None };
             remove_tree(&dir)?;
             quotas.forget(project);
             Ok(())
         })
-        .await?;
+        .await
+    }
+
+    async fn forget(&self, record: &Record) -> Result<()> {
+        let name = &record.name;
         self.db
             .apply(Batch::new().delete(Table::Volumes, name), Durability::Synced)
             .await
             .doing(|| format!("remove volume {name}"))?;
-        let project = lock(&self.index).records.remove(name).and_then(|record| record.project());
-        self.events.publish_of(project, Kind::Volume, "destroy", name, driver_attribute());
+        lock(&self.index).records.remove(name);
+        self.events.publish_of(
+            record.project(),
+            Kind::Volume,
+            "destroy",
+            name,
+            driver_attribute(&record.driver),
+        );
         Ok(())
     }
 
@@ -282,7 +374,9 @@ impl Volumes {
                 .values()
                 .filter(|record| {
                     let label = |name: &str| record.labels.get(name).map(String::as_str);
-                    (all || record.anonymous)
+                    // What plugins have may be others' as well.
+                    record.driver == LOCAL
+                        && (all || record.anonymous)
                         && index.users.get(&record.name).is_none_or(BTreeSet::is_empty)
                         && filters.labels("label", label)
                         && (!filters.contains("label!") || !filters.labels("label!", label))
@@ -317,7 +411,8 @@ impl Volumes {
     pub async fn usage(self: &Arc<Self>) -> Result<Vec<Value>> {
         let this = Arc::clone(self);
         crate::blocking(move || {
-            let records: Vec<Record> = lock(&this.index).records.values().cloned().collect();
+            let local = |record: &&Record| record.driver == LOCAL;
+            let records: Vec<Record> = lock(&this.index).records.values().filter(local).cloned().collect();
             Ok(records
                 .iter()
                 .map(|record| {
@@ -373,8 +468,8 @@ impl Volumes {
     fn document(&self, record: &Record) -> Value {
         json!({
             "Name": record.name,
-            "Driver": "local",
-            "Mountpoint": self.data_dir(&record.name),
+            "Driver": record.driver,
+            "Mountpoint": if record.driver == LOCAL { self.data_dir(&record.name) } else { PathBuf::new() },
             "CreatedAt": crate::clock::rfc3339_seconds(record.created),
             "Labels": if record.labels.is_empty() { Value::Null } else { json!(record.labels) },
             "Options": if record.options.is_empty() { Value::Null } else { json!(record.options) },
@@ -383,8 +478,8 @@ impl Volumes {
     }
 }
 
-fn driver_attribute() -> BTreeMap<String, String> {
-    BTreeMap::from([("driver".to_owned(), "local".to_owned())])
+fn driver_attribute(driver: &str) -> BTreeMap<String, String> {
+    BTreeMap::from([("driver".to_owned(), driver.to_owned())])
 }
 
 /// The directory that `type=none,o=bind,device=DIR` names: it is used without being mounted.
@@ -441,7 +536,7 @@ mod tests {
         assert!(dir.path().join("volumes/data/_data").is_dir());
         volumes.remove("data", false).await.unwrap();
         assert!(!dir.path().join("volumes/data").exists());
-        let error = volumes.inspect("data").unwrap_err();
+        let error = volumes.inspect("data").await.unwrap_err();
         assert_eq!(
             (error.class(), error.to_string().as_str()),
             (Class::NotFound, "get data: no such volume")
@@ -461,7 +556,7 @@ mod tests {
         assert_eq!(error.to_string(), format!("remove {name}: volume is in use - [c1]"));
         assert_eq!(volumes.prune(&Filters::none(), false).await.unwrap()["VolumesDeleted"], json!([]));
         volumes.release("c1", &mount, true).await;
-        assert!(volumes.inspect(&name).is_err());
+        assert!(volumes.inspect(&name).await.is_err());
     }
 
     #[tokio::test]

@@ -94,8 +94,8 @@ impl MountRecord {
         (self.kind == MountKind::Volume).then_some(self.name.as_str())
     }
 
-    /// The entry in inspect's `Mounts`; `source` is where a volume's files are.
-    pub(crate) fn document(&self, source: &Path) -> Value {
+    /// The entry in inspect's `Mounts`; `source` is where a volume's files are, `driver` whose it is.
+    pub(crate) fn document(&self, source: &Path, driver: &str) -> Value {
         match self.kind {
             MountKind::Bind => json!({
                 "Type": "bind", "Source": self.source, "Destination": self.destination, "Mode": self.mode, "RW": self.rw,
@@ -103,7 +103,7 @@ impl MountRecord {
             }),
             MountKind::Volume => json!({
                 "Type": "volume", "Name": self.name, "Source": source, "Destination": self.destination,
-                "Driver": "local", "Mode": if self.mode.is_empty() { "z" } else { &self.mode }, "RW": self.rw,
+                "Driver": driver, "Mode": if self.mode.is_empty() { "z" } else { &self.mode }, "RW": self.rw,
                 "Propagation": self.propagation,
             }),
             MountKind::Tmpfs => json!({
@@ -122,13 +122,20 @@ impl MountRecord {
 #[derive(Debug, Clone)]
 pub(crate) struct Requested {
     pub mount: MountRecord,
+    /// Empty when none is named.
+    pub volume_driver: String,
     pub volume_labels: BTreeMap<String, String>,
     pub volume_options: BTreeMap<String, String>,
 }
 
 impl From<MountRecord> for Requested {
     fn from(mount: MountRecord) -> Self {
-        Self { mount, volume_labels: BTreeMap::new(), volume_options: BTreeMap::new() }
+        Self {
+            mount,
+            volume_driver: String::new(),
+            volume_labels: BTreeMap::new(),
+            volume_options: BTreeMap::new(),
+        }
     }
 }
 
@@ -353,15 +360,12 @@ fn parse_mount(request: &Mount) -> Result<Requested> {
                     )));
                 }
                 if let Some(driver) = &options.driver_config {
-                    let name = driver.name.as_deref().unwrap_or_default();
-                    if !matches!(name, "" | "local") {
-                        return Err(Error::not_found(format!(
-                            "error looking up volume plugin {name}: plugin \"{name}\" not found"
-                        )));
-                    }
+                    requested.volume_driver = driver.name.clone().unwrap_or_default();
                     requested.volume_options =
                         driver.options.clone().unwrap_or_default().into_iter().collect();
-                    super::check_options(&requested.volume_options)?;
+                    if matches!(requested.volume_driver.as_str(), "" | super::LOCAL) {
+                        super::check_options(&requested.volume_options)?;
+                    }
                 }
                 requested.volume_labels = options.labels.clone().unwrap_or_default().into_iter().collect();
             }

@@ -357,7 +357,7 @@ async fn pull(scoped: Scoped, request: Request) -> Result<Reply, Error> {
 
 async fn list_volumes(scoped: Scoped, request: Request) -> Result<Reply, Error> {
     let filters = scoped.filters(&request, &["dangling", "driver", "label", "name"])?;
-    Reply::json(&scoped.state.engine.volumes().list(&filters)?)
+    Reply::json(&scoped.state.engine.volumes().list(&filters).await?)
 }
 
 async fn create_volume(scoped: Scoped, mut request: Request) -> Result<Reply, Error> {
