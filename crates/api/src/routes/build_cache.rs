@@ -119,7 +119,13 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
         "inuse",
         "shared",
         "private",
+        "label",
+        "label!",
     ])?;
+    // What is cached has no labels: `system prune --filter label=…` means none of it.
+    if filters.get("label").next().is_some() {
+        return Reply::json(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }));
+    }
     let query = request.query();
     let age = filters.get("until").chain(filters.get("unused-for")).next().map(|text| {
         brigantine_build::dockerfile::instruction::duration(text)

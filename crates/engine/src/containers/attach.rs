@@ -56,8 +56,7 @@ impl Containers {
         match container.status() {
             Status::Paused => {
                 return Err(Error::conflict(format!(
-                    "container {} is paused, unpause the container before attach",
-                    container.id
+                    "container {reference} is paused, unpause the container before attach"
                 )));
             }
             Status::Restarting => {
@@ -132,10 +131,11 @@ impl Attached {
                 client.write_all(&chunk).await?;
             }
         }
-        if let Some(stream) = self.stream.take() {
+        if let Some(mut stream) = self.stream.take() {
             let keys = if self.tty { &self.detach_keys[..] } else { &[] };
-            let joined = join(client, stream, self.raw, self.stdin, keys, |_record| {}).await;
+            let joined = join(client, &mut stream, self.raw, self.stdin, keys, |_record| {}).await;
             if let Joined::Detached = joined {
+                // Before the stream is closed, which could be taken for the end of the input.
                 if let Some(live) = self.container.live() {
                     let key = self.key.clone();
                     if let Err(error) = live.ask(move |client| client.detach(&key)).await
@@ -169,24 +169,28 @@ pub(super) enum Joined {
     Ended,
     /// The client went away.
     ClientGone,
-    /// The client typed the detach keys.
+    /// The client typed the detach keys, or has no more to type on a terminal.
     Detached,
 }
 
-/// Joins a client to a shim's framed stream. `exited` gets the record of an exec's end.
+/// Joins a client to a shim's framed stream, which stays open when this is done. `detach_keys` are those of a terminal.
+/// `exited` gets the record of an exec's end.
 pub(super) async fn join<C: AsyncRead + AsyncWrite + Unpin>(
     client: C,
-    stream: UnixStream,
+    stream: &mut UnixStream,
     raw: bool,
     stdin: bool,
     detach_keys: &[u8],
     exited: impl FnMut(brigantine_shim::ExecRecord),
 ) -> Joined {
     let (mut from_client, mut to_client) = tokio::io::split(client);
-    let (mut from_shim, mut to_shim) = stream.into_split();
+    let (mut from_shim, mut to_shim) = stream.split();
     let input = async {
         let outcome = copy_in(&mut from_client, &mut to_shim, stdin, detach_keys).await;
         match outcome {
+            // A terminal has no end of file of its own, and the docker command that detaches by its keys just hangs up:
+            // nothing is to be typed for it.
+            Joined::Ended if stdin && !detach_keys.is_empty() => Joined::Detached,
             Joined::Ended => {
                 // Half-close: the container may read its end of file, its output goes on.
                 if stdin && let Err(error) = to_shim.shutdown().await {
@@ -355,8 +359,8 @@ mod tests {
     #[tokio::test]
     async fn output_goes_on_after_a_half_close() {
         let (client, mut far) = tokio::io::duplex(1024);
-        let (shim, mut container) = UnixStream::pair().unwrap();
-        let joined = tokio::spawn(async move { join(client, shim, true, true, &[], |_| {}).await });
+        let (mut shim, mut container) = UnixStream::pair().unwrap();
+        let joined = tokio::spawn(async move { join(client, &mut shim, true, true, &[], |_| {}).await });
         far.write_all(b"question").await.unwrap();
         far.shutdown().await.unwrap();
         let mut question = String::new();

@@ -145,8 +145,7 @@ impl Containers {
         match container.status() {
             Status::Paused => {
                 return Err(Error::conflict(format!(
-                    "container {} is paused, unpause the container before exec",
-                    container.id
+                    "container {reference} is paused, unpause the container before exec"
                 )));
             }
             Status::Restarting => {
@@ -535,7 +534,7 @@ impl StartedExec {
         mut client: C,
         raw: bool,
     ) -> std::io::Result<()> {
-        let stream = match self.run(true).await {
+        let mut stream = match self.run(true).await {
             Ok(stream) => stream,
             Err(error) => {
                 let text = format!("{}\r\n", error.report());
@@ -555,9 +554,10 @@ impl StartedExec {
         let keys = if exec.tty() { &exec.detach_keys[..] } else { &[] };
         let stdin = exec.wants(|r| r.attach_stdin);
         let containers = Arc::clone(&self.containers);
-        let joined =
-            join(client, stream, raw, stdin, keys, |record| containers.set_ended(exec, record.exit_code))
-                .await;
+        let joined = join(client, &mut stream, raw, stdin, keys, |record| {
+            containers.set_ended(exec, record.exit_code);
+        })
+        .await;
         if joined == Joined::Detached {
             self.containers.publish(&exec.container, "exec_detach", &[("execID", exec.id.clone())]);
         }
