@@ -31,6 +31,11 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>, may_start: bool) -> 
         Ok(program) => program,
         Err((last, index, errno)) => return fail(channel, Place::Last(last, index), errno),
     };
+    if plan.process.listened_early
+        && let Err(e) = load_filter(&plan.process, channel)
+    {
+        return fail(channel, Place::Last(Last::Seccomp, 0), e);
+    }
     if rustix::process::getpid().is_init() {
         // Whoever ends a container that waits to be started need not know what a first process is spared.
         process::end_by_signals();
@@ -403,16 +408,10 @@ fn leave(p: &ProcessPlan, program: u16, channel: BorrowedFd<'_>) -> (Last, u16, 
             Err(e) => return (Last::Descriptors, 0, e),
         }
     }
-    if let Some((code, flags)) = &p.seccomp {
-        match seccomp::load(code, *flags) {
-            Err(e) => return (Last::Seccomp, 0, e),
-            Ok(None) => {}
-            Ok(Some(listener)) => {
-                if let Err(e) = hand_over(&listener, channel) {
-                    return (Last::Seccomp, 0, e);
-                }
-            }
-        }
+    if !p.listened_early
+        && let Err(e) = load_filter(p, channel)
+    {
+        return (Last::Seccomp, 0, e);
     }
     for (index, hook) in p.start_hooks.iter().enumerate() {
         if let Err(failure) = inside::run(hook, None, &p.envp) {
@@ -420,6 +419,15 @@ fn leave(p: &ProcessPlan, program: u16, channel: BorrowedFd<'_>) -> (Last, u16, 
         }
     }
     (Last::Exec, program, execve(path, &p.argv, &p.envp))
+}
+
+/// Nothing, if there is no filter.
+fn load_filter(p: &ProcessPlan, channel: BorrowedFd<'_>) -> Result<(), Errno> {
+    let Some((code, flags)) = &p.seccomp else { return Ok(()) };
+    match seccomp::load(code, *flags)? {
+        Some(listener) => hand_over(&listener, channel),
+        None => Ok(()),
+    }
 }
 
 /// The filter is in force already: `write`, which it may not put before its listener, tells the

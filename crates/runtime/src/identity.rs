@@ -185,6 +185,7 @@ pub(crate) fn compile(
         ambient: ambient & permitted & inheritable,
         no_new_privileges: process.no_new_privileges().unwrap_or_default(),
         seccomp: filter.map(seccomp::Program::into_instructions),
+        listened_early: false,
         die_with_parent: false,
         preserve_fds: 0,
     })

@@ -224,6 +224,8 @@ pub fn start_waiting(
     plan.start_hooks = hooks::compile("startContainer", hooks, &serde_json::json!({}))?;
     let mut subject = Subject::of_process(&plan);
     subject.filtered = spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
+    // Without no_new_privs it got the filter's descriptor when the container was created.
+    let listener = listener.filter(|_| process.no_new_privileges().unwrap_or_default());
     let pidfd = open_process(pid)?;
     tell_start(connection)?;
     start_over(connection, &subject, (pid, pidfd.as_fd()), listener)
@@ -383,15 +385,24 @@ fn create_in(
     let state = hooks::state(&id, "creating", None, bundle.as_deref(), &launch.spec);
     let filter = launch.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
     let listener = Listener::of(filter, state.clone());
-    let at_once = launch.at_once && launch.start_listener.is_none() && spec_hooks.is_none();
+    let at_once =
+        launch.at_once && launch.start_listener.is_none() && spec_hooks.is_none() && listener.is_none();
     let gate = launch.start_listener.take().map_or(Gate::Channel, Gate::Listener);
     let empty = Launch::new("", Spec::default(), Rootfs::Path(PathBuf::new()), Stdio::Null);
     let mut compiled = compile::compile(std::mem::replace(launch, empty), group.planned(), gate)?;
+    let listened_early = listener.is_some() && !compiled.plan.process.no_new_privileges;
+    compiled.plan.process.listened_early = listened_early;
     let subject = Subject::of(&compiled.plan);
     let target = group.planned().clone_target()?;
     let (channel, child) = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd))?;
-    let mut setup =
-        Setup { channel: channel.as_fd(), plan: &compiled.plan, subject: &subject, terminal: None };
+    let mut setup = Setup {
+        channel: channel.as_fd(),
+        plan: &compiled.plan,
+        subject: &subject,
+        process: (child.pid, child.pidfd.as_fd()),
+        listener: listener.as_ref(),
+        terminal: None,
+    };
     let result = (|| {
         if let Some((uid, gid)) = &compiled.maps {
             write_maps(child.pid, uid, gid)?;
@@ -451,7 +462,7 @@ fn create_in(
         cgroup: group.keep(),
         channel,
         subject,
-        listener,
+        listener: listener.filter(|_| !listened_early),
         released: false,
         told: at_once,
         spent: Some(compiled),
@@ -585,6 +596,9 @@ struct Setup<'a> {
     channel: BorrowedFd<'a>,
     plan: &'a Plan,
     subject: &'a Subject,
+    process: (i32, BorrowedFd<'a>),
+    /// Who gets the filter's descriptor before the gate.
+    listener: Option<&'a Listener>,
     terminal: Option<OwnedFd>,
 }
 
@@ -606,6 +620,11 @@ impl Setup<'_> {
                     on_mounted()?;
                     self.say(Message::HooksDone)?;
                     self.say(Message::InCgroup)?;
+                }
+                (Some(Message::Listener(fd)), _) => {
+                    let Some(listener) = self.listener else { return Err(lost(rustix::io::Errno::PROTO)) };
+                    listener.hand_over(self.process.0, self.process.1, fd)?;
+                    self.say(Message::HooksDone)?;
                 }
                 (Some(Message::Failed(failure)), _) => {
                     return Err(describe::failure(&self.plan.steps, self.subject, failure));
@@ -832,8 +851,14 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     let subject = Subject::of(&compiled.plan);
     let target = request.cgroup.as_ref().map(Cgroup::clone_target).transpose()?.flatten();
     let (channel, child) = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd))?;
-    let mut setup =
-        Setup { channel: channel.as_fd(), plan: &compiled.plan, subject: &subject, terminal: None };
+    let mut setup = Setup {
+        channel: channel.as_fd(),
+        plan: &compiled.plan,
+        subject: &subject,
+        process: (child.pid, child.pidfd.as_fd()),
+        listener: None,
+        terminal: None,
+    };
     let result = (|| {
         hand_over(&compiled.hands, channel.as_fd())?;
         if let Some(group) = &request.cgroup {

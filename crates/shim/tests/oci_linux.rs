@@ -424,12 +424,13 @@ fn agent(listener: &UnixListener) -> (Value, std::os::fd::OwnedFd) {
     (serde_json::from_slice(&bytes).unwrap(), fd)
 }
 
-#[test]
-fn a_seccomp_listener_is_asked() {
+/// A container whose program asks the listener, its state as `heard_by` tells it to the agent, and the listener.
+fn asking(no_new_privileges: bool, heard_by: &str) -> (Bundle, UnixListener, Value, std::os::fd::OwnedFd) {
     let bundle = Bundle::new(&["/bin/sh", "-c", "echo begun; mkdir /made; echo end; sleep 1000"]);
     let socket = bundle.path("agent.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     bundle.configure(|c| {
+        c["process"]["noNewPrivileges"] = json!(no_new_privileges);
         c["linux"]["seccomp"] = json!({
             "defaultAction": "SCMP_ACT_ALLOW",
             "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", "SECCOMP_FILTER_FLAG_TSYNC"],
@@ -438,18 +439,43 @@ fn a_seccomp_listener_is_asked() {
             "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
         });
     });
-    // It is heard of while the program is started, by whichever command does that.
-    bundle.good(&["create", "--bundle", bundle.dir(), &bundle.id]);
-    let pid = bundle.state()["pid"].clone();
-    let (state, fd) = std::thread::scope(|scope| {
-        let heard = scope.spawn(|| agent(&listener));
-        bundle.good(&["start", &bundle.id]);
-        heard.join().unwrap()
-    });
+    let (create, start) = (["create", "--bundle", bundle.dir(), &bundle.id], ["start", &bundle.id]);
+    let heard = |command: &[&str]| {
+        std::thread::scope(|scope| {
+            let heard = scope.spawn(|| agent(&listener));
+            bundle.good(command);
+            heard.join().unwrap()
+        })
+    };
+    let (state, fd) = if heard_by == "create" {
+        let told = heard(&create);
+        bundle.good(&start);
+        told
+    } else {
+        bundle.good(&create);
+        heard(&start)
+    };
     assert_eq!(
         (&state["fds"], &state["pid"], &state["metadata"]),
-        (&json!(["seccompFd"]), &pid, &json!("my words"))
+        (&json!(["seccompFd"]), &bundle.state()["pid"], &json!("my words"))
     );
+    (bundle, listener, state, fd)
+}
+
+#[test]
+fn without_no_new_privs_a_seccomp_listener_is_there_from_the_creation_on() {
+    let (bundle, _listener, state, fd) = asking(false, "create");
+    assert_eq!(state["state"]["status"], json!("creating"));
+    eventually("the program begins", || bundle.container_output() == "begun\n");
+    drop(fd);
+    eventually("the program goes on", || bundle.container_output().ends_with("end\n"));
+    assert!(!bundle.root().join("made").exists());
+}
+
+#[test]
+fn a_seccomp_listener_is_asked() {
+    let (bundle, listener, state, fd) = asking(true, "start");
+    let pid = bundle.state()["pid"].clone();
     assert_eq!((&state["state"]["id"], &state["state"]["pid"]), (&json!(bundle.id), &pid));
     let asked = |fd: &std::os::fd::OwnedFd| {
         let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
