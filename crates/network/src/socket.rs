@@ -23,10 +23,45 @@ const RECEIVE: usize = 32 * 1024;
 const SEND_DEFAULT: usize = 128 * 1024;
 const DUMP_ATTEMPTS: usize = 8;
 
+/// What carries datagrams to the kernel and back.
+pub(crate) trait Wire {
+    fn send(&self, bytes: &[u8]) -> io::Result<()>;
+    /// Replaces what is in `buffer` by the next datagram.
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()>;
+}
+
+impl Wire for Raw {
+    fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.len() > SEND_DEFAULT {
+            // The kernel doubles the value; a message must fit into the buffer whole.
+            rustix::net::sockopt::set_socket_send_buffer_size_force(self, bytes.len())?;
+        }
+        loop {
+            match Raw::send(self, bytes, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+
+    fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+        loop {
+            buffer.clear();
+            buffer.reserve(RECEIVE);
+            match self.recv(buffer, 0) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+                Ok(_) => return Ok(()),
+            }
+        }
+    }
+}
+
 /// A socket of one netlink protocol in the network namespace it was opened in.
 #[derive(Debug)]
-pub(crate) struct Socket {
-    raw: Raw,
+pub(crate) struct Socket<W = Raw> {
+    raw: W,
     port: u32,
     sequence: u32,
     buffer: Vec<u8>,
@@ -66,7 +101,9 @@ impl Socket {
             }
         }
     }
+}
 
+impl<W: Wire> Socket<W> {
     /// By which the kernel tells this socket's doings from those of others.
     pub fn port(&self) -> u32 {
         self.port
@@ -193,29 +230,11 @@ impl Socket {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
-        if bytes.len() > SEND_DEFAULT {
-            // The kernel doubles the value; a message must fit into the buffer whole.
-            rustix::net::sockopt::set_socket_send_buffer_size_force(&self.raw, bytes.len())?;
-        }
-        loop {
-            match self.raw.send(bytes, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-                Ok(_) => return Ok(()),
-            }
-        }
+        self.raw.send(bytes)
     }
 
     fn receive(&mut self) -> io::Result<()> {
-        loop {
-            self.buffer.clear();
-            self.buffer.reserve(RECEIVE);
-            match self.raw.recv(&mut self.buffer, 0) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-                Ok(_) => return Ok(()),
-            }
-        }
+        self.raw.receive(&mut self.buffer)
     }
 }
 
@@ -237,4 +256,108 @@ fn failure(batch: &Messages, number: usize, detail: Option<String>, source: io::
     let what =
         batch.index.get(number).map_or_else(|| "netlink request".to_owned(), |(_, what)| what.to_string());
     Error::Kernel { what, detail, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    /// Messages: kind, flags and payload each.
+    type Datagram = Vec<(u16, u16, Vec<u8>)>;
+
+    /// A kernel that answers each request with prepared datagrams; the sequence number is filled in.
+    #[derive(Default)]
+    struct Script {
+        dumps: RefCell<VecDeque<Vec<Datagram>>>,
+        asked: RefCell<Vec<u32>>,
+        waiting: RefCell<VecDeque<Vec<u8>>>,
+    }
+
+    impl Wire for Script {
+        fn send(&self, bytes: &[u8]) -> io::Result<()> {
+            let sequence = u32_at(bytes, 8).unwrap();
+            self.asked.borrow_mut().push(sequence);
+            for datagram in self.dumps.borrow_mut().pop_front().unwrap_or_default() {
+                let mut all = Vec::new();
+                for (kind, flags, payload) in datagram {
+                    let length = (HEADER + payload.len()) as u32;
+                    all.extend(length.to_ne_bytes());
+                    all.extend(kind.to_ne_bytes());
+                    all.extend(flags.to_ne_bytes());
+                    all.extend(sequence.to_ne_bytes());
+                    all.extend([0; 4]);
+                    all.extend(payload);
+                }
+                self.waiting.borrow_mut().push_back(all);
+            }
+            Ok(())
+        }
+
+        fn receive(&self, buffer: &mut Vec<u8>) -> io::Result<()> {
+            *buffer = self.waiting.borrow_mut().pop_front().ok_or(io::ErrorKind::UnexpectedEof)?;
+            Ok(())
+        }
+    }
+
+    const OBJECT: u16 = 16;
+
+    fn object(number: u32) -> (u16, u16, Vec<u8>) {
+        (OBJECT, 2, number.to_ne_bytes().to_vec())
+    }
+
+    fn done(code: i32) -> (u16, u16, Vec<u8>) {
+        (NLMSG_DONE, 2, code.to_ne_bytes().to_vec())
+    }
+
+    fn dump(script: Script) -> (Result<Vec<u32>, Error>, usize) {
+        let mut socket = Socket { raw: script, port: 1, sequence: 7, buffer: Vec::new() };
+        let found = socket.dump("list things", 18, &[0; 4], |payload| u32_at(payload, 0));
+        let asked = socket.raw.asked.borrow().len();
+        (found, asked)
+    }
+
+    fn script(dumps: Vec<Vec<Datagram>>) -> Script {
+        Script { dumps: RefCell::new(dumps.into()), ..Script::default() }
+    }
+
+    #[test]
+    fn a_dump_that_was_interrupted_is_asked_for_again() {
+        let torn = |(kind, flags, payload): (u16, u16, Vec<u8>)| (kind, flags | NLM_F_DUMP_INTR, payload);
+        // By a mark on an object, by one on the end, and by the end's own code.
+        for interrupted in [
+            vec![vec![torn(object(1)), object(2)], vec![done(0)]],
+            vec![vec![object(1)], vec![torn(done(0))]],
+            vec![vec![object(1)], vec![done(-libc::EINTR)]],
+            vec![vec![object(1), (NLMSG_ERROR, 0, (-libc::EAGAIN).to_ne_bytes().to_vec())]],
+        ] {
+            let whole = vec![vec![object(3), object(4)], vec![object(5), done(0)]];
+            let (found, asked) = dump(script(vec![interrupted, whole]));
+            assert_eq!(found.unwrap(), [3, 4, 5], "nothing of the first one is kept");
+            assert_eq!(asked, 2);
+        }
+    }
+
+    #[test]
+    fn a_state_that_never_rests_is_an_error_in_the_end() {
+        let restless = (0..100).map(|_| vec![vec![object(1), done(-libc::EINTR)]]).collect();
+        let (found, asked) = dump(script(restless));
+        assert!(found.unwrap_err().to_string().contains("list things"));
+        assert_eq!(asked, DUMP_ATTEMPTS);
+    }
+
+    #[test]
+    fn what_an_earlier_call_left_is_not_taken_for_an_answer() {
+        let mut socket = Socket { raw: script(Vec::new()), port: 1, sequence: 7, buffer: Vec::new() };
+        socket.raw.dumps.borrow_mut().push_back(vec![vec![object(1)]]);
+        assert!(socket.dump("list things", 18, &[0; 4], |payload| u32_at(payload, 0)).is_err(), "no end");
+        // Late messages of that call lie before those of the next.
+        socket.raw.dumps.borrow_mut().extend([vec![vec![object(2)]], vec![vec![object(3), done(0)]]]);
+        let late = [HEADER as u32 + 4, u32::from(OBJECT), 7, 0, 9];
+        socket.raw.waiting.borrow_mut().push_back(late.iter().flat_map(|word| word.to_ne_bytes()).collect());
+        socket.raw.dumps.borrow_mut().pop_front();
+        assert_eq!(socket.dump("list things", 18, &[0; 4], |payload| u32_at(payload, 0)).unwrap(), [3]);
+    }
 }
