@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, LocalSet};
 
-use super::forward::HostServers;
+use super::forward::{HostServers, Silent};
 use super::protocol::{self, Answer, Request, VERSION};
 use super::relay;
 use super::resolver::Server;
@@ -25,6 +25,7 @@ const FIRST_CALL: Duration = Duration::from_secs(20);
 pub(super) struct Shared {
     pub table: RefCell<Table>,
     pub host_servers: RefCell<HostServers>,
+    pub silent: RefCell<Silent>,
     turns: Cell<usize>,
 }
 

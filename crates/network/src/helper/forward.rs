@@ -1,6 +1,8 @@
 //! Asking other name servers: the host's as its `resolv.conf` names them at this moment, or a container's own from within
 //! its network. Messages pass through as they are, but for their id.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
@@ -10,13 +12,19 @@ use brigantine_sys::netns;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, UdpSocket};
+use tokio::task::JoinSet;
 
 use crate::names::{FALLBACK_NAMESERVERS, nameservers};
 
 const FILE: &str = "/etc/resolv.conf";
-/// How long one server may take, and how often all are asked.
-const PATIENCE: Duration = Duration::from_secs(2);
-const ROUNDS: usize = 2;
+/// How long all of them together may take: programs ask again, or another server, after five seconds (resolv.conf(5)).
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How long one has before the next is asked as well.
+const HEAD_START: Duration = Duration::from_millis(600);
+/// How long a datagram is waited for before it is sent again.
+const AGAIN: Duration = Duration::from_millis(1300);
+/// How long one that did not answer is asked after the others.
+const REMEMBERED: Duration = Duration::from_secs(20);
 /// The largest datagram there is.
 const LARGEST: usize = 65535;
 
@@ -77,37 +85,96 @@ fn link_socket() -> Option<OwnedFd> {
     rustix::net::socket_with(AddressFamily::INET6, SocketType::DGRAM, SocketFlags::CLOEXEC, None).ok()
 }
 
-/// The first usable answer of `servers`, in their order. `netns`: from within that namespace.
+/// Which servers did not answer lately; they are asked after the others.
+#[derive(Debug, Default)]
+pub(super) struct Silent(HashMap<SocketAddr, Instant>);
+
+impl Silent {
+    fn order(&mut self, servers: &[SocketAddr]) -> Vec<SocketAddr> {
+        self.0.retain(|_, since| since.elapsed() < REMEMBERED);
+        let (silent, mut answering): (Vec<_>, Vec<_>) =
+            servers.iter().copied().partition(|server| self.0.contains_key(server));
+        answering.extend(silent);
+        answering
+    }
+
+    fn note(&mut self, server: SocketAddr, answers: bool) {
+        if answers {
+            self.0.remove(&server);
+        } else {
+            self.0.insert(server, Instant::now());
+        }
+    }
+}
+
+/// The first usable answer of `servers`: they are asked in their order, each with a head start on the next, which an
+/// error ends at once. `netns`: from within that namespace.
 pub(super) async fn ask(
     question: &[u8],
     servers: &[SocketAddr],
     transport: Transport,
     netns: Option<&Rc<OwnedFd>>,
+    silent: &RefCell<Silent>,
 ) -> Option<Vec<u8>> {
-    let mut poor = None;
-    for _ in 0..ROUNDS {
-        for server in servers {
-            let asked = async {
-                match transport {
-                    Transport::Udp => over_udp(question, *server, netns).await,
-                    Transport::Tcp => over_tcp(question, *server, netns).await,
+    let question: Rc<[u8]> = question.into();
+    let deadline = Instant::now() + PATIENCE;
+    let mut waiting = silent.borrow_mut().order(servers).into_iter();
+    let (mut asked, mut poor) = (JoinSet::new(), None);
+    let mut pending: Vec<SocketAddr> = Vec::new();
+    loop {
+        if let Some(server) = waiting.next() {
+            pending.push(server);
+            let (question, netns) = (Rc::clone(&question), netns.cloned());
+            asked.spawn_local(async move {
+                let answer = match transport {
+                    Transport::Udp => over_udp(&question, server, netns.as_ref()).await,
+                    Transport::Tcp => over_tcp(&question, server, netns.as_ref()).await,
+                };
+                (server, answer)
+            });
+        } else if asked.is_empty() {
+            return poor;
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        let patience = if waiting.len() > 0 { HEAD_START.min(left) } else { left };
+        let (server, answer) = match tokio::time::timeout(patience, asked.join_next()).await {
+            Ok(Some(Ok(done))) => done,
+            Ok(Some(Err(error))) => {
+                tracing::debug!(%error, "ask a name server");
+                continue;
+            }
+            Ok(None) => continue,
+            Err(_late) => {
+                if Instant::now() < deadline {
+                    continue;
                 }
-            };
-            match tokio::time::timeout(PATIENCE, asked).await {
-                // SERVFAIL, NOTIMP, REFUSED: another may know better.
-                Ok(Ok(answer)) if matches!(answer.get(3).map(|code| code & 0x0f), Some(2 | 4 | 5)) => {
-                    poor.get_or_insert(answer);
+                for server in &pending {
+                    silent.borrow_mut().note(*server, false);
                 }
-                Ok(Ok(answer)) => return Some(answer),
-                Ok(Err(error)) => tracing::debug!(%server, %error, "ask a name server"),
-                Err(_late) => tracing::debug!(%server, "a name server does not answer"),
+                return poor;
+            }
+        };
+        pending.retain(|other| *other != server);
+        match answer {
+            // SERVFAIL, NOTIMP, REFUSED: another may know better.
+            Ok(answer) if matches!(answer.get(3).map(|code| code & 0x0f), Some(2 | 4 | 5)) => {
+                poor.get_or_insert(answer);
+            }
+            Ok(answer) => {
+                let mut silent = silent.borrow_mut();
+                silent.note(server, true);
+                // Those before it had a head start and did not use it.
+                for server in &pending {
+                    silent.note(*server, false);
+                }
+                return Some(answer);
+            }
+            Err(error) => {
+                tracing::debug!(%server, %error, "ask a name server");
+                silent.borrow_mut().note(server, false);
             }
         }
-        if poor.is_some() {
-            break;
-        }
     }
-    poor
 }
 
 async fn over_udp(
@@ -120,14 +187,25 @@ async fn over_udp(
     socket.connect(server).await?;
     let mut sent = question.to_vec();
     let id = renumber(&mut sent)?;
-    socket.send(&sent).await?;
     let mut buffer = vec![0; LARGEST];
     loop {
-        let length = socket.recv(&mut buffer).await?;
-        let answer = &mut buffer[..length];
-        if is_answer_to(answer, &sent) {
-            answer[..2].copy_from_slice(&id);
-            return Ok(answer.to_vec());
+        socket.send(&sent).await?;
+        // Datagrams get lost.
+        let Ok(answered) = tokio::time::timeout(AGAIN, answer_to(&socket, &sent, &mut buffer)).await else {
+            continue;
+        };
+        let mut answer = buffer[..answered?].to_vec();
+        answer[..2].copy_from_slice(&id);
+        return Ok(answer);
+    }
+}
+
+/// Receives until it is the answer; its length.
+async fn answer_to(socket: &UdpSocket, question: &[u8], buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        let length = socket.recv(buffer).await?;
+        if is_answer_to(&buffer[..length], question) {
+            return Ok(length);
         }
     }
 }
@@ -193,6 +271,8 @@ fn question_end(message: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
 
     const QUESTION: &[u8] = b"\x12\x34\x01\0\0\x01\0\0\0\0\0\0\x03web\0\0\x01\0\x01";
@@ -212,5 +292,93 @@ mod tests {
         assert!(!is_answer_to(&answer(&|a| a[2] = 1), QUESTION), "a question");
         assert!(!is_answer_to(&answer(&|a| a.truncate(14)), QUESTION), "too short");
         assert!(!is_answer_to(&[], QUESTION));
+    }
+
+    /// A name server on loopback that answers each question with what `reply` makes of it, or not at all.
+    async fn server(reply: impl Fn(&[u8]) -> Option<Vec<u8>> + 'static) -> (SocketAddr, Rc<Cell<usize>>) {
+        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let (at, asked) = (socket.local_addr().unwrap(), Rc::new(Cell::new(0)));
+        let count = Rc::clone(&asked);
+        tokio::task::spawn_local(async move {
+            let mut buffer = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
+                count.set(count.get() + 1);
+                if let Some(answer) = reply(&buffer[..length]) {
+                    socket.send_to(&answer, from).await.unwrap();
+                }
+            }
+        });
+        (at, asked)
+    }
+
+    fn with_code(question: &[u8], code: u8) -> Option<Vec<u8>> {
+        let mut answer = question.to_vec();
+        answer[2] |= 0x80;
+        answer[3] = code;
+        Some(answer)
+    }
+
+    fn run(test: impl Future<Output = ()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        tokio::task::LocalSet::new().block_on(&runtime, test);
+    }
+
+    #[test]
+    fn a_dead_server_costs_its_head_start_once() {
+        run(async {
+            let (dead, tried) = server(|_| None).await;
+            let (good, _) = server(|question| with_code(question, 0)).await;
+            let silent = RefCell::default();
+            let servers = [dead, good];
+            let ask = || ask(QUESTION, &servers, Transport::Udp, None, &silent);
+            let start = Instant::now();
+            let answer = ask().await.unwrap();
+            assert_eq!(answer[..2], QUESTION[..2], "with the asker's own id");
+            assert!(start.elapsed() >= HEAD_START && start.elapsed() < PATIENCE, "{:?}", start.elapsed());
+            let asked = tried.get();
+            ask().await.unwrap();
+            assert_eq!(tried.get(), asked, "the next question goes to the one that answers");
+        });
+    }
+
+    #[test]
+    fn an_error_goes_on_to_the_next_at_once() {
+        run(async {
+            let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+            let (refusing, _) = server(|question| with_code(question, 5)).await;
+            let (good, _) = server(|question| with_code(question, 3)).await;
+            let silent = RefCell::default();
+            let start = Instant::now();
+            let answer =
+                ask(QUESTION, &[closed, refusing, good], Transport::Udp, None, &silent).await.unwrap();
+            assert_eq!(answer[3], 3, "that there is no such name is an answer");
+            assert!(start.elapsed() < HEAD_START, "{:?}", start.elapsed());
+            let answer = ask(QUESTION, &[closed, refusing], Transport::Udp, None, &silent).await.unwrap();
+            assert_eq!(answer[3], 5, "a poor answer is better than none");
+        });
+    }
+
+    #[test]
+    fn a_lost_datagram_is_sent_again() {
+        run(async {
+            let seen = Cell::new(0);
+            let (lossy, _) = server(move |question| {
+                seen.set(seen.get() + 1);
+                (seen.get() > 1).then(|| with_code(question, 0)).flatten()
+            })
+            .await;
+            let answer = ask(QUESTION, &[lossy], Transport::Udp, None, &RefCell::default()).await;
+            assert!(answer.is_some());
+        });
+    }
+
+    #[test]
+    fn nobody_waits_longer_than_programs_do() {
+        run(async {
+            let (dead, _) = server(|_| None).await;
+            let start = Instant::now();
+            assert!(ask(QUESTION, &[dead], Transport::Udp, None, &RefCell::default()).await.is_none());
+            assert!(start.elapsed() < Duration::from_secs(5));
+        });
     }
 }

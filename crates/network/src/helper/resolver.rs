@@ -182,10 +182,10 @@ impl Server {
         let own = self.shared.table.borrow().get(&self.id).map(|one| one.servers.clone()).unwrap_or_default();
         let answered = if own.is_empty() {
             let servers = self.shared.host_servers.borrow_mut().now();
-            forward::ask(question, &servers, transport, None).await
+            forward::ask(question, &servers, transport, None, &self.shared.silent).await
         } else {
             let servers: Vec<_> = own.into_iter().map(|ip| (ip, 53).into()).collect();
-            forward::ask(question, &servers, transport, Some(&self.netns)).await
+            forward::ask(question, &servers, transport, Some(&self.netns), &self.shared.silent).await
         };
         answered.unwrap_or_else(|| {
             let Ok(message) = Message::from_vec(question) else { return Vec::new() };
@@ -219,6 +219,7 @@ fn answer(question: &Message, code: ResponseCode, records: Vec<Record>) -> Here 
     if let Some(edns) = question.extensions() {
         let mut own = edns.clone();
         own.options_mut().as_mut().clear();
+        own.set_version(0);
         own.set_max_payload(1232);
         message.set_edns(own);
     }
