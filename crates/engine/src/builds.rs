@@ -82,10 +82,10 @@ impl StepNetwork {
             options: self.config.dns_options.clone(),
         };
         let name = if matches!(mode, "" | "default") { "bridge" } else { mode };
-        let gateway = self.config.host_gateway.or_else(|| {
-            let bridge = self.networks.find("bridge").ok()?.bridge?;
-            Some(IpAddr::V4(bridge.gateway))
-        });
+        let gateway = self
+            .config
+            .host_gateway
+            .or_else(|| self.networks.find("bridge").ok()?.layout()?.gateways().next());
         let extra = hosts
             .iter()
             .filter_map(|line| extra_host(line, gateway).transpose())
@@ -106,7 +106,7 @@ impl StepNetwork {
         // A host that lets us have no bridge still builds what needs no network.
         if name != "none" && !(name == "bridge" && self.config.bridge == "none") {
             let network = self.networks.find(name)?;
-            let Some(bridge) = &network.bridge else {
+            let Some((segment, layout)) = network.segment().zip(network.layout()) else {
                 return Err(Error::invalid(format!("network {name} cannot be used by a build")));
             };
             let nets = self.networks.take_addresses(&network.id, &Wanted::default())?;
@@ -115,15 +115,15 @@ impl StepNetwork {
             if !network.is_predefined() && self.networks.plumbing().helper().is_some() {
                 named = Some(resident(step, hostname, &network, &nets, &choice));
             }
-            let ipv6 = nets.iter().any(|net| matches!(net, IpNet::V6(_)));
+            let (gateway, gateway6) = layout.exits();
             spec.interfaces.push(InterfaceSpec {
-                bridge: bridge.name.clone(),
+                bridge: segment.to_owned(),
                 name: "eth0".to_owned(),
                 mac: None,
                 addresses: nets,
                 link_local: Vec::new(),
-                gateway: (!bridge.internal).then_some(bridge.gateway),
-                gateway6: if ipv6 && !bridge.internal { bridge.gateway6 } else { None },
+                gateway,
+                gateway6,
                 sysctls: Vec::new(),
             });
         }
@@ -171,7 +171,7 @@ fn resident(
         }],
         links: BTreeMap::new(),
         servers: choice.servers.iter().filter_map(|server| server.parse().ok()).collect(),
-        forwards: network.bridge.as_ref().is_some_and(|bridge| !bridge.internal),
+        forwards: network.has_exit(),
     }
 }
 

@@ -86,7 +86,7 @@ fn spec(number: u8, bridge: &BridgeSpec, with_interface: bool, ports: u16) -> Sa
         mac: None,
         addresses: vec![IpNet::new_assert([172, 30, 1, number].into(), 16)],
         link_local: Vec::new(),
-        gateway: Some(bridge.gateway),
+        gateway: bridge.gateway,
         gateway6: None,
         sysctls: Vec::new(),
     });

@@ -7,11 +7,13 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::layout::Layout;
 use crate::link;
 use crate::mac::MacAddr;
 use crate::socket::Socket;
 use crate::subnet::overlap;
 use crate::sysctl;
+use crate::tunnel::Tunnel;
 use crate::wire::Messages;
 
 /// How containers of a bridge are reached from other machines and reach them, for one family of addresses.
@@ -25,6 +27,8 @@ pub enum GatewayMode {
     NatUnprotected,
     /// At their own addresses, by published ports only and without translation: the network's routers know the way.
     Routed,
+    /// Not at all: not even the host has an address on the bridge. For internal bridges.
+    Isolated,
 }
 
 impl std::str::FromStr for GatewayMode {
@@ -35,6 +39,7 @@ impl std::str::FromStr for GatewayMode {
             "nat" => Ok(Self::Nat),
             "nat-unprotected" => Ok(Self::NatUnprotected),
             "routed" => Ok(Self::Routed),
+            "isolated" => Ok(Self::Isolated),
             _ => Err(()),
         }
     }
@@ -45,9 +50,9 @@ impl std::str::FromStr for GatewayMode {
 pub struct BridgeSpec {
     /// Interface name, at most 15 bytes.
     pub name: String,
-    pub subnet: Ipv4Net,
+    pub subnet: Option<Ipv4Net>,
     /// The host's address on the bridge.
-    pub gateway: Ipv4Addr,
+    pub gateway: Option<Ipv4Addr>,
     pub subnet6: Option<Ipv6Net>,
     pub gateway6: Option<Ipv6Addr>,
     /// The kernel's default (1500) if `None`.
@@ -62,6 +67,15 @@ pub struct BridgeSpec {
     pub mode4: GatewayMode,
     #[serde(default)]
     pub mode6: GatewayMode,
+    /// The gateway's IPv4 address is somebody else's: the bridge is not given it.
+    #[serde(default)]
+    pub inhibit_ipv4: bool,
+    /// Interfaces of the host from which published ports are reached at the containers' own addresses, too.
+    #[serde(default)]
+    pub trusted: Vec<String>,
+    /// What joins the bridge with those of other hosts.
+    #[serde(default)]
+    pub tunnel: Option<Tunnel>,
 }
 
 impl BridgeSpec {
@@ -69,8 +83,8 @@ impl BridgeSpec {
     pub fn new(name: impl Into<String>, subnet: Ipv4Net, gateway: Ipv4Addr) -> Self {
         Self {
             name: name.into(),
-            subnet: subnet.trunc(),
-            gateway,
+            subnet: Some(subnet.trunc()),
+            gateway: Some(gateway),
             subnet6: None,
             gateway6: None,
             mtu: None,
@@ -79,6 +93,9 @@ impl BridgeSpec {
             masquerade: true,
             mode4: GatewayMode::Nat,
             mode6: GatewayMode::Nat,
+            inhibit_ipv4: false,
+            trusted: Vec::new(),
+            tunnel: None,
         }
     }
 
@@ -87,69 +104,66 @@ impl BridgeSpec {
         if address.is_ipv4() { self.mode4 } else { self.mode6 }
     }
 
+    pub fn layout(&self) -> Layout {
+        Layout {
+            subnet: self.subnet,
+            gateway: self.gateway,
+            subnet6: self.subnet6,
+            gateway6: self.gateway6,
+            internal: self.internal,
+        }
+    }
+
     /// The host's addresses on the bridge, with prefix length.
     pub(crate) fn addresses(&self) -> Vec<IpNet> {
-        let mut all = Vec::with_capacity(2);
-        if let Ok(net) = Ipv4Net::new(self.gateway, self.subnet.prefix_len()) {
-            all.push(IpNet::V4(net));
-        }
-        if let (Some(subnet), Some(gateway)) = (self.subnet6, self.gateway6)
-            && let Ok(net) = Ipv6Net::new(gateway, subnet.prefix_len())
-        {
-            all.push(IpNet::V6(net));
-        }
-        all
+        let ipv4 = self.subnet.zip(self.gateway).filter(|_| !self.inhibit_ipv4);
+        let ipv4 = ipv4.and_then(|(subnet, gateway)| Ipv4Net::new(gateway, subnet.prefix_len()).ok());
+        let ipv6 = self.subnet6.zip(self.gateway6);
+        let ipv6 = ipv6.and_then(|(subnet, gateway)| Ipv6Net::new(gateway, subnet.prefix_len()).ok());
+        ipv4.map(IpNet::V4).into_iter().chain(ipv6.map(IpNet::V6)).collect()
     }
 
     pub(crate) fn subnets(&self) -> Vec<IpNet> {
-        let mut all = vec![IpNet::V4(self.subnet.trunc())];
-        all.extend(self.subnet6.map(|net| IpNet::V6(net.trunc())));
-        all
+        self.layout().subnets()
+    }
+
+    /// Derived from the first address of the network, so that it stays the same.
+    fn mac(&self) -> MacAddr {
+        let layout = self.layout();
+        let first = layout.gateways().next().or_else(|| layout.subnets().first().map(IpNet::network));
+        first.map_or_else(|| MacAddr::new([2, 0x42, 0, 0, 0, 1]), MacAddr::from_ip)
     }
 
     /// Checks what can be checked without looking at the host.
     pub fn validate(&self) -> Result<(), Error> {
         check_interface_name(&self.name)?;
+        for interface in &self.trusted {
+            check_interface_name(interface)?;
+        }
         let invalid = |reason: String| Error::InvalidBridge { bridge: self.name.clone(), reason };
-        if self.subnet.prefix_len() > 30 || self.subnet.prefix_len() < 1 {
-            return Err(invalid(format!("subnet {} has no room for a gateway and a container", self.subnet)));
-        }
-        if self.subnet.addr().is_loopback() || self.subnet.addr().is_multicast() {
-            return Err(invalid(format!("subnet {} is not one for hosts", self.subnet)));
-        }
-        if !self.subnet.contains(&self.gateway)
-            || self.gateway == self.subnet.network()
-            || self.gateway == self.subnet.broadcast()
-        {
-            return Err(invalid(format!(
-                "gateway {} is not a host address of {}",
-                self.gateway, self.subnet
-            )));
-        }
-        match (self.subnet6, self.gateway6) {
-            (None, None) => {}
-            (Some(subnet), Some(gateway)) if subnet.contains(&gateway) => {
-                if subnet.prefix_len() > 126 {
-                    return Err(invalid(format!(
-                        "subnet {subnet} has no room for a gateway and a container"
-                    )));
+        let layout = self.layout();
+        layout.check().and_then(|()| layout.check_mtu(self.mtu)).map_err(invalid)?;
+        for (subnet, has_gateway, mode) in [
+            (self.subnet.map(IpNet::V4), self.gateway.is_some(), self.mode4),
+            (self.subnet6.map(IpNet::V6), self.gateway6.is_some(), self.mode6),
+        ] {
+            match (subnet, mode) {
+                (Some(_), GatewayMode::Isolated) if !self.internal => {
+                    return Err(invalid("the gateway mode isolated is for internal networks".to_owned()));
                 }
+                (Some(subnet), GatewayMode::Isolated) if has_gateway => {
+                    return Err(invalid(format!("in the gateway mode isolated, {subnet} has no gateway")));
+                }
+                (Some(subnet), mode) if !has_gateway && mode != GatewayMode::Isolated => {
+                    return Err(invalid(format!("subnet {subnet} has no gateway")));
+                }
+                _ => {}
             }
-            (Some(subnet), Some(gateway)) => {
-                return Err(invalid(format!("gateway {gateway} is not in {subnet}")));
-            }
-            (Some(subnet), None) => return Err(invalid(format!("subnet {subnet} has no gateway"))),
-            (None, Some(gateway)) => return Err(invalid(format!("gateway {gateway} has no subnet"))),
         }
-        if let Some(mtu) = self.mtu
-            && !(68..=65535).contains(&mtu)
-        {
-            return Err(invalid(format!("MTU {mtu} is not between 68 and 65535")));
+        match &self.tunnel {
+            Some(tunnel) => tunnel.validate().map_err(invalid),
+            None => Ok(()),
         }
-        if self.subnet6.is_some() && self.mtu.is_some_and(|mtu| mtu < 1280) {
-            return Err(invalid("IPv6 needs an MTU of at least 1280".to_owned()));
-        }
-        Ok(())
     }
 }
 
@@ -181,8 +195,10 @@ pub(crate) fn configure_forwarding(spec: &BridgeSpec) -> Result<(), Error> {
     if spec.internal {
         return Ok(());
     }
-    sysctl::ensure("ipv4/ip_forward", "1")?;
-    sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", spec.name), "1")?;
+    if spec.subnet.is_some() {
+        sysctl::ensure("ipv4/ip_forward", "1")?;
+        sysctl::ensure(&format!("ipv4/conf/{}/route_localnet", spec.name), "1")?;
+    }
     if spec.subnet6.is_some() {
         sysctl::forward_ipv6()?;
     }
@@ -196,7 +212,7 @@ pub(crate) fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<(u32
     check_routes(socket, spec, existing.as_ref().map(|link| link.index))?;
     if existing.is_none() {
         let mut batch = Messages::new();
-        link::add_bridge(&mut batch, &spec.name, MacAddr::from_ipv4(spec.gateway), spec.mtu);
+        link::add_bridge(&mut batch, &spec.name, spec.mac(), spec.mtu);
         socket.execute(batch)?;
     }
     let link = match &existing {
@@ -210,7 +226,9 @@ pub(crate) fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<(u32
     let wanted = spec.addresses();
     let present = if existing.is_some() { link::addresses_of(socket, link.index)? } else { Vec::new() };
     let mut batch = Messages::new();
-    let foreign: Vec<&IpNet> = present.iter().filter(|address| !wanted.contains(address)).collect();
+    let is_foreign =
+        |address: &&IpNet| !wanted.contains(address) && (!spec.inhibit_ipv4 || address.addr().is_ipv6());
+    let foreign: Vec<&IpNet> = present.iter().filter(is_foreign).collect();
     if let Some(first) = foreign.first() {
         // A bridge of ours that nobody is on follows a changed subnet; anything else is not ours to change.
         let is_in_use =
@@ -232,7 +250,7 @@ pub(crate) fn ensure_link(socket: &mut Socket, spec: &BridgeSpec) -> Result<(u32
     for address in wanted.iter().filter(|address| !present.contains(address)) {
         link::add_address(&mut batch, link.index, &spec.name, *address);
     }
-    if spec.subnet6.is_some() {
+    if spec.gateway6.is_some() {
         // An address that is ready at once: the kernel asks for neighbours from the link-local one only.
         link::without_link_local(&mut batch, link.index, &spec.name);
         link::add_address(&mut batch, link.index, &spec.name, GATEWAY_LINK_LOCAL);
@@ -289,6 +307,14 @@ mod tests {
         };
         dual.validate().unwrap();
         assert_eq!(dual.addresses().len(), 2);
+        let six = BridgeSpec { subnet: None, gateway: None, ..dual.clone() };
+        six.validate().unwrap();
+        assert_eq!(six.addresses().len(), 1);
+        let isolated =
+            BridgeSpec { mode4: GatewayMode::Isolated, gateway: None, internal: true, ..dual.clone() };
+        isolated.validate().unwrap();
+        assert_eq!(isolated.addresses(), six.addresses());
+        assert_eq!(BridgeSpec { inhibit_ipv4: true, ..dual }.addresses(), six.addresses());
     }
 
     #[test]
@@ -302,16 +328,21 @@ mod tests {
     #[test]
     fn refuses_bad_subnets_and_gateways() {
         let cases = [
-            BridgeSpec { gateway: "172.31.0.1".parse().unwrap(), ..spec() },
-            BridgeSpec { gateway: "172.30.0.0".parse().unwrap(), ..spec() },
-            BridgeSpec { gateway: "172.30.255.255".parse().unwrap(), ..spec() },
-            BridgeSpec { subnet: "172.30.0.1/32".parse().unwrap(), ..spec() },
+            BridgeSpec { gateway: Some("172.31.0.1".parse().unwrap()), ..spec() },
+            BridgeSpec { gateway: Some("172.30.0.0".parse().unwrap()), ..spec() },
+            BridgeSpec { gateway: Some("172.30.255.255".parse().unwrap()), ..spec() },
+            BridgeSpec { subnet: Some("172.30.0.1/32".parse().unwrap()), ..spec() },
             BridgeSpec {
-                subnet: "127.0.0.0/8".parse().unwrap(),
-                gateway: "127.0.0.1".parse().unwrap(),
+                subnet: Some("127.0.0.0/8".parse().unwrap()),
+                gateway: Some("127.0.0.1".parse().unwrap()),
                 ..spec()
             },
             BridgeSpec { mtu: Some(10), ..spec() },
+            BridgeSpec { subnet: None, ..spec() },
+            BridgeSpec { subnet: None, gateway: None, ..spec() },
+            BridgeSpec { gateway: None, ..spec() },
+            BridgeSpec { mode4: GatewayMode::Isolated, gateway: None, ..spec() },
+            BridgeSpec { mode4: GatewayMode::Isolated, internal: true, ..spec() },
             BridgeSpec { gateway6: Some("fd00::1".parse().unwrap()), ..spec() },
             BridgeSpec {
                 subnet6: Some("fd00:1::/64".parse().unwrap()),

@@ -19,6 +19,12 @@ pub enum Error {
     /// Subnet, gateway or another part of a bridge's description is not usable.
     #[error("bridge {bridge}: {reason}")]
     InvalidBridge { bridge: String, reason: String },
+    /// An interface that containers cannot have theirs below.
+    #[error("parent interface {parent}: {reason}")]
+    InvalidParent { parent: String, reason: String },
+    /// The kernel was built without what is asked for.
+    #[error("this kernel has no {what} ({option}); load the module, or use another driver")]
+    Unsupported { what: &'static str, option: &'static str },
     /// A description of a sandbox that cannot be made.
     #[error("network of container {container}: {reason}")]
     InvalidSandbox { container: String, reason: String },
@@ -86,6 +92,7 @@ impl Error {
             self,
             Self::InterfaceName(_)
                 | Self::InvalidBridge { .. }
+                | Self::InvalidParent { .. }
                 | Self::InvalidSandbox { .. }
                 | Self::ContainerSysctl { .. }
         )

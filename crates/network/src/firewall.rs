@@ -70,11 +70,28 @@ const SELF6: Set = Set { name: "self6", key: &[Field::Ipv6, Field::Ipv6], value:
 /// Ports that routed containers publish at their own addresses.
 const ROUTED4: Set = Set { name: "routed4", key: &[Field::Ipv4, Field::Protocol, Field::Port], value: &[] };
 const ROUTED6: Set = Set { name: "routed6", key: &[Field::Ipv6, Field::Protocol, Field::Port], value: &[] };
+/// Interfaces of the host with bridges whose published ports they reach at the containers' own addresses.
+const DIRECT: Set = Set { name: "direct", key: &[Field::Interface, Field::Interface], value: &[] };
+/// Ports that are published with translation, as the containers have them.
+const INNER4: Set = Set { name: "inner4", key: &[Field::Ipv4, Field::Protocol, Field::Port], value: &[] };
+const INNER6: Set = Set { name: "inner6", key: &[Field::Ipv6, Field::Protocol, Field::Port], value: &[] };
 /// What changes with bridges.
-const BRIDGE_SETS: [&Set; 10] =
-    [&BRIDGES, &INTERNAL, &MASQUERADE4, &MASQUERADE6, &OPEN4, &OPEN6, &PINGED4, &PINGED6, &TRUSTED, &WITHIN];
+const BRIDGE_SETS: [&Set; 11] = [
+    &BRIDGES,
+    &INTERNAL,
+    &MASQUERADE4,
+    &MASQUERADE6,
+    &OPEN4,
+    &OPEN6,
+    &PINGED4,
+    &PINGED6,
+    &TRUSTED,
+    &WITHIN,
+    &DIRECT,
+];
 /// What changes with containers.
-const PORT_SETS: [&Set; 8] = [&PORTS4, &PORTS6, &ANY4, &ANY6, &SELF4, &SELF6, &ROUTED4, &ROUTED6];
+const PORT_SETS: [&Set; 10] =
+    [&PORTS4, &PORTS6, &ANY4, &ANY6, &SELF4, &SELF6, &ROUTED4, &ROUTED6, &INNER4, &INNER6];
 
 /// `established` and `related`.
 const ESTABLISHED: u32 = 2 | 4;
@@ -419,9 +436,9 @@ fn add_rules(transaction: &mut Transaction<'_>, has_gate: bool) {
         "published ports, inwards",
         &[output, E::In(&BRIDGES), E::HasStatus(DESTINATION_CHANGED), E::Accept],
     );
-    for (family, proto, destination, next, routed, open, pinged) in [
-        (IPV4, 1, destination4, R0 + 1, &ROUTED4, &OPEN4, &PINGED4),
-        (IPV6, 58, destination6, R0 + 4, &ROUTED6, &OPEN6, &PINGED6),
+    for (family, proto, destination, next, [routed, inner], open, pinged) in [
+        (IPV4, 1, destination4, R0 + 1, [&ROUTED4, &INNER4], &OPEN4, &PINGED4),
+        (IPV6, 58, destination6, R0 + 4, [&ROUTED6, &INNER6], &OPEN6, &PINGED6),
     ] {
         transaction.add_rule(
             "forward",
@@ -432,6 +449,21 @@ fn add_rules(transaction: &mut Transaction<'_>, has_gate: bool) {
                 E::LoadProtocol(next),
                 E::LoadDestinationPort(next + 1),
                 E::In(routed),
+                E::Accept,
+            ],
+        );
+        transaction.add_rule(
+            "forward",
+            "published ports from trusted interfaces",
+            &[
+                within[0],
+                within[1],
+                E::In(&DIRECT),
+                E::IsFamily(family),
+                destination,
+                E::LoadProtocol(next),
+                E::LoadDestinationPort(next + 1),
+                E::In(inner),
                 E::Accept,
             ],
         );
@@ -498,8 +530,12 @@ fn bridge_elements(bridge: &BridgeSpec) -> Vec<(&'static Set, Element)> {
     let mut elements = vec![
         (&BRIDGES, single(&bridge.name)),
         (&TRUSTED, single(&bridge.name)),
-        (&WITHIN, Element { key: [name.clone(), name].concat(), value: Vec::new() }),
+        (&WITHIN, Element { key: [name.clone(), name.clone()].concat(), value: Vec::new() }),
     ];
+    let trusted: std::collections::BTreeSet<&String> = bridge.trusted.iter().collect();
+    elements.extend(trusted.into_iter().map(|from| {
+        (&DIRECT, Element { key: [interface_name(from), name.clone()].concat(), value: Vec::new() })
+    }));
     if bridge.internal {
         elements.push((&INTERNAL, single(&bridge.name)));
         return elements;
@@ -510,9 +546,9 @@ fn bridge_elements(bridge: &BridgeSpec) -> Vec<(&'static Set, Element)> {
         match mode {
             GatewayMode::Routed => elements.push((pinged, single(&bridge.name))),
             GatewayMode::NatUnprotected => elements.push((open, single(&bridge.name))),
-            GatewayMode::Nat => {}
+            GatewayMode::Nat | GatewayMode::Isolated => {}
         }
-        if bridge.masquerade && mode != GatewayMode::Routed {
+        if bridge.masquerade && !matches!(mode, GatewayMode::Routed | GatewayMode::Isolated) {
             elements.push((masquerade, single(&bridge.name)));
         }
     }
@@ -546,12 +582,16 @@ fn elements_for(set: &Set, ports: &[PublishedPort]) -> Vec<Element> {
 
 fn element(set: &Set, port: &PublishedPort) -> Option<Element> {
     let container = octets(port.container_ip);
-    if port.is_routed() {
-        let routed = if port.container_ip.is_ipv4() { &ROUTED4 } else { &ROUTED6 };
+    let (routed, inner) = if port.container_ip.is_ipv4() { (&ROUTED4, &INNER4) } else { (&ROUTED6, &INNER6) };
+    if set.name == routed.name || set.name == inner.name {
         let mut key = container;
         key.extend([port.protocol.number(), 0, 0, 0]);
         key.extend(port_field(port.container_port));
-        return (set.name == routed.name).then(|| Element { key, value: Vec::new() });
+        let is_of_set = port.is_routed() == (set.name == routed.name);
+        return is_of_set.then(|| Element { key, value: Vec::new() });
+    }
+    if port.is_routed() {
+        return None;
     }
     if port.host_ip.is_ipv4() != port.container_ip.is_ipv4() {
         // Families are not translated into each other; a relay has it.

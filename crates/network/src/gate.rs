@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use crate::error::Error;
 use crate::link;
 use crate::mac::MacAddr;
+use crate::naming::hashed;
 use crate::nft::{IPV4, IPV6};
 use crate::socket::Socket;
 use crate::sysctl;
@@ -53,7 +54,7 @@ impl Gate {
         let [out, back] = names(table);
         if link::find(socket, &out)?.is_none() {
             let mut batch = Messages::new();
-            link::add_pair(&mut batch, [&out, &back], MacAddr::new(MAC), ALIAS);
+            link::add_pair(&mut batch, [&out, &back], MacAddr::new(MAC));
             socket.execute(batch)?;
         }
         let vanished = |name: &str| Error::BridgeConflict {
@@ -76,6 +77,7 @@ impl Gate {
         }
         let mut batch = Messages::new();
         for (end, name) in [(&way_out, &out), (&way_in, &back)] {
+            link::set_alias(&mut batch, end.index, name, ALIAS);
             link::without_link_local(&mut batch, end.index, name);
             link::set_up(&mut batch, end.index, name);
         }
@@ -107,9 +109,6 @@ impl Gate {
     }
 }
 
-/// Names that fit into 15 bytes, whatever the table's: FNV-1a.
 fn names(table: &str) -> [String; 2] {
-    let hash =
-        table.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    ["o", "i"].map(|end| format!("gate{hash:08x}{end}"))
+    ["o", "i"].map(|end| hashed("gate", table, end))
 }

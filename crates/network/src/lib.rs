@@ -13,21 +13,26 @@
 mod background;
 mod bridge;
 mod conntrack;
+mod device;
 mod error;
 mod fabric;
 mod firewall;
 mod gate;
 pub mod helper;
 mod ipam;
+mod layout;
 mod link;
 mod mac;
 pub mod names;
+mod naming;
 mod nft;
 mod ports;
 mod sandbox;
 mod socket;
+mod subinterface;
 pub mod subnet;
 mod sysctl;
+pub mod tunnel;
 mod watch;
 mod wire;
 
@@ -35,9 +40,12 @@ pub use bridge::{BridgeSpec, GatewayMode};
 pub use error::Error;
 pub use fabric::{Config, DefaultRoutes, Fabric, Live, NameSockets, Owner, Reconciled};
 pub use ipam::{Ipam, IpamError};
+pub use layout::Layout;
 pub use mac::{MacAddr, MacParseError};
 pub use ports::{HostPort, PortError, PortRequest, Protocol, PublishedPort};
 pub use sandbox::{Attachment, Counters, Interface, InterfaceSpec, Sandbox, SandboxSpec};
+pub use subinterface::{IpvlanFlag, IpvlanMode, MacvlanMode, SubinterfaceKind, SubinterfaceSpec};
+pub use tunnel::Tunnel;
 pub use watch::FirewallEvents;
 
 /// Whether this host's kernel has IPv6, and it is not turned off for all interfaces.

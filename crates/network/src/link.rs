@@ -19,15 +19,15 @@ use crate::wire::{
 
 const IFF_UP: u32 = 1;
 const IFF_NOARP: u32 = 0x80;
-const INFO_KIND: u16 = 1;
-const INFO_DATA: u16 = 2;
+pub(crate) const INFO_KIND: u16 = 1;
+pub(crate) const INFO_DATA: u16 = 2;
 const INFO_PORT_KIND: u16 = 4;
 const INFO_PORT_DATA: u16 = 5;
 const BRIDGE_PORT_STATE: u16 = 1;
 const BRIDGE_PORT_FORWARDING: u8 = 3;
 const BRIDGE_PORT_HAIRPIN: u16 = 4;
 const BRIDGE_PORT_ISOLATED: u16 = 33;
-const VETH_INFO_PEER: u16 = 1;
+pub(crate) const VETH_INFO_PEER: u16 = 1;
 const OPERSTATE_UP: u8 = 6;
 const NUD_REACHABLE: u16 = 2;
 const NUD_STALE: u16 = 4;
@@ -53,13 +53,15 @@ pub(crate) struct Link {
     /// `bridge`, `veth`, …; empty for hardware.
     pub kind: String,
     pub master: Option<u32>,
+    pub mtu: u32,
     pub alias: String,
     pub counters: Counters,
     /// Packets pass: the kernel has seen the carrier, and a bridge's port forwards.
     pub is_ready: bool,
 }
 
-fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
+/// `struct ifinfomsg`.
+pub(crate) fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
     let mut header = [0; 16];
     header[4..8].copy_from_slice(&index.to_ne_bytes());
     header[8..12].copy_from_slice(&flags.to_ne_bytes());
@@ -103,12 +105,11 @@ pub(crate) fn add_veth(batch: &mut Messages, veth: &Veth<'_>) {
 }
 
 /// A veth pair with both ends here, neither of which asks for its neighbours.
-pub(crate) fn add_pair(batch: &mut Messages, names: [&str; 2], mac: MacAddr, alias: &str) {
+pub(crate) fn add_pair(batch: &mut Messages, names: [&str; 2], mac: MacAddr) {
     let what = format!("create veth pair {} and {}", names[0], names[1]);
     let header = link_header(0, IFF_NOARP, IFF_NOARP);
     batch.push(what, libc::RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &header, |link| {
         link.text(libc::IFLA_IFNAME, names[0]).bytes(libc::IFLA_ADDRESS, &mac.bytes());
-        link.bytes(libc::IFLA_IFALIAS, alias.as_bytes());
         link.nest(libc::IFLA_LINKINFO, |info| {
             info.text(INFO_KIND, "veth").nest(INFO_DATA, |data| {
                 data.nest_after(VETH_INFO_PEER, &header, |peer| {
@@ -257,12 +258,19 @@ pub(crate) fn delete_address(batch: &mut Messages, index: u32, name: &str, addre
     });
 }
 
-/// Adds the default route, or replaces the one there is.
+/// Adds the default route, or replaces the one there is. The unspecified address is no router: everything is reached by
+/// the interface directly.
 pub(crate) fn set_default_route(batch: &mut Messages, index: u32, gateway: IpAddr) {
     let what = format!("set the default route via {gateway}");
-    let header = default_route(family(gateway));
+    let mut header = default_route(family(gateway));
+    if gateway.is_unspecified() {
+        header[6] = libc::RT_SCOPE_LINK;
+    }
     batch.push(what, libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, &header, |route| {
-        route.bytes(libc::RTA_GATEWAY, &octets(gateway)).u32(libc::RTA_OIF, index);
+        if !gateway.is_unspecified() {
+            route.bytes(libc::RTA_GATEWAY, &octets(gateway));
+        }
+        route.u32(libc::RTA_OIF, index);
     });
 }
 
@@ -351,14 +359,25 @@ pub(crate) fn all(socket: &mut Socket) -> Result<Vec<Link>, Error> {
     socket.dump("list interfaces", libc::RTM_GETLINK, &link_header(0, 0, 0), parse_link)
 }
 
-/// Addresses on an interface, except link-local IPv6 ones.
-pub(crate) fn addresses_of(socket: &mut Socket, index: u32) -> Result<Vec<IpNet>, Error> {
-    let all = socket.dump("list addresses", libc::RTM_GETADDR, &[0; 8], |payload| {
+/// Index of the interface that has an address.
+pub(crate) fn owner_of(socket: &mut Socket, address: IpAddr) -> Result<Option<u32>, Error> {
+    let all = all_addresses(socket)?;
+    Ok(all.into_iter().find(|(_, net)| net.addr() == address).map(|(owner, _)| owner))
+}
+
+/// Each address with the interface that has it.
+pub(crate) fn all_addresses(socket: &mut Socket) -> Result<Vec<(u32, IpNet)>, Error> {
+    socket.dump("list addresses", libc::RTM_GETADDR, &[0; 8], |payload| {
         let (prefix, owner) = (*payload.get(1)?, u32_at(payload, 4)?);
         let body = payload.get(8..)?;
         let raw = attribute(body, libc::IFA_LOCAL).or_else(|| attribute(body, libc::IFA_ADDRESS))?;
         Some((owner, IpNet::new(address(raw)?, prefix).ok()?))
-    })?;
+    })
+}
+
+/// Addresses on an interface, except link-local IPv6 ones.
+pub(crate) fn addresses_of(socket: &mut Socket, index: u32) -> Result<Vec<IpNet>, Error> {
+    let all = all_addresses(socket)?;
     let is_link_local = |net: &IpNet| matches!(net, IpNet::V6(net) if net.addr().is_unicast_link_local());
     Ok(all
         .into_iter()
@@ -405,6 +424,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         name: String::new(),
         kind: String::new(),
         master: None,
+        mtu: 0,
         alias: String::new(),
         counters: Counters::default(),
         is_ready: false,
@@ -414,6 +434,7 @@ fn parse_link(payload: &[u8]) -> Option<Link> {
         match kind {
             libc::IFLA_IFNAME => link.name = text(value),
             libc::IFLA_MASTER => link.master = u32_at(value, 0),
+            libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
             libc::IFLA_IFALIAS => link.alias = text(value),
             libc::IFLA_LINKINFO => {
                 link.kind = attribute(value, INFO_KIND).map(text).unwrap_or_default();

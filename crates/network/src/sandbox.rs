@@ -26,10 +26,10 @@ pub struct SandboxSpec {
     pub sysctls: Vec<(String, String)>,
 }
 
-/// One interface of a container on one bridge.
+/// One interface of a container on one network.
 #[derive(Clone, Debug, Default)]
 pub struct InterfaceSpec {
-    /// The bridge's name; it was given to `ensure_bridge` before.
+    /// The name of the network; it was given to `ensure_bridge` or `ensure_parent` before.
     pub bridge: String,
     /// Name inside the container: `eth0`.
     pub name: String,
@@ -39,7 +39,7 @@ pub struct InterfaceSpec {
     pub addresses: Vec<IpNet>,
     /// Addresses of the link beside those: each within 169.254.0.0/16 or fe80::/64.
     pub link_local: Vec<IpAddr>,
-    /// Default route, if this interface shall carry it.
+    /// Default route, if this interface shall carry it; the unspecified address is a route without a router.
     pub gateway: Option<Ipv4Addr>,
     pub gateway6: Option<Ipv6Addr>,
     /// `net.*` settings of this interface, written once it is there.
@@ -73,9 +73,12 @@ pub struct Attachment {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
     pub bridge: String,
+    /// Which of the bridge's leaves it is on; 0 is the bridge itself.
+    #[serde(default)]
+    pub leaf: u16,
     /// Name inside the container.
     pub name: String,
-    /// Name of the other end, a port of the bridge, on the host.
+    /// Name of the other end, a port of the bridge, on the host; empty if there is none.
     pub host_name: String,
     pub mac: MacAddr,
     pub addresses: Vec<IpNet>,

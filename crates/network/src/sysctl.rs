@@ -18,6 +18,22 @@ pub(crate) fn ensure(path: &str, value: &str) -> Result<(), Error> {
     })
 }
 
+/// Makes room in the kernel's tables of neighbours, which all network namespaces share, for that many. It has 1,024 by
+/// default, and those beyond that are not reached. Only the machine's own namespace has the setting.
+pub(crate) fn make_room_for_neighbours(count: u32) {
+    for family in ["ipv4", "ipv6"] {
+        for (name, value) in [("gc_thresh3", count), ("gc_thresh2", count / 2)] {
+            let path = format!("/proc/sys/net/{family}/neigh/default/{name}");
+            let Ok(present) = fs::read_to_string(&path) else { continue };
+            if present.trim().parse::<u32>().is_ok_and(|present| present < value)
+                && let Err(error) = fs::write(&path, value.to_string())
+            {
+                tracing::warn!(path, value, %error, "the table of neighbours may be too small for all containers");
+            }
+        }
+    }
+}
+
 /// Whether the kernel has IPv6 here at all.
 pub(crate) fn has_ipv6() -> bool {
     std::path::Path::new("/proc/sys/net/ipv6").is_dir()

@@ -1,8 +1,8 @@
 //! `brig network`: create, ls, rm, connect, disconnect.
 
 use bollard_stubs::models::{
-    EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest, NetworkCreateRequest,
-    NetworkDisconnectRequest,
+    ConfigReference, EndpointIpamConfig, EndpointSettings, Ipam, IpamConfig, NetworkConnectRequest,
+    NetworkCreateRequest, NetworkDisconnectRequest,
 };
 use jiff::Timestamp;
 
@@ -107,9 +107,10 @@ async fn create(context: &Context, matches: Matches) -> Outcome {
         let map = pairs(&matches.list(flag));
         (!map.is_empty()).then_some(map)
     };
-    if matches.given("config-from") || matches.is("config-only") || matches.is("ingress") {
-        return Err(Fault::said("--config-from, --config-only and --ingress are not built yet"));
+    if matches.is("ingress") {
+        return Err(Fault::said("--ingress is of Swarm, which there is not"));
     }
+    let config_from = matches.optional("config-from");
     let body = NetworkCreateRequest {
         name: matches.operand(0).to_owned(),
         driver: Some(matches.text("driver").to_owned()),
@@ -125,6 +126,8 @@ async fn create(context: &Context, matches: Matches) -> Outcome {
         }),
         options: some_map("opt"),
         labels: some_map("label"),
+        config_only: matches.is("config-only").then_some(true),
+        config_from: config_from.map(|name| ConfigReference { network: Some(name.to_owned()) }),
         ..NetworkCreateRequest::default()
     };
     let answer = context.client.post("/networks/create").json(&body)?.send().await?.value().await?;

@@ -96,12 +96,16 @@ fn sysctls(settings: &EndpointSettings, interface: &str) -> Result<Vec<(String, 
         .collect()
 }
 
-/// The name of the interface inside: the one asked for, or the first `ethN` that is free.
-pub(super) fn interface_name(settings: &EndpointSettings, is_taken: impl Fn(&str) -> bool) -> String {
+/// The name of the interface inside: the one asked for, or the first with the network's prefix that is free.
+pub(super) fn interface_name(
+    settings: &EndpointSettings,
+    prefix: &str,
+    is_taken: impl Fn(&str) -> bool,
+) -> String {
     option(settings, INTERFACE).map_or_else(
         || {
             (0_u32..4096)
-                .map(|number| format!("eth{number}"))
+                .map(|number| format!("{prefix}{number}"))
                 .find(|name| !is_taken(name))
                 .unwrap_or_default()
         },
@@ -116,12 +120,13 @@ pub(super) fn interface(
     settings: &EndpointSettings,
     name: String,
 ) -> Result<Option<InterfaceSpec>> {
-    let Some(bridge) = &network.bridge else { return Ok(None) };
+    refuse_template(network)?;
+    let Some(segment) = network.segment() else { return Ok(None) };
     let (mac, sysctls) = (mac(settings)?, sysctls(settings, &name)?);
     let link_local = link_local(settings)?;
     let addresses = networks.take_addresses(&network.id, &wanted(settings)?)?;
     Ok(Some(InterfaceSpec {
-        bridge: bridge.name.clone(),
+        bridge: segment.to_owned(),
         name,
         mac,
         addresses,
@@ -130,6 +135,17 @@ pub(super) fn interface(
         gateway6: None,
         sysctls,
     }))
+}
+
+/// A configuration-only network is none.
+pub(super) fn refuse_template(network: &networks::Record) -> Result<()> {
+    if network.template.is_some() {
+        return Err(Error::forbidden(format!(
+            "network {} is a configuration for other networks; containers cannot be connected to it",
+            network.name
+        )));
+    }
+    Ok(())
 }
 
 /// A network with a way out that a container is on.
@@ -143,16 +159,17 @@ pub(super) struct Exit<'a> {
 
 /// Which interface carries the default routes: that of the highest priority, then of the network whose name comes first.
 pub(super) fn default_routes<'a>(exits: impl Iterator<Item = Exit<'a>>) -> DefaultRoutes {
-    let mut exits: Vec<Exit<'_>> =
-        exits.filter(|exit| exit.network.bridge.as_ref().is_some_and(|bridge| !bridge.internal)).collect();
+    let mut exits: Vec<Exit<'_>> = exits.filter(|exit| exit.network.has_exit()).collect();
     exits.sort_by(|one, other| {
         other.priority.cmp(&one.priority).then_with(|| one.network.name.cmp(&other.network.name))
     });
     let mut routes = DefaultRoutes::default();
     for exit in &exits {
-        let Some(bridge) = &exit.network.bridge else { continue };
-        routes.ipv4.get_or_insert_with(|| (exit.interface.to_owned(), bridge.gateway));
-        if let Some(gateway) = bridge.gateway6 {
+        let Some((ipv4, ipv6)) = exit.network.layout().map(|layout| layout.exits()) else { continue };
+        if let Some(gateway) = ipv4 {
+            routes.ipv4.get_or_insert_with(|| (exit.interface.to_owned(), gateway));
+        }
+        if let Some(gateway) = ipv6 {
             routes.ipv6.get_or_insert_with(|| (exit.interface.to_owned(), gateway));
         }
     }
@@ -164,19 +181,19 @@ pub(super) fn addresses(
     network: &networks::Record,
     interface: &Interface,
 ) -> [(&'static str, serde_json::Value); 6] {
-    let bridge = network.bridge.as_ref();
+    let (gateway4, gateway6) = network.layout().map(|layout| layout.exits()).unwrap_or_default();
     let net = |is_ipv4: bool| interface.addresses.iter().find(|net| net.addr().is_ipv4() == is_ipv4);
     let address = |is_ipv4| net(is_ipv4).map_or_else(String::new, |net| net.addr().to_string());
     let length = |is_ipv4| net(is_ipv4).map_or(0, ipnet::IpNet::prefix_len);
-    let gateway = |gateway: Option<IpAddr>| gateway.map_or_else(String::new, |gateway| gateway.to_string());
+    let gateway = |gateway: Option<IpAddr>| {
+        let router = gateway.filter(|gateway| !gateway.is_unspecified());
+        router.map_or_else(String::new, |router| router.to_string())
+    };
     [
-        ("Gateway", gateway(bridge.filter(|one| !one.internal).map(|one| one.gateway.into())).into()),
+        ("Gateway", gateway(gateway4.map(IpAddr::V4)).into()),
         ("IPAddress", address(true).into()),
         ("IPPrefixLen", length(true).into()),
-        (
-            "IPv6Gateway",
-            gateway(bridge.filter(|one| !one.internal).and_then(|one| one.gateway6).map(IpAddr::V6)).into(),
-        ),
+        ("IPv6Gateway", gateway(gateway6.map(IpAddr::V6)).into()),
         ("GlobalIPv6Address", address(false).into()),
         ("GlobalIPv6PrefixLen", length(false).into()),
     ]
@@ -228,8 +245,9 @@ mod tests {
     #[test]
     fn interfaces_get_the_first_free_name() {
         let none = EndpointSettings::default();
-        assert_eq!(interface_name(&none, |name| name == "eth0"), "eth1");
-        assert_eq!(interface_name(&with(INTERFACE, "lan"), |_| true), "lan");
+        assert_eq!(interface_name(&none, "eth", |name| name == "eth0"), "eth1");
+        assert_eq!(interface_name(&none, "lan", |_| false), "lan0");
+        assert_eq!(interface_name(&with(INTERFACE, "lan"), "eth", |_| true), "lan");
         assert!(check("mine", &with(INTERFACE, "a/b")).is_err());
     }
 }

@@ -5,6 +5,7 @@
 //! containers but that of the index, which is held for look-ups only.
 
 mod attach;
+mod audit;
 mod borrowed;
 mod create;
 mod endpoint;

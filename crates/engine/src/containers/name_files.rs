@@ -21,10 +21,8 @@ pub(super) fn write(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
     let record = &plan.record;
     let host = &record.host_config;
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    let gateway = plan.config.host_gateway.or_else(|| {
-        let bridge = plan.networks.find("bridge").ok()?.bridge?;
-        Some(IpAddr::V4(bridge.gateway))
-    });
+    let gateway =
+        plan.config.host_gateway.or_else(|| plan.networks.find("bridge").ok()?.layout()?.gateways().next());
     let mut extra = host
         .extra_hosts
         .iter()

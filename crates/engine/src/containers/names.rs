@@ -67,7 +67,7 @@ pub(super) fn resident(
     };
     for (name, interface) in sandbox.networks.iter().zip(interfaces) {
         let Ok(network) = networks.find(name) else { continue };
-        resident.forwards |= network.bridge.as_ref().is_some_and(|bridge| !bridge.internal);
+        resident.forwards |= network.has_exit();
         if network.is_predefined() {
             continue;
         }

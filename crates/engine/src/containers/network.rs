@@ -161,6 +161,7 @@ impl Containers {
         let container = self.find(container)?;
         let settings = settings.unwrap_or_default();
         endpoint::check(&network.name, &settings)?;
+        endpoint::refuse_template(&network)?;
         let _lifecycle = container.lifecycle.lock().await;
         if network.driver == Driver::Host {
             return Err(Error::forbidden(

@@ -34,7 +34,7 @@ impl Containers {
             )));
         };
         let is_taken = |name: &str| attachment.interfaces.iter().any(|interface| interface.name == name);
-        let name = endpoint::interface_name(settings, is_taken);
+        let name = endpoint::interface_name(settings, network.interface_prefix(), is_taken);
         let Some(interface) = endpoint::interface(&self.networks, network, settings, name)? else {
             return Ok(());
         };
@@ -146,7 +146,9 @@ impl Containers {
             priority: record.endpoints.get(&network.name).and_then(|one| one.gw_priority).unwrap_or_default(),
         });
         let routes: DefaultRoutes = endpoint::default_routes(exits);
-        let exit = routes.ipv4.as_ref().and_then(|(name, _)| interfaces.iter().position(|one| one == name));
+        let way_out =
+            routes.ipv4.as_ref().map(|route| &route.0).or(routes.ipv6.as_ref().map(|route| &route.0));
+        let exit = way_out.and_then(|name| interfaces.iter().position(|one| one == name));
         let exit = exit.and_then(|at| networks.get(at));
         let ports = super::wires::port_requests(record, &self.config, exit)?;
         Ok(Placed { routes, ports })

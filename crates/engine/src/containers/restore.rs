@@ -79,9 +79,9 @@ impl Containers {
                 self.take_addresses_again(live);
             }
         }
-        let (plumbing, bridges) = (self.networks.plumbing(), self.networks.bridges());
+        let (plumbing, carriers) = (self.networks.plumbing(), self.networks.carriers());
         crate::blocking(move || {
-            plumbing.reconcile(&bridges, attachments);
+            plumbing.reconcile(&carriers, attachments);
             Ok(())
         })
         .await?;

@@ -70,10 +70,15 @@ impl StatsStream {
         let what = || format!("measure container {}", self.container.id);
         let stats = live.ask(brigantine_shim::Client::stats).await.doing(what)?;
         let (plumbing, id) = (self.containers.networks.plumbing(), self.container.id.clone());
+        let running = Arc::clone(live);
         let has_network = live.sandbox().attachment.is_some();
         let limit = self.container.with(|inner| inner.record.host_config.memory.unwrap_or_default());
         crate::blocking(move || {
-            let counters = if has_network { plumbing.counters(&id)? } else { Vec::new() };
+            let counters = if has_network {
+                plumbing.counters(&id, || super::plug::namespace(&running).ok())?
+            } else {
+                Vec::new()
+            };
             let mut networks = Map::new();
             for (name, counters) in counters {
                 networks.insert(

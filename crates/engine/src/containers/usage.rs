@@ -50,8 +50,9 @@ impl Containers {
         let live = container.live()?;
         let stats = live.ask(brigantine_shim::Client::stats).await.ok()?;
         let interfaces = if live.sandbox().attachment.is_some() {
-            let (plumbing, id) = (self.networks.plumbing(), container.id.clone());
-            crate::blocking(move || plumbing.counters(&id)).await.unwrap_or_default()
+            let (plumbing, id, running) = (self.networks.plumbing(), container.id.clone(), Arc::clone(&live));
+            let counters = move || plumbing.counters(&id, || super::plug::namespace(&running).ok());
+            crate::blocking(counters).await.unwrap_or_default()
         } else {
             Vec::new()
         };

@@ -61,7 +61,7 @@ impl Wires {
             let network = plan.networks.find(name)?;
             let settings = &record.endpoints[name];
             let taken = |name: &str| spec.interfaces.iter().any(|one: &InterfaceSpec| one.name == name);
-            let interface = endpoint::interface_name(settings, taken);
+            let interface = endpoint::interface_name(settings, network.interface_prefix(), taken);
             let Some(interface) = endpoint::interface(&plan.networks, &network, settings, interface)? else {
                 continue;
             };
@@ -81,8 +81,9 @@ impl Wires {
                 routes.ipv6.as_ref().filter(|route| route.0 == interface.name).map(|route| route.1);
         }
         if !spec.interfaces.is_empty() {
-            let exit =
-                connected.iter().find(|one| routes.ipv4.as_ref().is_some_and(|route| route.0 == one.1));
+            let way_out =
+                routes.ipv4.as_ref().map(|route| &route.0).or(routes.ipv6.as_ref().map(|route| &route.0));
+            let exit = connected.iter().find(|one| way_out == Some(&one.1));
             spec.ports = port_requests(record, &plan.config, exit.map(|(network, ..)| network))?;
         }
         self.has_names = names::has_names(&plan.networks, &self.networks);

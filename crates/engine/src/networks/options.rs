@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bollard_stubs::models::{Ipam as IpamRequest, IpamConfig};
-use brigantine_network::{BridgeSpec, GatewayMode};
+use brigantine_network::{BridgeSpec, GatewayMode, Layout};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::plumbing;
@@ -17,51 +17,33 @@ pub(crate) struct Wanted {
     pub ipv6: Option<Ipv6Addr>,
 }
 
-/// The subnets of a network.
+/// One family of a network's addresses.
 #[derive(Debug)]
-pub(super) struct Addressing {
-    pub subnet: Ipv4Net,
-    pub gateway: Ipv4Addr,
-    pub range: Option<Ipv4Net>,
-    pub reserved: BTreeMap<String, Ipv4Addr>,
-    pub subnet6: Option<(Ipv6Net, Ipv6Addr)>,
-    pub range6: Option<Ipv6Net>,
-    pub reserved6: BTreeMap<String, Ipv6Addr>,
+pub(super) struct Family<N, A> {
+    pub subnet: N,
+    /// The one that the request names.
+    pub gateway: Option<A>,
+    pub range: Option<N>,
+    pub reserved: BTreeMap<String, A>,
 }
 
-impl Addressing {
-    pub(super) fn new(subnet: Ipv4Net, gateway: Ipv4Addr) -> Self {
-        Self {
-            subnet,
-            gateway,
-            range: None,
-            reserved: BTreeMap::new(),
-            subnet6: None,
-            range6: None,
-            reserved6: BTreeMap::new(),
-        }
+impl<N, A> Family<N, A> {
+    pub(super) fn new(subnet: N) -> Self {
+        Self { subnet, gateway: None, range: None, reserved: BTreeMap::new() }
     }
 }
 
-/// The IPv6 part of [`Addressing`].
-#[derive(Debug)]
-pub(super) struct Addressing6 {
-    pub subnet: Ipv6Net,
-    pub gateway: Ipv6Addr,
-    pub range: Option<Ipv6Net>,
-    pub reserved: BTreeMap<String, Ipv6Addr>,
+/// The subnets of a network.
+#[derive(Debug, Default)]
+pub(super) struct Addressing {
+    pub ipv4: Option<Family<Ipv4Net, Ipv4Addr>>,
+    pub ipv6: Option<Family<Ipv6Net, Ipv6Addr>>,
 }
 
-/// What the request itself says.
-#[derive(Debug)]
-pub(super) struct Given {
-    pub ipv4: Option<Addressing>,
-    pub ipv6: Option<Addressing6>,
-}
-
-impl Given {
+impl Addressing {
+    /// What the request itself says.
     pub(super) fn read(ipam: &IpamRequest) -> Result<Self> {
-        let mut given = Self { ipv4: None, ipv6: None };
+        let mut given = Self::default();
         for config in ipam.config.iter().flatten() {
             let Some(text) = config.subnet.as_deref().filter(|text| !text.is_empty()) else {
                 if config.gateway.as_deref().is_some_and(|gateway| !gateway.is_empty()) {
@@ -88,25 +70,24 @@ impl Given {
             let part = Part::read(subnet, config)?;
             match subnet {
                 IpNet::V4(subnet) => {
-                    let mut plan = Addressing::new(
+                    given.ipv4 = Some(Family {
                         subnet,
-                        v4(part.gateway).unwrap_or_else(|| super::first_host(subnet)),
-                    );
-                    plan.range = match part.range {
-                        Some(IpNet::V4(range)) => Some(range),
-                        Some(IpNet::V6(_)) | None => None,
-                    };
-                    plan.reserved = part
-                        .reserved
-                        .into_iter()
-                        .filter_map(|(name, ip)| Some((name, v4(Some(ip))?)))
-                        .collect();
-                    given.ipv4 = Some(plan);
+                        gateway: v4(part.gateway),
+                        range: match part.range {
+                            Some(IpNet::V4(range)) => Some(range),
+                            Some(IpNet::V6(_)) | None => None,
+                        },
+                        reserved: part
+                            .reserved
+                            .into_iter()
+                            .filter_map(|(name, ip)| Some((name, v4(Some(ip))?)))
+                            .collect(),
+                    });
                 }
                 IpNet::V6(subnet) => {
-                    given.ipv6 = Some(Addressing6 {
+                    given.ipv6 = Some(Family {
                         subnet,
-                        gateway: v6(part.gateway).unwrap_or_else(|| super::first_host6(subnet)),
+                        gateway: v6(part.gateway),
                         range: match part.range {
                             Some(IpNet::V6(range)) => Some(range),
                             Some(IpNet::V4(_)) | None => None,
@@ -124,8 +105,20 @@ impl Given {
     }
 
     pub(super) fn subnets(&self) -> impl Iterator<Item = IpNet> {
-        let ipv4 = self.ipv4.as_ref().map(|plan| IpNet::V4(plan.subnet));
-        ipv4.into_iter().chain(self.ipv6.as_ref().map(|plan| IpNet::V6(plan.subnet)))
+        let ipv4 = self.ipv4.as_ref().map(|family| IpNet::V4(family.subnet));
+        ipv4.into_iter().chain(self.ipv6.as_ref().map(|family| IpNet::V6(family.subnet)))
+    }
+
+    /// Subnets with their gateways; where none is named it is the first address.
+    pub(super) fn layout(&self, internal: bool) -> Layout {
+        let (four, six) = (self.ipv4.as_ref(), self.ipv6.as_ref());
+        Layout {
+            subnet: four.map(|family| family.subnet),
+            gateway: four.map(|family| family.gateway.unwrap_or_else(|| super::first_host(family.subnet))),
+            subnet6: six.map(|family| family.subnet),
+            gateway6: six.map(|family| family.gateway.unwrap_or_else(|| super::first_host6(family.subnet))),
+            internal,
+        }
     }
 }
 
@@ -181,6 +174,45 @@ fn v6(address: Option<IpAddr>) -> Option<Ipv6Addr> {
 /// Address that published ports of a network bind when the request names none.
 pub(crate) const HOST_BINDING: &str = "com.docker.network.bridge.host_binding_ipv4";
 
+/// What the names of the network's interfaces begin with in containers.
+pub(crate) const INTERFACE_PREFIX: &str = "com.docker.network.container_iface_prefix";
+
+/// The options of a request, by type.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Options<'a>(pub &'a BTreeMap<String, String>);
+
+impl<'a> Options<'a> {
+    pub(super) fn text(self, name: &str) -> Option<&'a str> {
+        self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    pub(super) fn flag(self, name: &str, default: bool) -> Result<bool> {
+        match self.text(name) {
+            None => Ok(default),
+            Some("true" | "1" | "t" | "T" | "TRUE" | "True") => Ok(true),
+            Some("false" | "0" | "f" | "F" | "FALSE" | "False") => Ok(false),
+            Some(other) => {
+                Err(Error::invalid(format!("invalid value {other:?} of option {name}: true or false")))
+            }
+        }
+    }
+
+    pub(super) fn mtu(self) -> Result<Option<u32>> {
+        let mtu = self.text("com.docker.network.driver.mtu");
+        mtu.map(|mtu| mtu.parse().map_err(|_nan| Error::invalid(format!("invalid MTU: {mtu}")))).transpose()
+    }
+
+    /// One of a few words.
+    pub(super) fn choice<T: std::str::FromStr + Default>(self, name: &str, words: &str) -> Result<T> {
+        match self.text(name) {
+            None => Ok(T::default()),
+            Some(text) => text.parse().map_err(|_unknown| {
+                Error::invalid(format!("invalid value {text:?} of option {name}: {words}"))
+            }),
+        }
+    }
+}
+
 /// The bridge that a request for a network describes.
 pub(super) fn bridge(
     id: &str,
@@ -188,46 +220,72 @@ pub(super) fn bridge(
     options: &BTreeMap<String, String>,
     plan: &Addressing,
 ) -> Result<BridgeSpec> {
-    let option = |name: &str| options.get(name).map(String::as_str).filter(|value| !value.is_empty());
-    let name = option("com.docker.network.bridge.name")
+    let given = Options(options);
+    let name = given
+        .text("com.docker.network.bridge.name")
         .map_or_else(|| format!("br-{}", crate::ids::short(id)), str::to_owned);
-    let mut bridge = BridgeSpec::new(name, plan.subnet, plan.gateway);
-    (bridge.subnet6, bridge.gateway6) = plan.subnet6.unzip();
-    let flag = |name: &str, default: bool| match option(name) {
-        None => Ok(default),
-        Some("true" | "1" | "t" | "T" | "TRUE" | "True") => Ok(true),
-        Some("false" | "0" | "f" | "F" | "FALSE" | "False") => Ok(false),
-        Some(other) => {
-            Err(Error::invalid(format!("invalid value {other:?} of option {name}: true or false")))
-        }
+    let mode = |name: &str| {
+        given.choice::<GatewayMode>(name, "nat, nat-unprotected, routed or isolated (with --internal)")
     };
-    bridge.internal = internal;
-    bridge.icc = flag("com.docker.network.bridge.enable_icc", true)?;
-    bridge.masquerade = flag("com.docker.network.bridge.enable_ip_masquerade", true)? && !internal;
-    let mode = |name: &str| match option(name) {
-        None => Ok(GatewayMode::Nat),
-        Some("isolated") => Err(Error::not_implemented(
-            "the gateway mode isolated is not supported yet: --internal keeps a network to itself and the host",
-        )),
-        Some(text) => text.parse().map_err(|()| {
-            Error::invalid(format!("unknown gateway mode {text}: nat, nat-unprotected or routed"))
-        }),
+    let (mode4, mode6) = (
+        mode("com.docker.network.bridge.gateway_mode_ipv4")?,
+        mode("com.docker.network.bridge.gateway_mode_ipv6")?,
+    );
+    let trusted = given.text("com.docker.network.bridge.trusted_host_interfaces").unwrap_or_default();
+    let layout = plan.layout(internal);
+    let bridge = BridgeSpec {
+        name,
+        subnet: layout.subnet,
+        gateway: gateway(layout.gateway, plan.ipv4.as_ref().and_then(|family| family.gateway), mode4)?,
+        subnet6: layout.subnet6,
+        gateway6: gateway(layout.gateway6, plan.ipv6.as_ref().and_then(|family| family.gateway), mode6)?,
+        mtu: given.mtu()?,
+        internal,
+        icc: given.flag("com.docker.network.bridge.enable_icc", true)?,
+        masquerade: given.flag("com.docker.network.bridge.enable_ip_masquerade", true)? && !internal,
+        mode4,
+        mode6,
+        inhibit_ipv4: given.flag("com.docker.network.bridge.inhibit_ipv4", false)?,
+        trusted: trusted.split(':').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
+        tunnel: None,
     };
-    bridge.mode4 = mode("com.docker.network.bridge.gateway_mode_ipv4")?;
-    bridge.mode6 = mode("com.docker.network.bridge.gateway_mode_ipv6")?;
-    if let Some(mtu) = option("com.docker.network.driver.mtu") {
-        let mtu = mtu.parse().map_err(|_nan| Error::invalid(format!("invalid MTU: {mtu}")))?;
-        bridge.mtu = Some(mtu);
-    }
-    if let Some(address) = option(HOST_BINDING)
+    if let Some(address) = given.text(HOST_BINDING)
         && address.parse::<IpAddr>().is_err()
     {
         return Err(Error::invalid(format!(
             "invalid value {address:?} of option {HOST_BINDING}: an IP address"
         )));
     }
+    check_prefix(given)?;
     bridge.validate().map_err(plumbing::refused)?;
     Ok(bridge)
+}
+
+/// In the mode `isolated` not even the host has an address.
+fn gateway<A: Copy + std::fmt::Display>(
+    gateway: Option<A>,
+    given: Option<A>,
+    mode: GatewayMode,
+) -> Result<Option<A>> {
+    match (mode, given) {
+        (GatewayMode::Isolated, Some(given)) => Err(Error::invalid(format!(
+            "gateway {given} is given, but in the gateway mode isolated there is none"
+        ))),
+        (GatewayMode::Isolated, None) => Ok(None),
+        _ => Ok(gateway),
+    }
+}
+
+/// Names of interfaces have at most 15 bytes.
+pub(super) fn check_prefix(given: Options<'_>) -> Result<()> {
+    match given.text(INTERFACE_PREFIX) {
+        Some(prefix) if prefix.len() > 11 || prefix.contains(['/', ':', ' ', '.']) || prefix == "lo" => {
+            Err(Error::invalid(format!(
+                "invalid value {prefix:?} of option {INTERFACE_PREFIX}: at most 11 letters"
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -254,17 +312,23 @@ mod tests {
 
     #[test]
     fn subnets_of_both_families_are_read() {
-        let given =
-            Given::read(&request(&[("10.1.0.0/16", "", "10.1.5.0/24"), ("fd00:1::/64", "fd00:1::9", "")]))
-                .unwrap();
+        let given = Addressing::read(&request(&[
+            ("10.1.0.0/16", "", "10.1.5.0/24"),
+            ("fd00:1::/64", "fd00:1::9", ""),
+        ]))
+        .unwrap();
+        let layout = given.layout(false);
+        assert_eq!(layout.gateway, Some([10, 1, 0, 1].into()));
+        assert_eq!(layout.gateway6, Some("fd00:1::9".parse().unwrap()));
         let four = given.ipv4.unwrap();
-        assert_eq!((four.gateway, four.range), ([10, 1, 0, 1].into(), Some("10.1.5.0/24".parse().unwrap())));
-        assert_eq!(given.ipv6.unwrap().gateway, "fd00:1::9".parse::<Ipv6Addr>().unwrap());
+        assert_eq!((four.gateway, four.range), (None, Some("10.1.5.0/24".parse().unwrap())));
+        assert_eq!(given.ipv6.unwrap().gateway, Some("fd00:1::9".parse().unwrap()));
     }
 
     #[test]
     fn what_fits_nowhere_is_refused_by_name() {
-        let text = |configs: &[(&str, &str, &str)]| Given::read(&request(configs)).unwrap_err().to_string();
+        let text =
+            |configs: &[(&str, &str, &str)]| Addressing::read(&request(configs)).unwrap_err().to_string();
         assert!(text(&[("banana", "", "")]).contains("banana"));
         assert!(text(&[("10.1.0.1/16", "", "")]).contains("it should be 10.1.0.0/16"));
         assert!(text(&[("10.1.0.0/16", "10.2.0.1", "")]).contains("10.2.0.1"));
@@ -276,7 +340,7 @@ mod tests {
 
     #[test]
     fn options_of_the_bridge_are_checked() {
-        let plan = Addressing::new("10.1.0.0/16".parse().unwrap(), [10, 1, 0, 1].into());
+        let plan = Addressing::read(&request(&[("10.1.0.0/16", "", "")])).unwrap();
         let with = |name: &str, value: &str| {
             bridge("abcdefabcdefabcd", false, &[(name.to_owned(), value.to_owned())].into(), &plan)
         };
@@ -293,6 +357,9 @@ mod tests {
             ("com.docker.network.driver.mtu", "much"),
             ("com.docker.network.bridge.name", "a-name-that-is-far-too-long"),
             (HOST_BINDING, "here"),
+            (INTERFACE_PREFIX, "a-prefix-too-long"),
+            ("com.docker.network.bridge.trusted_host_interfaces", "eth0:a/b"),
+            ("com.docker.network.bridge.gateway_mode_ipv4", "isolated"),
         ] {
             assert!(with(name, value).is_err(), "{name}={value}");
         }

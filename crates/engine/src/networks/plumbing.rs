@@ -1,6 +1,7 @@
 //! The network crate's fabric, opened with the engine. A host that does not let us have one can still run containers
 //! with the network modes `none` and `host`; the others say what was in the way.
 
+use std::net::IpAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use brigantine_network::helper::{self, Relayed, Resident, Sockets};
 use brigantine_network::{
     Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallEvents, InterfaceSpec, Live, NameSockets, Owner,
-    PortRequest, Sandbox, SandboxSpec,
+    PortRequest, Sandbox, SandboxSpec, SubinterfaceSpec,
 };
 use ipnet::IpNet;
 
@@ -144,11 +145,29 @@ impl Plumbing {
         self.fabric()?.remove_bridge(name).map_err(refused)
     }
 
+    pub(crate) fn ensure_parent(&self, spec: &SubinterfaceSpec) -> Result<()> {
+        self.fabric()?.ensure_parent(spec).map_err(refused)
+    }
+
+    pub(crate) fn remove_parent(&self, name: &str) -> Result<()> {
+        self.fabric()?.remove_parent(name).map_err(refused)
+    }
+
     /// Makes the bridges, takes up what still runs, loads the firewall. What fails is logged: it will fail again,
     /// with its reason, for the container that needs it.
-    pub(crate) fn reconcile(&self, bridges: &[BridgeSpec], live: Vec<Attachment>) {
+    pub(crate) fn reconcile(&self, carriers: &Carriers, live: Vec<Attachment>) {
         let Ok(fabric) = self.fabric.as_ref() else { return };
-        for bridge in bridges {
+        for parent in &carriers.parents {
+            if let Err(error) = fabric.ensure_parent(parent) {
+                let parent = parent.parent_name();
+                tracing::warn!(
+                    parent,
+                    error = refused(error).report(),
+                    "set up a network's parent interface"
+                );
+            }
+        }
+        for bridge in &carriers.bridges {
             if let Err(error) = fabric.ensure_bridge(bridge) {
                 tracing::warn!(bridge = bridge.name, error = refused(error).report(), "set up a bridge");
             }
@@ -183,7 +202,7 @@ impl Plumbing {
         fabric.attach(container, netns, interface).map_err(refused)?;
         let placed = place(fabric, container, netns, wanted);
         if placed.is_err()
-            && let Err(error) = fabric.detach(container, &interface.name)
+            && let Err(error) = fabric.detach(container, netns, &interface.name)
         {
             tracing::warn!(container, error = refused(error).report(), "left over from a failed connection");
         }
@@ -199,7 +218,7 @@ impl Plumbing {
         wanted: &Placed,
     ) -> Result<(Attachment, Vec<OwnedFd>)> {
         let fabric = self.fabric()?;
-        fabric.detach(container, interface).map_err(refused)?;
+        fabric.detach(container, netns, interface).map_err(refused)?;
         place(fabric, container, netns, wanted)
     }
 
@@ -215,16 +234,50 @@ impl Plumbing {
         }
     }
 
-    pub(crate) fn counters(&self, container: &str) -> Result<Vec<(String, brigantine_network::Counters)>> {
+    /// `netns` is asked for the container's network namespace if it is needed.
+    pub(crate) fn counters(
+        &self,
+        container: &str,
+        netns: impl FnOnce() -> Option<OwnedFd>,
+    ) -> Result<Vec<(String, brigantine_network::Counters)>> {
         match self.fabric.as_ref() {
-            Ok(fabric) => fabric.counters(container).map_err(refused),
+            Ok(fabric) => fabric.counters(container, netns).map_err(refused),
             Err(_unavailable) => Ok(Vec::new()),
         }
+    }
+
+    pub(crate) fn judges(&self) -> Result<Judges> {
+        let Ok(fabric) = self.fabric.as_ref() else { return Ok(Judges::default()) };
+        Ok(Judges {
+            has_gate: fabric.has_gate(),
+            input: fabric.input_policies().map_err(refused)?,
+            forward: fabric.forward_policies().map_err(refused)?,
+            addresses: fabric.host_addresses().map_err(refused)?,
+        })
     }
 
     pub(crate) fn host_routes(&self) -> Vec<IpNet> {
         self.fabric.as_ref().ok().and_then(|fabric| fabric.host_routes().ok()).unwrap_or_default()
     }
+}
+
+/// Whose rules decide about connections from other machines.
+#[derive(Debug, Default)]
+pub(crate) struct Judges {
+    /// The host's input rules are asked about published ports.
+    pub has_gate: bool,
+    /// Chains on the input and on the forward hook that drop by default.
+    pub input: Vec<String>,
+    pub forward: Vec<String>,
+    /// The host's own addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What all networks need on the host.
+#[derive(Debug)]
+pub(crate) struct Carriers {
+    pub bridges: Vec<BridgeSpec>,
+    pub parents: Vec<SubinterfaceSpec>,
 }
 
 /// Where a container's default routes and published ports shall be.
@@ -249,6 +302,7 @@ pub(super) fn refused(error: brigantine_network::Error) -> Error {
     use brigantine_network::Error as E;
     let class = match &error {
         E::SubnetInUse { .. } | E::BridgeInUse { .. } => Class::Forbidden,
+        E::Unsupported { .. } => Class::NotImplemented,
         error if error.is_invalid_input() => Class::InvalidParameter,
         // docker answers 500 to a port that is taken.
         _ => Class::Internal,

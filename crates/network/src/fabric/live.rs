@@ -5,7 +5,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::{Fabric, apply_sysctls, enter, forget_flows, lock};
+use super::lay::{apply_sysctls, enter};
+use super::publish::forget_flows;
+use super::{Fabric, lock};
 use crate::error::Error;
 use crate::link::{self, PortMode};
 use crate::ports::{PortRequest, PublishedPort};
@@ -41,13 +43,11 @@ impl Fabric {
                 reason: format!("interface {} is there already", wanted.name),
             });
         }
-        let plan = self.plan(&spec)?;
+        let mut plan = self.plan(&spec)?;
         self.verify()?;
         {
             let mut endpoints = lock(&self.endpoints);
-            for (interface, _) in &plan {
-                endpoints.refuse_taken(interface)?;
-            }
+            endpoints.place(&mut plan)?;
             let mut attachment = endpoints.remove(id).ok_or_else(|| Error::NotConnected(id.to_owned()))?;
             attachment.interfaces.extend(plan.iter().map(|(interface, _)| interface.clone()));
             endpoints.insert(attachment);
@@ -56,7 +56,7 @@ impl Fabric {
             .and_then(|mut inside| self.lay(&spec, &plan, netns, &mut inside))
             .and_then(|()| apply_sysctls(netns, &spec));
         if let Err(error) = made {
-            if let Err(left) = self.detach(id, &wanted.name) {
+            if let Err(left) = self.detach(id, netns, &wanted.name) {
                 tracing::warn!(error = &left as &dyn std::error::Error, "left over from a failed connection");
             }
             return Err(error);
@@ -65,7 +65,7 @@ impl Fabric {
     }
 
     /// Takes an interface away, by its name inside. That it is gone already is fine.
-    pub fn detach(&self, id: &str, name: &str) -> Result<Attachment, Error> {
+    pub fn detach(&self, id: &str, netns: BorrowedFd<'_>, name: &str) -> Result<Attachment, Error> {
         let gone = {
             let mut endpoints = lock(&self.endpoints);
             let mut attachment = endpoints.remove(id).ok_or_else(|| Error::NotConnected(id.to_owned()))?;
@@ -76,8 +76,14 @@ impl Fabric {
         };
         if let Some(interface) = gone {
             let mut batch = Messages::new();
-            link::delete_by_name(&mut batch, &interface.host_name);
-            match self.execute(batch) {
+            let taken = if interface.host_name.is_empty() {
+                link::delete_by_name(&mut batch, &interface.name);
+                enter(netns, Socket::route)??.execute(batch)
+            } else {
+                link::delete_by_name(&mut batch, &interface.host_name);
+                self.execute(batch)
+            };
+            match taken {
                 Err(error) if error.errno() == Some(libc::ENODEV) => {}
                 result => result?,
             }
@@ -183,24 +189,10 @@ impl Fabric {
     fn turn_at_port(&self, interfaces: &[Interface]) -> Result<(), Error> {
         let bridges = self.bridges().clone();
         let mut batch = Messages::new();
-        for interface in interfaces {
+        for interface in interfaces.iter().filter(|interface| !interface.host_name.is_empty()) {
             let isolated = bridges.get(&interface.bridge).is_some_and(|bridge| !bridge.spec.icc);
             link::set_port_mode(&mut batch, &interface.host_name, PortMode { isolated, hairpin: true });
         }
         self.execute(batch)
-    }
-}
-
-impl super::Endpoints {
-    /// Refuses an interface one of whose addresses another container has.
-    pub(super) fn refuse_taken(&self, interface: &Interface) -> Result<(), Error> {
-        for net in &interface.addresses {
-            let key = (interface.bridge.clone(), net.addr());
-            if let Some(owner) = self.by_address.get(&key) {
-                let owner = self.by_id.get(owner).map_or(owner, |owner| &owner.name).clone();
-                return Err(Error::AddressInUse { bridge: key.0, address: key.1, owner });
-            }
-        }
-        Ok(())
     }
 }

@@ -8,7 +8,8 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
-use super::{Fabric, enter};
+use super::Fabric;
+use super::lay::enter;
 use crate::error::Error;
 use crate::nft::{Bytes, Expression as E, FAMILY_INET, Hook, IPV4, OUTPUT, R0, Transaction};
 use crate::ports::Protocol;

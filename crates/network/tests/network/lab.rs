@@ -65,7 +65,7 @@ impl Lab {
                 table: TABLE.to_owned(),
                 warm: 1,
                 owner: None,
-                host_firewall: std::env::var_os("NOGATE").is_none(),
+                host_firewall: true,
                 relay: false,
             })
         })
@@ -102,8 +102,12 @@ pub fn bridge(name: &str, net: u8) -> BridgeSpec {
 
 /// A container on `bridge` with the address `172.<net>.0.<last>`.
 pub fn container(id: &str, bridge: &BridgeSpec, last: u8) -> SandboxSpec {
-    let [a, b, c, _] = bridge.gateway.octets();
-    let mut addresses = vec![IpNet::new([a, b, c, last].into(), 16).unwrap()];
+    let mut addresses = Vec::new();
+    if let Some(subnet) = bridge.subnet {
+        let mut octets = subnet.addr().octets();
+        octets[3] = last;
+        addresses.push(IpNet::new(octets.into(), subnet.prefix_len()).unwrap());
+    }
     if let Some(subnet) = bridge.subnet6 {
         let mut octets = subnet.addr().octets();
         octets[15] = last;
@@ -119,7 +123,7 @@ pub fn container(id: &str, bridge: &BridgeSpec, last: u8) -> SandboxSpec {
             mac: None,
             addresses,
             link_local: Vec::new(),
-            gateway: (!bridge.internal).then_some(bridge.gateway),
+            gateway: bridge.gateway.filter(|_| !bridge.internal),
             gateway6: bridge.gateway6.filter(|_| !bridge.internal),
             sysctls: Vec::new(),
         }],

@@ -218,7 +218,7 @@ fn bad_descriptions_are_refused() {
         lab.connect(&fabric, &spec).unwrap_err().to_string()
     };
     let text = with_interface(&|one| one.addresses = vec!["10.0.0.2/16".parse().unwrap()]);
-    assert!(text.contains("10.0.0.2/16 is not in a subnet of bridge brig0"), "{text}");
+    assert!(text.contains("10.0.0.2/16 is not in a subnet of brig0"), "{text}");
     let text = with_interface(&|one| one.addresses = vec!["172.30.0.2/24".parse().unwrap()]);
     assert!(text.contains("prefix length"), "{text}");
     let text = with_interface(&|one| one.addresses = vec!["172.30.0.1/16".parse().unwrap()]);
@@ -339,7 +339,7 @@ fn many_containers_at_once_get_an_address_each() {
     let lab = Lab::new();
     let fabric = lab.with_bridge();
     let net = bridge("brig0", 30);
-    let ipam = Mutex::new(Ipam::new(IpNet::V4(net.subnet), None, [IpAddr::V4(net.gateway)]).unwrap());
+    let ipam = Mutex::new(Ipam::new(net.layout().subnets()[0], None, net.layout().gateways()).unwrap());
     let connected = Mutex::new(Vec::new());
     lab.on_host(|| {
         std::thread::scope(|scope| {
@@ -382,11 +382,11 @@ fn counters_are_the_containers_own() {
     let fabric = lab.with_bridge();
     let one = lab.connect(&fabric, &container("one", &bridge("brig0", 30), 2)).unwrap();
     serve_tcp(&lab.client, 80);
-    let before = lab.on_host(|| fabric.counters("one")).unwrap();
+    let before = lab.on_host(|| fabric.counters("one", || None)).unwrap();
     for _ in 0..10 {
         ask_tcp(&one.netns, &format!("{}:80", crate::lab::CLIENT)).unwrap();
     }
-    let after = lab.on_host(|| fabric.counters("one")).unwrap();
+    let after = lab.on_host(|| fabric.counters("one", || None)).unwrap();
     assert_eq!(after[0].0, "eth0");
     let (before, after) = (before[0].1, after[0].1);
     // Ten times SYN, ACK, FIN and more go out.
@@ -396,9 +396,9 @@ fn counters_are_the_containers_own() {
     let line = inside.lines().find(|line| line.contains("eth0:")).unwrap();
     let received: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
     // The bridge itself may say something at any time.
-    let later = lab.on_host(|| fabric.counters("one")).unwrap()[0].1;
+    let later = lab.on_host(|| fabric.counters("one", || None)).unwrap()[0].1;
     assert!((after.rx_bytes..=later.rx_bytes).contains(&received), "{after:?} {received} {later:?}");
-    assert!(lab.on_host(|| fabric.counters("unknown")).unwrap().is_empty());
+    assert!(lab.on_host(|| fabric.counters("unknown", || None)).unwrap().is_empty());
 }
 
 #[test]
@@ -466,22 +466,24 @@ fn a_running_container_is_connected_and_disconnected() {
     assert_eq!(run(&web.netns, "cat /proc/sys/net/ipv4/conf/eth1/log_martians").trim(), "1");
 
     // The default route moves over, and the published port with it.
-    let routes =
-        brigantine_network::DefaultRoutes { ipv4: Some(("eth1".to_owned(), second.gateway)), ipv6: None };
+    let routes = brigantine_network::DefaultRoutes {
+        ipv4: Some(("eth1".to_owned(), second.gateway.unwrap())),
+        ipv6: None,
+    };
     lab.on_host(|| {
         fabric.set_default_routes("web", web.netns.as_fd(), &routes).unwrap();
         let (moved, held) = fabric.republish("web", &spec.ports).unwrap();
         assert!(held.is_empty());
         assert_eq!(moved.ports[0].container_ip, "172.31.0.2".parse::<IpAddr>().unwrap());
         assert_eq!(moved.ports[0].host_port, 8080);
-        fabric.detach("web", "eth0").unwrap();
-        fabric.detach("web", "eth0").unwrap();
+        fabric.detach("web", web.netns.as_fd(), "eth0").unwrap();
+        fabric.detach("web", web.netns.as_fd(), "eth0").unwrap();
     });
     assert_eq!(run(&web.netns, "ip -4 route show default").trim(), "default via 172.31.0.1 dev eth1");
     assert!(!run(&web.netns, "ip -o link").contains("eth0"));
     ask_tcp(&lab.client, &format!("{HOST}:8080")).expect("by the published port");
     lab.on_host(|| {
-        assert!(matches!(fabric.detach("nobody", "eth0"), Err(Error::NotConnected(_))));
+        assert!(matches!(fabric.detach("nobody", web.netns.as_fd(), "eth0"), Err(Error::NotConnected(_))));
         fabric.disconnect("web").unwrap();
         fabric.disconnect("other").unwrap();
     });
