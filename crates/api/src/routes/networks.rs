@@ -13,6 +13,7 @@ pub(super) const KNOWN: &[&str] = &["dangling", "driver", "id", "label", "name",
 pub fn bind(router: &mut Router<State>) {
     router
         .get("/networks", list)
+        .get("/ports", audit)
         .post("/networks/create", create)
         .post("/networks/prune", prune)
         .get("/networks/{id}", inspect)
@@ -24,6 +25,11 @@ pub fn bind(router: &mut Router<State>) {
 async fn list(state: State, request: Request) -> Result<Reply, Error> {
     let filters = filters(&request, KNOWN)?;
     Reply::json(&state.engine.containers().list_networks(&filters)?)
+}
+
+/// Ours: each published port, who reaches it, and whose rules decide.
+async fn audit(state: State, _request: Request) -> Result<Reply, Error> {
+    Reply::json(&state.engine.containers().audit_ports().await?)
 }
 
 async fn create(state: State, mut request: Request) -> Result<Reply, Error> {

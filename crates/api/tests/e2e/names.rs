@@ -171,7 +171,7 @@ fn resolver_of(host: &Host, id: &str) -> UdpSocket {
 }
 
 /// The host's resolv.conf, in the engine's own mount namespace.
-fn set_resolv_conf(host: &Host, text: &str) {
+pub(super) fn set_resolv_conf(host: &Host, text: &str) {
     let path = host.dir().join("resolv.conf");
     let is_new = !path.exists();
     std::fs::write(&path, text).unwrap();

@@ -298,3 +298,41 @@ fn the_predefined_networks_are_listed() {
     let bridge = engine.get("/networks/bridge");
     assert_eq!(bridge["IPAM"]["Config"][0]["Subnet"], "172.30.0.0/16");
 }
+
+/// Who reaches what, as far as the engine knows it.
+#[test]
+fn published_ports_are_audited() {
+    let host = Host::new(Client::Brig);
+    let _outside = Outside::connect(&host.engine);
+    let id =
+        host.background(&["--name", "web", "-p", "8080:80", "-p", "127.0.0.1:8081:81/udp"], "sleep 1000");
+    let audit = || host.get("/ports");
+    let entry = |text: &str| {
+        let all = audit();
+        let found = all.as_array().unwrap().iter().find(|one| one["HostIp"] == text).cloned();
+        found.unwrap_or_else(|| panic!("{text} is not in {all}"))
+    };
+    let open = entry("0.0.0.0");
+    assert_eq!((&open["Container"], &open["Id"]), (&json!("web"), &json!(id)));
+    assert_eq!(
+        (&open["HostPort"], &open["ContainerPort"], &open["Protocol"]),
+        (&json!(8080), &json!(80), &json!("tcp"))
+    );
+    // 192.0.2.2 is no private address.
+    assert_eq!((&open["Reach"], &open["DecidedBy"]), (&json!("anyone"), &json!([])));
+    assert_eq!(entry("127.0.0.1")["Reach"], "host");
+    let nft = |line: &str| {
+        let output = host.sandbox().net_command("nft").arg(line).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    };
+    nft("add table inet own");
+    nft("add chain inet own input { type filter hook input priority 0; policy drop; }");
+    assert_eq!(entry("0.0.0.0")["DecidedBy"], json!(["inet own input"]));
+    let table = host.brig(["port", "audit"]).ok();
+    assert!(table.contains("PUBLISHED AT") && table.contains("0.0.0.0:8080"), "{table}");
+    assert!(table.contains("inet own input (the host's input rules are asked"), "{table}");
+    let text = host.brig(["port", "audit", "--format", "json"]).ok();
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), audit());
+    host.cli(["rm", "-f", &id]).ok();
+    assert_eq!(audit(), json!([]));
+}
