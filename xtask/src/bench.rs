@@ -8,6 +8,7 @@ pub mod engine;
 mod figure;
 pub mod images;
 mod meter;
+pub mod network;
 pub mod registry;
 pub mod runtime;
 mod server;

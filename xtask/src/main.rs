@@ -37,12 +37,16 @@ cargo xtask COMMAND
                           it works
   bench registry [--rounds N] [--small]  `brig registry serve` beside docker-registry
   bench engine [--rounds N] [--small]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
+  bench network [--rounds N] [--small]  start costs of drivers, throughput, connections, names, likewise
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
   vm [--script FILE] [FILTER...]  the runtime's tests and the engine in a virtual machine with cgroup v2, AppArmor
                           and systemd
   fuzz [--seconds N]      config.json as a fuzzer makes it (600 s)
 
 Commands that need Debian packages install them (as root) and say so first.";
+
+/// Benchmarks that have a small form.
+const SMALL: [&str; 4] = ["images", "registry", "engine", "network"];
 
 fn main() -> ExitCode {
     match run() {
@@ -76,7 +80,7 @@ fn run() -> Result<()> {
             Long("prefix") if command == "install" => prefix = parser.value()?.into(),
             Long("rounds") if command == "bench" => rounds = Some(parser.value()?.parse()?),
             Long("minutes") if words == ["images"] => minutes = parser.value()?.parse()?,
-            Long("small") if words == ["images"] || words == ["registry"] || words == ["engine"] => {
+            Long("small") if matches!(words.as_slice(), [one] if SMALL.contains(&one.as_str())) => {
                 small = true;
             }
             Long("seconds") if command == "fuzz" => seconds = parser.value()?.parse()?,
@@ -101,8 +105,11 @@ fn run() -> Result<()> {
         }
         "bench" if words == ["registry"] => bench::registry::run(rounds.unwrap_or(5), small),
         "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15), small),
+        "bench" if words == ["network"] => bench::network::run(rounds.unwrap_or(10), small),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
-        "bench" => bail!("bench: say `cargo xtask bench run`, `images`, `registry`, `engine` or `runtime`"),
+        "bench" => bail!(
+            "bench: say `cargo xtask bench run`, `images`, `registry`, `engine`, `network` or `runtime`"
+        ),
         "fuzz" => fuzz::fuzz(seconds),
         "vm" => vm::vm(&words, script),
         other => bail!("unknown command {other}\n\n{USAGE}"),

@@ -22,6 +22,9 @@ pub const TEST: &[Need] = &[
     ("busybox-static", &["busybox"]),
     ("iproute2", &["ip"]),
     ("nftables", &["nft"]),
+    ("bind9-dnsutils", &["dig"]),
+    ("curl", &["curl"]),
+    ("iperf3", &["iperf3"]),
     ("util-linux", &["unshare", "nsenter", "setsid"]),
     ("docker-registry", &["docker-registry"]),
     ("skopeo", &["skopeo"]),
@@ -43,6 +46,9 @@ pub const TEST: &[Need] = &[
     ("e2fsprogs", &["mkfs.ext4"]),
     ("xfsprogs", &["mkfs.xfs"]),
 ];
+
+/// What `bench network` loads networks with.
+pub const LOAD: &[Need] = &[("iperf3", &["iperf3"]), ("wrk", &["wrk"]), ("nginx-light", &["nginx"])];
 
 /// What the demo's private network needs.
 pub const DEMO: &[Need] = &[("iproute2", &["ip"]), ("util-linux", &["unshare", "nsenter"])];

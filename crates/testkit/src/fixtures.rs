@@ -90,6 +90,66 @@ fn must<T>(made: Result<T>) -> T {
     }
 }
 
+/// `tools:latest` as a docker-archive: busybox, and real programs of Debian's that test networks, with their libraries.
+#[track_caller]
+pub fn tools() -> PathBuf {
+    must(cached("tools-1", |to| {
+        let programs = programs_layer(&["/usr/bin/dig", "/usr/bin/curl", "/usr/bin/iperf3"])?;
+        let image = Archive::new("tools:latest").layer(busybox_layer()?).layer(programs).cmd(&["sh"]);
+        fs::write(to, image.bytes()).map_err(Into::into)
+    }))
+}
+
+/// `load:latest`: busybox, and programs that make load and take it; nginx answers on port 80 when started as
+/// `nginx -c /etc/nginx.conf`.
+pub fn load_programs() -> Result<PathBuf> {
+    const NGINX: &str = "user root; daemon off; worker_processes 1; error_log /dev/null; pid /tmp/nginx.pid;\n\
+        events { worker_connections 4096; }\n\
+        http { access_log off; client_body_temp_path /tmp/b; proxy_temp_path /tmp/p; fastcgi_temp_path /tmp/f;\n\
+        uwsgi_temp_path /tmp/u; scgi_temp_path /tmp/s; server { listen 80; location / { return 200 hello; } } }\n";
+    cached("load-1", |to| {
+        let programs = programs_layer(&["/usr/bin/iperf3", "/usr/bin/wrk", "/usr/sbin/nginx"])?;
+        let mut settings = Layer::default();
+        settings.file("etc/nginx.conf", 0o644, NGINX.as_bytes());
+        settings
+            .dir("var/log", 0o755)
+            .dir("var/log/nginx", 0o755)
+            .dir("var/lib", 0o755)
+            .dir("var/lib/nginx", 0o755);
+        let image =
+            Archive::new("load:latest").layer(busybox_layer()?).layer(programs).layer(settings.finish());
+        fs::write(to, image.cmd(&["sh"]).bytes()).map_err(Into::into)
+    })
+}
+
+/// Programs of this machine's with all libraries that they load.
+fn programs_layer(programs: &[&str]) -> Result<Vec<u8>> {
+    let mut layer = Layer::default();
+    for dir in ["lib", "lib64", "usr/share"] {
+        layer.dir(dir, 0o755);
+    }
+    let mut files = std::collections::BTreeSet::new();
+    for program in programs {
+        let listed = Command::new("ldd").arg(program).output()?;
+        if !listed.status.success() {
+            bail!("{program} is not there: its Debian package is needed");
+        }
+        files.insert((*program).to_owned());
+        let listed = String::from_utf8_lossy(&listed.stdout).into_owned();
+        files.extend(listed.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+    }
+    for file in files {
+        // The loader has a place of its own, programs theirs, and libraries one that is searched.
+        let name = Path::new(&file).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let at = match file.strip_prefix('/') {
+            Some(path) if programs.contains(&file.as_str()) || path.starts_with("lib64/") => path.to_owned(),
+            _ => format!("lib/{name}"),
+        };
+        layer.file(&at, 0o755, &fs::read(&file)?);
+    }
+    Ok(layer.finish())
+}
+
 /// The root file system of the busybox image as an uncompressed tar.
 pub fn busybox_layer() -> Result<Vec<u8>> {
     let program = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|p| Path::new(p).exists());

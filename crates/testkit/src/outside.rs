@@ -20,15 +20,20 @@ impl Outside {
     /// The engine's address on the LAN.
     pub const ENGINE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
-    /// Lays the cable.
+    /// Lays the cable to an engine's machine.
     #[track_caller]
     pub fn connect(engine: &Engine) -> Self {
+        Self::beside(engine.sandbox())
+    }
+
+    /// The same for any sandbox.
+    #[track_caller]
+    pub fn beside(inside: &Sandbox) -> Self {
         let sandbox = match Sandbox::new() {
             Ok(sandbox) => sandbox,
             Err(e) => panic!("{e:#}"),
         };
         let there = sandbox.init_pid().to_string();
-        let inside = engine.sandbox();
         let run = |mut command: Command| {
             let output = command.output().expect("nsenter");
             assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -45,6 +50,11 @@ impl Outside {
         ip(inside, "link set lan0 up");
         ip(inside, "route add default via 192.0.2.1");
         Self { sandbox }
+    }
+
+    /// A command that will run on that machine.
+    pub fn command(&self, program: &str) -> Command {
+        self.sandbox.net_command(program)
     }
 
     /// Runs `work` on that machine.

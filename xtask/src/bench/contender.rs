@@ -292,7 +292,7 @@ impl Contender {
         }
     }
 
-    fn load(&self, archive: &Path) -> Result<()> {
+    pub fn load(&self, archive: &Path) -> Result<()> {
         say::note(&self.name);
         say::read(self.command("load").arg("-i").arg(archive)).map(|_| ())
     }
