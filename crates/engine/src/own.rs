@@ -108,7 +108,7 @@ impl Own {
     /// What the runtime makes the container's root of. Mounts among the layers are handed over beside it.
     pub(crate) fn rootfs(&self) -> Rootfs {
         match &self.kind {
-            Kind::Copy(replica) => Rootfs::Path(replica.root()),
+            Kind::Copy(replica) => Rootfs::Mapped(replica.root()),
             Kind::Overlay | Kind::Uncopied => Rootfs::Overlay {
                 lower: self.layers.iter().map(|layer| layer.shown().to_owned()).collect(),
                 upper: self.upper(),

@@ -32,6 +32,9 @@ use crate::{hooks, identity, idmap, mounts, netdev, seccomp};
 pub enum Rootfs {
     /// An existing directory, used as it is.
     Path(PathBuf),
+    /// An existing directory whose files belong to the container's own ids, as those of layers do: in a user namespace
+    /// it is mounted with mapped ids.
+    Mapped(PathBuf),
     /// Layers, mounted inside the container's own mount namespace: nothing shows on the host.
     Overlay {
         /// Topmost layer first.

@@ -182,6 +182,18 @@ pub(crate) fn open_root(
     user: Option<UserMaps<'_>>,
 ) -> Result<(Tree, CString), Error> {
     match rootfs {
+        Rootfs::Mapped(path) => {
+            let (tree, at) = open_root(&Rootfs::Path(path.clone()), propagation, late, None)?;
+            let Some(user) = user else { return Ok((tree, at)) };
+            // Who is root in there may not go the way to the directory.
+            let at = c"/".to_owned();
+            let what = || format!("the root file system {:?}", path.display());
+            let Tree::Open(fd) = &tree else {
+                return Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what())));
+            };
+            map_ids(fd.as_fd(), user.namespace()?.as_fd(), false, &what)?;
+            Ok((tree, at))
+        }
         Rootfs::Path(path) => {
             let what = |e| Error::os(format!("opening the root file system {:?}", path.display()), e);
             let path = std::fs::canonicalize(path).map_err(what)?;

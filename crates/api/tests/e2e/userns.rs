@@ -19,14 +19,47 @@ both![
 const FIRST: u32 = 300_000;
 
 fn host(client: Client) -> Host {
+    host_with(client, &[])
+}
+
+fn host_with(client: Client, flags: &[&str]) -> Host {
     let ids = format!("77:{FIRST}:65536\n");
-    let engine = Engine::builder()
-        .etc("subuid", &ids)
-        .etc("subgid", &ids)
-        .flag("--userns-remap=77:77")
-        .busybox()
-        .start();
-    Host { engine, client }
+    let mut builder =
+        Engine::builder().etc("subuid", &ids).etc("subgid", &ids).flag("--userns-remap=77:77").busybox();
+    for flag in flags {
+        builder = builder.flag(*flag);
+    }
+    Host { engine: builder.start(), client }
+}
+
+/// A container whose files are a plain copy has them mapped as one with an overlay has.
+#[test]
+fn copied_files_are_mapped_too() {
+    let host = host_with(Client::Brig, &["--storage=copy"]);
+    let id = host.background(
+        &["-v", "data:/data"],
+        "touch /mine /data/mine; chown 33:44 /mine; stat -c %u:%g / /bin/busybox /mine /data/mine /etc/hosts; \
+         exec sleep 1000",
+    );
+    host.engine.wait_log(&id, "0:0\n0:0\n33:44\n0:0\n0:0\n");
+    let process = host.engine.sandbox().proc(host.engine.container_pid(&id));
+    assert_eq!(fs::metadata(process).unwrap().uid(), FIRST);
+    let root = host.data_root().join(format!("containers/{}/root", id.trim()));
+    let mine = fs::metadata(root.join("mine")).unwrap();
+    assert_eq!((mine.uid(), mine.gid()), (33, 44));
+    let diff = host.cli(["diff", &id]).ok();
+    assert!(diff.contains("A /mine") && !diff.contains("busybox"), "{diff}");
+    // Copied in and out, committed, stopped and started again.
+    let copy = host.dir().join("copy");
+    fs::write(&copy, "x").unwrap();
+    host.cli(["cp", &copy.display().to_string(), &format!("{id}:/tmp/in")]).ok();
+    assert_eq!(host.cli(["exec", &id, "stat", "-c", "%u:%g", "/tmp/in"]).ok(), "0:0");
+    host.cli(["restart", "-t", "0", &id]).ok();
+    assert_eq!(host.cli(["exec", &id, "stat", "-c", "%u:%g", "/mine"]).ok(), "33:44");
+    host.cli(["commit", &id, "changed"]).ok();
+    assert_eq!(host.cli(["run", "--rm", "changed", "stat", "-c", "%u:%g", "/mine"]).ok(), "33:44");
+    host.cli(["rm", "-f", &id]).ok();
+    host.assert_nothing_left();
 }
 
 fn root_inside_is_nobody_outside(client: Client) {

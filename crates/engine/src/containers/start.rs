@@ -236,12 +236,6 @@ fn launch(plan: Plan) -> Result<Launched, StartFailure> {
     let record = &plan.record;
     let layers = plan.images.layers(&record.image_id, &record.layers)?;
     let own = Own::find(&plan.dir, &layers, plan.images.copies()).ready()?;
-    if own.replica().is_some() && record.remap(&plan.config).is_some() {
-        return Err(Error::not_implemented(
-            "--userns-remap needs overlay: containers whose files are plain copies (--storage=copy) cannot have it",
-        )
-        .into());
-    }
     plan.volumes.mount_for(&record.id, &record.mounts)?;
     let mut borrowed = Borrowed::default();
     let sources = match sources(&plan, &mut borrowed) {

@@ -195,7 +195,7 @@ fn put_layers(rootfs: &mut Rootfs, layers: &[(usize, OwnedFd)]) -> io::Result<()
     for (position, mount) in layers {
         let place = match rootfs {
             Rootfs::Overlay { lower, .. } => lower.get_mut(*position),
-            Rootfs::Path(_) => None,
+            Rootfs::Path(_) | Rootfs::Mapped(_) => None,
         };
         *place.ok_or(io::ErrorKind::InvalidData)? = format!("/proc/self/fd/{}", mount.as_raw_fd()).into();
     }

@@ -78,7 +78,7 @@ impl Foreign {
         let call = Call::new(runtime, id, place, systemd_cgroup)?;
         let bundle = place.dir.join("bundle");
         let root = match rootfs {
-            Rootfs::Path(path) => path.clone(),
+            Rootfs::Path(path) | Rootfs::Mapped(path) => path.clone(),
             Rootfs::Overlay { .. } => bundle.join("rootfs"),
         };
         make_dir(&bundle)?;
