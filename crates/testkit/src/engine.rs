@@ -42,6 +42,7 @@ impl Flavor {
 pub struct Builder {
     flavor: Flavor,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     busybox: bool,
     /// Files of the engine's own `/etc`: name, text.
     etc: Vec<(String, String)>,
@@ -52,6 +53,7 @@ pub struct Builder {
 pub struct Engine {
     flavor: Flavor,
     flags: Vec<String>,
+    environment: Vec<(String, String)>,
     /// `nsenter`, whose only child is the daemon; `None` while it is killed.
     daemon: Option<Child>,
     baseline: Option<leftovers::Snapshot>,
@@ -63,6 +65,12 @@ impl Builder {
     /// One more flag for the daemon.
     pub fn flag(mut self, flag: impl Into<String>) -> Self {
         self.flags.push(flag.into());
+        self
+    }
+
+    /// A variable of the daemon's environment.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.environment.push((name.into(), value.into()));
         self
     }
 
@@ -114,8 +122,14 @@ impl Builder {
                 sandbox.command("mount").args(["-t", "overlay", "overlay", "-o", &options, "/etc"]).status();
             assert!(status.is_ok_and(|s| s.success()), "cannot give the engine an /etc of its own");
         }
-        let mut engine =
-            Engine { flavor: self.flavor, flags: self.flags, daemon: None, baseline: None, sandbox };
+        let mut engine = Engine {
+            flavor: self.flavor,
+            flags: self.flags,
+            environment: self.environment,
+            daemon: None,
+            baseline: None,
+            sandbox,
+        };
         engine.start_daemon();
         if self.busybox {
             engine.load(&fixtures::busybox());
@@ -139,7 +153,13 @@ impl Engine {
     }
 
     pub fn builder() -> Builder {
-        Builder { flavor: Flavor::from_environment(), flags: Vec::new(), busybox: false, etc: Vec::new() }
+        Builder {
+            flavor: Flavor::from_environment(),
+            flags: Vec::new(),
+            environment: Vec::new(),
+            busybox: false,
+            etc: Vec::new(),
+        }
     }
 
     pub fn flavor(&self) -> Flavor {
@@ -406,6 +426,7 @@ impl Engine {
             .arg(format!("--pidfile={dir}/pid"))
             .arg(format!("--cgroup-parent=/{}", self.sandbox.cgroup()))
             .args(&self.flags)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .env("HOME", self.dir().join("home"))
             .env("TMPDIR", "/tmp")
             .env_remove("DOCKER_HOST")

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use brigantine_testkit::fixtures::{self, Archive, Layer};
-use brigantine_testkit::{Client, Engine, until};
+use brigantine_testkit::{Client, Engine, executable, until};
 
 fn start(storage: &str) -> Engine {
     Engine::builder().flag(format!("--storage={storage}")).start()
@@ -143,6 +143,25 @@ fn extracted_layers_do_all_that_layers_do() {
 #[test]
 fn plain_copies_do_all_that_layers_do() {
     passes("copy");
+}
+
+#[test]
+fn the_environment_names_a_form_and_a_flag_wins() {
+    let form = |engine: &Engine| engine.get("/info")["DriverStatus"].to_string();
+    let told = Engine::builder().env("BRIG_STORAGE", "copy").start();
+    assert!(form(&told).contains("copy"), "{}", form(&told));
+    told.load(&layered(&told));
+    assert!(
+        !within(&told, "layers").is_empty()
+            && within(&told, "layers").iter().all(|l| !l.join("diff").exists())
+    );
+    let overruled = Engine::builder().env("BRIG_STORAGE", "copy").flag("--storage=overlay").start();
+    assert!(form(&overruled).contains("overlay"), "{}", form(&overruled));
+    let mut unknown = overruled.sandbox().command(executable("brig"));
+    unknown.args(["daemon", "--data-root"]).arg(overruled.dir().join("other")).env("BRIG_STORAGE", "zfs");
+    let output = unknown.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("BRIG_STORAGE") && said.contains("zfs"), "{said}");
 }
 
 #[test]
