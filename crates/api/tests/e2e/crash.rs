@@ -258,7 +258,7 @@ impl Rounds {
         self.prepare(operation, round);
         let received = self.link.received();
         // Sometimes a little late: that what was just acknowledged is there.
-        let moment = self.chance.of(self.usual[&operation] * 11 / 10);
+        let moment = self.chance.of(self.usual[&operation] * 3 / 2);
         let about = format!("round {round}: {operation:?}, killed after {moment:?}");
         let client = self.begin(operation, round);
         std::thread::sleep(moment);
