@@ -59,34 +59,61 @@ pub(crate) async fn fetch(
         .await?
         .map_err(Error::store(format!("extract layer {digest}")))?;
     } else {
-        let ingest = {
-            let (store, lease, descriptor) = (store.clone(), lease.clone(), layer.descriptor.clone());
-            blocking(move || store.content().resume(&lease, &descriptor.digest, Some(descriptor.size)))
-                .await?
-                .map_err(Error::store(format!("store layer {digest}")))?
-        };
-        let mut extraction = Extraction::start(store, lease, layer, &ingest)?;
-        let extracting = Arc::clone(&extraction.follow);
-        let fetched = download(session, attempts, layer, ingest, &extracting, report).await;
-        match fetched {
-            Ok(()) => extracting.finish(),
-            // The extraction ends with what it has; its own complaint about that is of no interest.
-            Err(_) => extracting.fail(),
-        }
-        if fetched.is_ok() {
-            report(Progress::step(&id, "Download complete"));
-            report(Progress::step(&id, "Extracting"));
-        }
-        let extracted = (&mut extraction.task).await;
-        fetched?;
-        match extracted {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(Error::store(format!("extract layer {digest}"))(error)),
-            Err(error) => return Err(Error::protocol(format!("layer {digest}"), error.to_string())),
+        let ingest = resume(store, lease, layer).await?;
+        let resumed = ingest.offset() > 0;
+        match transfer(session, attempts, store, lease, layer, ingest, report).await {
+            // What an earlier attempt left was not synced, and a power cut may have torn it: it is gone now.
+            Err(error) if resumed && error.is_wrong_content() => {
+                tracing::debug!(layer = %digest, error = %error, "what was left of an earlier pull is of no use");
+                report(Progress::step(&id, "Retrying"));
+                let ingest = resume(store, lease, layer).await?;
+                transfer(session, attempts, store, lease, layer, ingest, report).await?;
+            }
+            done => done?,
         }
     }
     report(Progress::step(&id, "Pull complete"));
     Ok(())
+}
+
+async fn resume(store: &Store, lease: &Lease, layer: &Layer) -> Result<Ingest, Error> {
+    let (store, lease, descriptor) = (store.clone(), lease.clone(), layer.descriptor.clone());
+    blocking(move || store.content().resume(&lease, &descriptor.digest, Some(descriptor.size)))
+        .await?
+        .map_err(Error::store(format!("store layer {}", layer.descriptor.digest)))
+}
+
+/// Downloads the rest of a layer and extracts it meanwhile.
+async fn transfer(
+    session: &Session,
+    attempts: usize,
+    store: &Store,
+    lease: &Lease,
+    layer: &Layer,
+    ingest: Ingest,
+    report: &Report,
+) -> Result<(), Error> {
+    let id = layer.short();
+    let digest = &layer.descriptor.digest;
+    let mut extraction = Extraction::start(store, lease, layer, &ingest)?;
+    let extracting = Arc::clone(&extraction.follow);
+    let fetched = download(session, attempts, layer, ingest, &extracting, report).await;
+    match fetched {
+        Ok(()) => extracting.finish(),
+        // The extraction ends with what it has; its own complaint about that is of no interest.
+        Err(_) => extracting.fail(),
+    }
+    if fetched.is_ok() {
+        report(Progress::step(&id, "Download complete"));
+        report(Progress::step(&id, "Extracting"));
+    }
+    let extracted = (&mut extraction.task).await;
+    fetched?;
+    match extracted {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Error::store(format!("extract layer {digest}"))(error)),
+        Err(error) => Err(Error::protocol(format!("layer {digest}"), error.to_string())),
+    }
 }
 
 /// Runs on a blocking thread.

@@ -85,6 +85,11 @@ impl Error {
         }
     }
 
+    /// Whether content came whole and was not what its digest says.
+    pub(crate) fn is_wrong_content(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if matches!(**source, brigantine_image::Error::DigestMismatch { .. }))
+    }
+
     pub(crate) fn protocol(subject: impl Into<String>, what: impl Into<String>) -> Self {
         Self::Protocol { subject: subject.into(), what: what.into() }
     }

@@ -16,6 +16,8 @@ use crate::{Client, Credentials, Error, Progress, Report};
 const MOST_LAYERS: usize = 500;
 /// How deep indexes may stand within indexes.
 const DEEPEST: usize = 3;
+/// How many of them are asked for one image.
+const MOST_INDEXES: usize = 32;
 
 /// What to pull and how.
 #[derive(Debug, Clone, Default)]
@@ -124,41 +126,62 @@ impl Pull<'_> {
         Ok(Pulled { image, digest: known_as, newer })
     }
 
-    /// Walks indexes down to the manifest of the platform.
+    /// Walks indexes down to the manifest of the platform. An index within an index that does not say for which platform
+    /// it is may have it, where no other entry does.
     async fn choose(
         &self,
-        mut descriptor: Descriptor,
-        mut raw: Vec<u8>,
+        descriptor: Descriptor,
+        raw: Vec<u8>,
         platform: Option<&Platform>,
     ) -> Result<(Descriptor, Vec<u8>, Manifest), Error> {
         let wanted = platform.cloned().unwrap_or_else(Platform::host);
-        for _ in 0..=DEEPEST {
+        let too_deep = || {
+            Error::protocol(
+                self.reference.familiar(),
+                format!("indexes stand more than {DEEPEST} deep within each other"),
+            )
+        };
+        let mut waiting = vec![(descriptor, Some(raw), 0)];
+        let mut indexes = 0;
+        while let Some((descriptor, raw, depth)) = waiting.pop() {
+            let raw = match raw {
+                Some(raw) => raw,
+                None => child(self.session, self.reference, &descriptor).await?,
+            };
             let index = match parse(self.reference, &raw)? {
-                Document::Manifest(manifest) => return Ok((descriptor, raw, *manifest)),
+                Document::Manifest(manifest) => {
+                    let descriptor =
+                        Descriptor { annotations: std::collections::BTreeMap::new(), ..descriptor };
+                    return Ok((descriptor, raw, *manifest));
+                }
                 Document::Index(index) => index,
             };
+            indexes += 1;
+            if depth == DEEPEST {
+                return Err(too_deep());
+            }
+            if indexes > MOST_INDEXES {
+                return Err(Error::protocol(
+                    self.reference.familiar(),
+                    format!("more than {MOST_INDEXES} indexes have nothing for {wanted}"),
+                ));
+            }
             let candidates: Vec<&Descriptor> =
                 index.manifests.iter().filter(|manifest| is_runnable(manifest)).collect();
             let unknown = Platform::default();
             let offered = candidates.iter().map(|manifest| manifest.platform.as_ref().unwrap_or(&unknown));
-            let chosen = match wanted.choose(offered) {
-                Some(position) => candidates[position],
+            let found: Vec<&Descriptor> = match wanted.choose(offered) {
+                Some(position) => vec![candidates[position]],
                 // A list of one without a platform leaves nothing to choose.
-                None if candidates.len() == 1 && candidates[0].platform.is_none() => candidates[0],
-                None => {
-                    return Err(Error::NoPlatform {
-                        reference: self.reference.familiar(),
-                        platform: wanted.to_string(),
-                    });
-                }
+                None if candidates.len() == 1 && candidates[0].platform.is_none() => candidates,
+                None => candidates
+                    .into_iter()
+                    .filter(|entry| entry.platform.is_none() && media::is_index(&entry.media_type))
+                    .collect(),
             };
-            raw = child(self.session, self.reference, chosen).await?;
-            descriptor = Descriptor { annotations: std::collections::BTreeMap::new(), ..chosen.clone() };
+            waiting.extend(found.into_iter().rev().map(|entry| (entry.clone(), None, depth + 1)));
         }
-        Err(Error::protocol(
-            self.reference.familiar(),
-            format!("indexes stand more than {DEEPEST} deep within each other"),
-        ))
+        Err(Error::NoPlatform { reference: self.reference.familiar(), platform: wanted.to_string() })
     }
 
     fn check_manifest(&self, manifest: &Manifest) -> Result<(), Error> {

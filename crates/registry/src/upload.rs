@@ -9,7 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use brigantine_image::model::Descriptor;
-use brigantine_image::{Digest, Store};
+use brigantine_image::{Algorithm, Digest, Store};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use http::header::{CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, LOCATION, RANGE};
@@ -226,7 +226,8 @@ async fn send(
     if answer.status().is_success() { Ok(()) } else { Err(session.failure("Put", &close, answer).await) }
 }
 
-/// Puts a manifest under a tag or its digest.
+/// Puts a manifest under a tag or its digest. Registries find what is put under a tag by sha256: a manifest that is known
+/// by another digest is put under that one too.
 pub(crate) async fn manifest(
     session: &Session,
     name: &str,
@@ -234,18 +235,28 @@ pub(crate) async fn manifest(
     digest: &Digest,
     raw: Vec<u8>,
 ) -> Result<(), Error> {
+    if digest.algorithm() != Algorithm::Sha256 && name != digest.as_str() {
+        put(session, digest.as_str(), media_type, raw.clone()).await?;
+    }
+    put(session, name, media_type, raw).await
+}
+
+async fn put(session: &Session, name: &str, media_type: &str, raw: Vec<u8>) -> Result<(), Error> {
     let url = session.repository_url(&format!("manifests/{name}"))?;
+    let raw = Bytes::from(raw);
     let mut ask = Ask::new(Method::PUT, url.clone()).header(CONTENT_TYPE, media_type);
-    ask.body = raw.into();
+    ask.body = raw.clone();
     let answer = session.send(&ask).await?;
     if !answer.status().is_success() {
         return Err(session.failure("Put", &url, answer).await);
     }
     let claimed = answer.headers().get("docker-content-digest").and_then(|value| value.to_str().ok());
-    if claimed.is_some_and(|claimed| claimed != digest.as_str()) {
+    if let Some(claimed) = claimed
+        && !claimed.parse::<Digest>().is_ok_and(|claimed| Digest::of(claimed.algorithm(), &raw) == claimed)
+    {
         return Err(Error::protocol(
             format!("manifest {name} at {}", session.registry()),
-            format!("was stored with another digest than {digest}"),
+            format!("was stored as {claimed}, which is not its digest"),
         ));
     }
     Ok(())

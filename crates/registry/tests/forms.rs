@@ -11,7 +11,7 @@ use std::process::Command;
 use brigantine_image::{Algorithm, Digest, Document, Image, Reference, Store, media};
 use brigantine_registry::{Client, Config, PullOptions};
 use serde_json::{Value, json};
-use support::{LyingServer, OwnRegistry, Sample, client, reply, silent, store};
+use support::{LyingServer, OwnRegistry, Sample, client, http, pushing, reply, silent, store};
 
 /// Pulls into a store of its own below `dir`.
 async fn pull(dir: &Path, client: Client, name: &str) -> (Store, Image) {
@@ -160,6 +160,84 @@ async fn layers_are_named_by_sha512_too() {
     let reference = Reference::parse(&format!("{}/long:t", server.address)).unwrap();
     client().pull(&wrong, &reference, PullOptions::default(), silent()).await.unwrap_err();
     assert!(wrong.list().unwrap().is_empty());
+}
+
+/// Manifest, configuration and layer by sha512: put into our registry, pulled by that digest, and pushed to another.
+#[tokio::test(flavor = "multi_thread")]
+async fn sha512_goes_from_end_to_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let here = OwnRegistry::at(&dir.path().join("here")).await;
+    let there = OwnRegistry::at(&dir.path().join("there")).await;
+    let of = |raw: &[u8]| Digest::of(Algorithm::Sha512, raw);
+    let sample = Sample::new(100_000);
+    for blob in [&sample.layer, &sample.config] {
+        let url = here.url(&format!("long/blobs/uploads/?digest={}", of(blob)));
+        assert_eq!(http().post(url).body(blob.clone()).send().await.unwrap().status(), 201);
+    }
+    let manifest = json!({
+        "schemaVersion": 2, "mediaType": media::OCI_MANIFEST,
+        "config": { "mediaType": media::OCI_CONFIG, "digest": of(&sample.config).to_string(), "size": sample.config.len() },
+        "layers": [{
+            "mediaType": media::OCI_LAYER_GZIP, "digest": of(&sample.layer).to_string(), "size": sample.layer.len(),
+        }],
+    });
+    let manifest = serde_json::to_vec(&manifest).unwrap();
+    let digest = of(&manifest);
+    let put =
+        http().put(here.url(&format!("long/manifests/{digest}"))).header("content-type", media::OCI_MANIFEST);
+    assert_eq!(put.body(manifest.clone()).send().await.unwrap().status(), 201);
+
+    let name = format!("{}/long@{digest}", here.address);
+    let (store, image) = pull(&dir.path().join("a"), client(), &name).await;
+    assert_eq!((&image.manifest.digest, &image.id), (&digest, &of(&sample.config)));
+    assert_eq!(store.resolve(&name).unwrap().id, image.id);
+    assert_whole(&store, &image, 100_000);
+    let checked = store.check(false, &brigantine_image::InUse::default()).unwrap();
+    assert!(checked.problems.is_empty(), "{:?}", checked.problems);
+
+    let target = Reference::parse(&format!("{}/moved:t", there.address)).unwrap();
+    let pushed = client().push(&store, &image, &target, pushing(None), silent()).await.unwrap();
+    assert_eq!(pushed.digest.algorithm(), Algorithm::Sha512);
+    let blob = http().get(there.url(&format!("moved/blobs/{}", of(&sample.layer)))).send().await.unwrap();
+    assert!(blob.bytes().await.unwrap() == sample.layer);
+    let (_, again) =
+        pull(&dir.path().join("b"), client(), &format!("{}/moved@{digest}", there.address)).await;
+    assert_eq!(again.id, image.id);
+}
+
+/// Containerd's hosts.toml: mirrors of a registry nobody reaches; one that is gone, one that has not everything, one that
+/// has.
+#[tokio::test(flavor = "multi_thread")]
+async fn any_registry_may_have_mirrors() {
+    let dir = tempfile::tempdir().unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let empty = OwnRegistry::at(&dir.path().join("empty")).await;
+    let full = OwnRegistry::at(&dir.path().join("full")).await;
+    let sample = Sample::new(20_000);
+    sample.push_to(&full, "team/app", "1").await;
+    let hosts = dir.path().join("certs.d");
+    std::fs::create_dir_all(hosts.join("origin.test")).unwrap();
+    let text = format!(
+        "server = \"http://{gone}\"\n[host.\"http://{gone}\"]\n  capabilities = [\"pull\", \"resolve\"]\n\
+         [host.\"http://{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n\
+         [host.\"http://{}\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
+        empty.address, full.address
+    );
+    std::fs::write(hosts.join("origin.test/hosts.toml"), text).unwrap();
+    let config = Config {
+        hosts: vec![hosts],
+        attempts: 1,
+        back_off: std::time::Duration::from_millis(10),
+        ..Config::default()
+    };
+    let client = Client::new(config);
+    let (store, image) = pull(dir.path(), client.clone(), "origin.test/team/app:1").await;
+    assert_eq!(image.tags[0].familiar(), "origin.test/team/app:1");
+    assert_whole(&store, &image, 20_000);
+    // A push goes to the registry itself alone.
+    let target = Reference::parse("origin.test/team/app:2").unwrap();
+    client.push(&store, &image, &target, pushing(None), silent()).await.unwrap_err();
+    assert_eq!(http().get(full.url("team/app/manifests/2")).send().await.unwrap().status(), 404);
 }
 
 /// A proxy sees whole URLs; what is excepted is asked directly.

@@ -198,6 +198,28 @@ async fn a_foreign_layer_comes_from_its_own_place() {
     assert!(asked.contains("get /layer") && !asked.contains("authorization"), "{asked}");
 }
 
+/// Such a layer is not sent either: the manifest names it, and our registry takes it without.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_layer_is_not_distributed() {
+    let dir = tempfile::tempdir().unwrap();
+    let registry = OwnRegistry::at(&dir.path().join("registry")).await;
+    let store = store(dir.path());
+    let mut sample = Sample::new(20_000);
+    let mut manifest: Value = serde_json::from_slice(&sample.manifest).unwrap();
+    manifest["layers"][0]["mediaType"] =
+        json!("application/vnd.oci.image.layer.nondistributable.v1.tar+gzip");
+    manifest["layers"][0]["urls"] = json!(["https://registry.test/layer"]);
+    sample.manifest = serde_json::to_vec(&manifest).unwrap();
+    let name = format!("{}/app:1", registry.address);
+    let image = sample.store_in(&store, &name);
+    let reference = Reference::parse(&name).unwrap();
+    client().push(&store, &image, &reference, pushing(None), silent()).await.unwrap();
+    let blob = registry.url(&format!("app/blobs/{}", Digest::sha256(&sample.layer)));
+    assert_eq!(http().get(blob).send().await.unwrap().status(), 404);
+    let there = http().get(registry.url("app/manifests/1")).send().await.unwrap();
+    assert_eq!(there.bytes().await.unwrap(), sample.manifest);
+}
+
 /// Passes connections on to a registry, and cuts the first upload after some bytes.
 async fn cutting_proxy(target: String, after: usize) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -337,6 +337,95 @@ async fn the_platforms_manifest_is_chosen_from_an_index() {
     assert!(error.to_string().contains("no matching manifest for linux/ppc64le"), "{error}");
 }
 
+/// Indexes that say nothing of platforms are looked into, in their order, when nothing else fits.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_within_an_index_is_looked_into() {
+    let sample = Arc::new(Sample::new(5000));
+    let mut documents = std::collections::HashMap::new();
+    let mut index = |entries: &[serde_json::Value]| {
+        let raw = serde_json::to_vec(
+            &json!({"schemaVersion": 2, "mediaType": media::OCI_INDEX, "manifests": entries}),
+        )
+        .unwrap();
+        let digest = Digest::sha256(&raw);
+        let entry = json!({"mediaType": media::OCI_INDEX, "digest": digest.to_string(), "size": raw.len()});
+        documents.insert(digest.to_string(), raw);
+        entry
+    };
+    let manifest = |architecture: &str, raw: &[u8]| {
+        json!({"mediaType": media::OCI_MANIFEST, "digest": Digest::sha256(raw).to_string(), "size": raw.len(),
+               "platform": {"os": "linux", "architecture": architecture}})
+    };
+    let own = index(&[manifest("s390x", b"{}"), manifest(&Platform::host().architecture, &sample.manifest)]);
+    let other = index(&[manifest("ppc64le", b"{}")]);
+    let middle = index(&[own, manifest("riscv64", b"{}")]);
+    let top = index(&[manifest("mips64le", b"{}"), other, middle])["digest"].as_str().unwrap().to_owned();
+    let server = LyingServer::start({
+        let sample = Arc::clone(&sample);
+        move |head, _| {
+            let name = head.split(' ').nth(1).unwrap().split_once("/manifests/").map_or("", |(_, name)| name);
+            if let Some(raw) = documents.get(if name == "t" { top.as_str() } else { name }) {
+                return reply("200 OK", &format!("Content-Type: {}\r\n", media::OCI_INDEX), raw);
+            }
+            sample.honest(head).unwrap_or_else(|| reply("200 OK", "", &sample.layer))
+        }
+    })
+    .await;
+    let pulled = pull(&server).await.unwrap();
+    assert_eq!(pulled.image.manifest.digest, Digest::sha256(&sample.manifest));
+    let options = PullOptions { platform: Some("linux/arm/v5".parse().unwrap()), ..PullOptions::default() };
+    let error = pull_from(&server, client(), options).await.unwrap_err();
+    assert_eq!(error.class(), Class::NotFound, "{error}");
+}
+
+/// A partial download is not synced: after a power cut it may hold anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_torn_partial_download_is_given_up() {
+    let sample = Arc::new(Sample::new(200_000));
+    let server = LyingServer::start({
+        let sample = Arc::clone(&sample);
+        move |head, _| {
+            sample.honest(head).unwrap_or_else(|| {
+                let start = range_start(head).unwrap_or(0);
+                let (status, range) = match start {
+                    0 => ("200 OK", String::new()),
+                    _ => (
+                        "206 Partial Content",
+                        format!("Content-Range: bytes {start}-{}/*\r\n", sample.layer.len() - 1),
+                    ),
+                };
+                reply(status, &range, &sample.layer[start..])
+            })
+        }
+    })
+    .await;
+    let digest = Digest::sha256(&sample.layer);
+    let whole = sample.layer.len();
+    let torn = |kept: usize, zeros: usize| [&sample.layer[..kept], &vec![0; zeros]].concat();
+    // Zeros where data was, from the middle on and from the beginning; all of it; and what is good goes on.
+    for (left, starts) in [
+        (torn(50_000, 30_000), vec![Some(80_000), None]),
+        (torn(0, 1000), vec![Some(1000), None]),
+        (torn(0, whole), vec![None]),
+        (torn(90_000, 0), vec![Some(90_000)]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(dir.path());
+        let partial = dir.path().join("image/tmp").join(format!("partial-sha256-{}", digest.hex()));
+        std::fs::write(&partial, left).unwrap();
+        let asked = server.requests(&format!("GET /v2/x/blobs/{digest}")).len();
+        let reference = Reference::parse(&format!("{}/x:t", server.address)).unwrap();
+        let pulled = client().pull(&store, &reference, PullOptions::default(), silent()).await.unwrap();
+        assert_eq!(pulled.image.layers[0].digest, digest);
+        let asked: Vec<Option<usize>> = server.requests(&format!("GET /v2/x/blobs/{digest}"))[asked..]
+            .iter()
+            .map(|head| range_start(head))
+            .collect();
+        assert_eq!(asked, starts);
+        assert!(!partial.exists());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_pulls_at_once_fetch_a_layer_once() {
     let sample = Arc::new(Sample::new(300_000));
