@@ -43,6 +43,7 @@ mod network;
 mod peers;
 mod plugins;
 mod power_cut;
+mod reload;
 mod resolver;
 mod run;
 mod runtimes;
