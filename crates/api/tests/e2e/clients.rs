@@ -124,3 +124,67 @@ async fn bollard_drives_a_containers_whole_life() {
     }
     engine.assert_nothing_left();
 }
+
+/// testcontainers, as a Rust project's tests use it: waits, mapped ports, files in and out, execs, networks, and that
+/// nothing is left when its handles are dropped. It reads `$DOCKER_HOST`, so it is a process of its own: this test, run
+/// again in the engine's sandbox.
+#[test]
+fn testcontainers_starts_waits_and_cleans_up() {
+    const INSIDE: &str = "BRIG_TEST_INSIDE";
+    const NAME: &str = "clients::testcontainers_starts_waits_and_cleans_up";
+    if std::env::var_os(INSIDE).is_some() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        return runtime.block_on(use_testcontainers());
+    }
+    let engine = Engine::with_busybox();
+    let mut again = engine.sandbox().command(std::env::current_exe().unwrap());
+    again.args(["--exact", NAME, "--nocapture"]).env(INSIDE, "1").env("HOME", engine.dir().join("home"));
+    again.env("DOCKER_HOST", format!("unix://{}", engine.socket_path().display()));
+    let output = Invocation::new(again).run().expect_code(0);
+    assert!(output.stdout.contains("1 passed"), "{output}");
+    engine.assert_nothing_left();
+}
+
+async fn use_testcontainers() {
+    use testcontainers::core::{ExecCommand, IntoContainerPort as _, WaitFor};
+    use testcontainers::runners::AsyncRunner as _;
+    use testcontainers::{GenericImage, ImageExt as _};
+    use tokio::io::AsyncReadExt as _;
+
+    let script = "cat /data/greeting; mkdir /www; echo served >/www/index.html; echo ready; exec httpd -f -p 8080 -h /www";
+    let server = GenericImage::new("busybox", "latest")
+        .with_exposed_port(8080.tcp())
+        .with_wait_for(WaitFor::message_on_stdout("ready"))
+        .with_cmd(["sh", "-c", script])
+        .with_env_var("COLOUR", "red")
+        .with_copy_to("/data/greeting", b"copied in\n".to_vec())
+        .with_network("tests")
+        .with_container_name("served")
+        .start()
+        .await
+        .unwrap();
+    let log = String::from_utf8(server.stdout_to_vec().await.unwrap()).unwrap();
+    assert_eq!(log, "copied in\nready\n");
+    // The mapped port, as inspect tells it right after the start.
+    let port = server.get_host_port_ipv4(8080).await.unwrap();
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.ends_with("served\n"), "{answer}");
+    let mut done = server.exec(ExecCommand::new(["sh", "-c", "echo $COLOUR; exit 3"])).await.unwrap();
+    assert_eq!(done.stdout_to_vec().await.unwrap(), b"red\n");
+    assert_eq!(done.exit_code().await.unwrap(), Some(3));
+    // Another one on the same network knows the first by its name.
+    let client = GenericImage::new("busybox", "latest")
+        .with_wait_for(WaitFor::exit(testcontainers::core::wait::ExitWaitStrategy::new().with_exit_code(0)))
+        .with_cmd(["wget", "-q", "-O", "-", "http://served:8080/"])
+        .with_network("tests")
+        .start()
+        .await
+        .unwrap();
+    assert_eq!(client.stdout_to_vec().await.unwrap(), b"served\n");
+    client.rm().await.unwrap();
+    server.stop().await.unwrap();
+    drop(server);
+}
