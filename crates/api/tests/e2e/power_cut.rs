@@ -4,15 +4,18 @@
 //!
 //! `BRIG_TEST_CUTS=50 cargo nextest run -p brigantine-api --test e2e power_cut:: --no-capture` does it more often.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::PathBuf;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use brigantine_testkit::Engine;
 use brigantine_testkit::disk::{Cut, Disk, Format};
 use brigantine_testkit::peers::Registry;
+use brigantine_testkit::{Engine, eventually, fixtures, http};
 
 use crate::crash::{Acknowledged, Chance, ORPHANS, no_leftovers, number, runs_whole, sample, tell};
 
@@ -174,6 +177,155 @@ fn a_power_cut_costs_nothing_acknowledged_on_ext4() {
 #[test]
 fn a_power_cut_costs_nothing_acknowledged_on_xfs() {
     survives(Format::Xfs);
+}
+
+/// What was acknowledged of containers, volumes and networks.
+#[derive(Default)]
+struct Records {
+    /// Paths that must be there, with a text in what they tell.
+    there: BTreeMap<String, String>,
+    gone: BTreeSet<String>,
+}
+
+/// Makes, changes and removes objects until it is told to stop; what was answered before that is on record.
+fn work(socket: &Path, round: u64, stopped: &AtomicBool, records: &Mutex<Records>) {
+    let ask = |method: &str, path: &str, body: &str, status: u16| {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream.set_read_timeout(Some(Duration::from_mins(1))).unwrap();
+        let body = (!body.is_empty()).then_some(("application/json", body.as_bytes()));
+        let answer = http::exchange(stream, method, path, body);
+        assert_eq!(answer.status, status, "{method} {path}: {}", answer.text());
+    };
+    for number in 0.. {
+        let of = format!("{round}-{number}");
+        // Each step's request, then what it makes true.
+        type Step<'a> = (&'a str, String, String, u16, Option<(String, String)>, Option<String>);
+        let (volume, network) = (format!("/volumes/v{of}"), format!("/networks/n{of}"));
+        let (made, renamed) = (format!("/containers/c{of}"), format!("/containers/r{of}"));
+        let body = r#"{"Image":"busybox","HostConfig":{"NetworkMode":"none"},"Labels":{"of":"ROUND"}}"#;
+        let policy = r#"{"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":7}}"#;
+        let inspected = |path: &str, text: &str| Some((format!("{path}/json"), text.to_owned()));
+        let steps: [Step<'_>; 7] = [
+            (
+                "POST",
+                "/volumes/create".into(),
+                format!(r#"{{"Name":"v{of}","Labels":{{"of":"{of}"}}}}"#),
+                201,
+                Some((volume.clone(), of.clone())),
+                None,
+            ),
+            (
+                "POST",
+                format!("/containers/create?name=c{of}"),
+                body.replace("ROUND", &of),
+                201,
+                inspected(&made, &of),
+                None,
+            ),
+            (
+                "POST",
+                "/networks/create".into(),
+                format!(r#"{{"Name":"n{of}","EnableIPv6":false}}"#),
+                201,
+                Some((network.clone(), of.clone())),
+                None,
+            ),
+            (
+                "POST",
+                format!("{made}/update"),
+                policy.into(),
+                200,
+                inspected(&made, "\"MaximumRetryCount\":7"),
+                None,
+            ),
+            (
+                "POST",
+                format!("{made}/rename?name=r{of}"),
+                String::new(),
+                204,
+                inspected(&renamed, "\"MaximumRetryCount\":7"),
+                Some(format!("{made}/json")),
+            ),
+            ("DELETE", network.clone(), String::new(), 204, None, Some(network.clone())),
+            ("DELETE", renamed.clone(), String::new(), 204, None, Some(format!("{renamed}/json"))),
+        ];
+        // Every other container and network stays.
+        let steps = &steps[..if number % 2 == 0 { 7 } else { 5 }];
+        for (method, path, body, status, makes, unmakes) in steps {
+            // From its request on an object is neither here nor there until the answer.
+            let touched = makes.iter().map(|(path, _)| path).chain(unmakes);
+            let mut known = records.lock().unwrap();
+            for path in touched {
+                known.there.remove(path);
+                known.gone.remove(path);
+            }
+            drop(known);
+            ask(method, path, body, *status);
+            let mut known = records.lock().unwrap();
+            if stopped.load(Ordering::SeqCst) {
+                // Whether this one is kept nobody promised.
+                return;
+            }
+            if let Some((path, text)) = makes {
+                known.there.insert(path.clone(), text.clone());
+            }
+            known.gone.extend(unmakes.clone());
+        }
+    }
+}
+
+fn records_survive(format: Format) {
+    let mut chance = Chance::new("power cuts and records");
+    let mut powered = Powered::new(format);
+    powered.engine.load(&fixtures::busybox());
+    let records = Mutex::new(Records::default());
+    for round in 1..=number("BRIG_TEST_CUTS", 3) {
+        let stopped = AtomicBool::new(false);
+        let cut = if round % 2 == 0 { Cut::All } else { Cut::Some { seed: chance.below(u64::MAX) } };
+        let least = records.lock().unwrap().there.len();
+        std::thread::scope(|scope| {
+            let socket = powered.engine.socket_path();
+            let worker = scope.spawn({
+                let (stopped, records) = (&stopped, &records);
+                move || work(&socket, round, stopped, records)
+            });
+            eventually("some records", || (records.lock().unwrap().there.len() > least + 4).then_some(()));
+            std::thread::sleep(chance.of(Duration::from_millis(700)));
+            stopped.store(true, Ordering::SeqCst);
+            powered.disk().cut(cut);
+            worker.join().unwrap();
+        });
+        powered.boot();
+        let known = records.lock().unwrap();
+        for (path, text) in &known.there {
+            let answer = powered.engine.request("GET", path);
+            assert_eq!(
+                answer.status, 200,
+                "{format:?}, round {round}, {cut:?}: {path} was acknowledged and is lost"
+            );
+            assert!(answer.text().contains(text), "{format:?}, round {round}, {cut:?}: {path} has no {text}");
+        }
+        for path in &known.gone {
+            let status = powered.engine.request("GET", path).status;
+            assert_eq!(status, 404, "{format:?}, round {round}, {cut:?}: {path} was removed and is back");
+        }
+        tell(&format!(
+            "{format:?}, round {round}: {} records there, {} gone",
+            known.there.len(),
+            known.gone.len()
+        ));
+    }
+    powered.engine.brig(["run", "--rm", "--network", "none", "busybox", "true"]).ok();
+}
+
+#[test]
+fn a_power_cut_costs_no_acknowledged_record_on_ext4() {
+    records_survive(Format::Ext4);
+}
+
+#[test]
+fn a_power_cut_costs_no_acknowledged_record_on_xfs() {
+    records_survive(Format::Xfs);
 }
 
 /// The disk itself: that it forgets, and does not forget too much.
