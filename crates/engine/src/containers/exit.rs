@@ -142,6 +142,7 @@ impl Containers {
         for (network, endpoint) in &live.sandbox().endpoints {
             self.network_event(container, "disconnect", network, endpoint);
         }
+        self.volumes.tell_use("unmount", &container.id, &container.record().mounts);
         let done = tokio::task::spawn_blocking(move || {
             if super::names::is_helped(&live) {
                 plumbing.forget(&id);

@@ -8,6 +8,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use brigantine_shim::frame;
 use brigantine_shim::log::FileId;
@@ -53,6 +54,10 @@ pub(super) fn log_path(dir: &Path, id: &str) -> PathBuf {
     dir.join(format!("{id}-json.log"))
 }
 
+/// A program that has just been started has not said anything yet. Who asks for its log at once (as tests do that were
+/// made for docker, whose start takes longer than this) gets what it says, or its whole log, within this time.
+const FIRST_WORDS: Duration = Duration::from_millis(200);
+
 impl Containers {
     /// A container's log.
     pub fn logs(&self, reference: &str, request: LogRequest) -> Result<Logs> {
@@ -80,7 +85,8 @@ impl Containers {
         let (sender, chunks) = mpsc::channel(16);
         let stop = Stop::new()?;
         let told = stop.clone();
-        if request.follow {
+        let mut ended = Some(ended);
+        if let Some(ended) = ended.take_if(|_| request.follow) {
             let left = sender.clone();
             tokio::spawn(async move {
                 tokio::select! {
@@ -90,9 +96,22 @@ impl Containers {
                 told.set();
             });
         }
-        tokio::task::spawn_blocking(move || {
-            if let Err(error) = (Reader { request, tty, raw: tty || unframed, sender, stop }).run(&path) {
-                tracing::warn!(path = %path.display(), %error, "read a container's log");
+        let just_started = container.live().and_then(|live| {
+            let since = Timestamp::now().duration_since(live.started_at).unsigned_abs();
+            FIRST_WORDS.checked_sub(since).filter(|_| !request.follow)
+        });
+        tokio::spawn(async move {
+            if let (Some(patience), Some(ended)) = (just_started, ended) {
+                // Its end within that time is as good as its words.
+                tokio::time::timeout(patience, ended.done()).await.ok();
+            }
+            let reading = move || {
+                if let Err(error) = (Reader { request, tty, raw: tty || unframed, sender, stop }).run(&path) {
+                    tracing::warn!(path = %path.display(), %error, "read a container's log");
+                }
+            };
+            if let Err(error) = tokio::task::spawn_blocking(reading).await {
+                tracing::error!(%error, "read a container's log");
             }
         });
         Ok(Logs { tty, chunks })

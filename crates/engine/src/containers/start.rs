@@ -130,6 +130,7 @@ impl Containers {
         for (network, endpoint) in &live.sandbox().endpoints {
             self.network_event(container, "connect", network, endpoint);
         }
+        self.volumes.tell_use("mount", &container.id, &container.record().mounts);
         self.publish(container, "start", &[]);
         self.tell_links(container, &live);
         self.tell_aliases(container).await;

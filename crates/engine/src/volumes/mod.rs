@@ -427,6 +427,21 @@ impl Volumes {
         .await
     }
 
+    /// Tells that a container that starts (`mount`) or has ended (`unmount`) uses its volumes.
+    pub(crate) fn tell_use(&self, action: &'static str, container: &str, mounts: &[MountRecord]) {
+        for mount in mounts {
+            let Some(record) = mount.volume().and_then(|name| self.get(name).ok()) else { continue };
+            let mut attributes = driver_attribute(&record.driver);
+            attributes.insert("container".to_owned(), container.to_owned());
+            if action == "mount" {
+                attributes.insert("destination".to_owned(), mount.destination.clone());
+                attributes.insert("propagation".to_owned(), mount.propagation.clone());
+                attributes.insert("read/write".to_owned(), mount.rw.to_string());
+            }
+            self.events.publish_of(record.project(), Kind::Volume, action, record.name, attributes);
+        }
+    }
+
     /// Notes that a container has these mounts.
     pub(crate) fn acquire(&self, container: &str, mounts: &[MountRecord]) {
         let mut index = lock(&self.index);
