@@ -8,7 +8,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
@@ -428,31 +428,31 @@ fn cgroup_of(pid: i32) -> Result<String, Failure> {
 }
 
 /// A socket at which the runtime hands over a terminal's master.
-struct Console {
+struct Console<'a> {
     listener: UnixListener,
-    dir: i32,
+    dir: BorrowedFd<'a>,
     path: PathBuf,
 }
 
 /// Its name in the monitor's directory.
 const CONSOLE: &str = "console.sock";
 
-impl Console {
-    fn for_stdio(stdio: &Stdio, place: Place<'_>) -> Result<Option<Self>, Failure> {
+impl<'a> Console<'a> {
+    fn for_stdio(stdio: &Stdio, place: Place<'a>) -> Result<Option<Self>, Failure> {
         if !matches!(stdio, Stdio::Terminal) {
             return Ok(None);
         }
         let path = place.dir.join(CONSOLE);
         remove_file(&path);
-        let dir = place.fd.as_raw_fd();
-        let listener = UnixListener::bind(format!("/proc/self/fd/{dir}/{CONSOLE}"))
+        let dir = place.fd.as_fd();
+        let listener = UnixListener::bind(format!("/proc/self/fd/{}/{CONSOLE}", dir.as_raw_fd()))
             .map_err(|e| os(&format!("listen at {}", path.display()), &e))?;
         Ok(Some(Self { listener, dir, path }))
     }
 
     /// As another process reaches it, however long the directory's path is.
     fn path(&self) -> String {
-        format!("/proc/{}/fd/{}/{CONSOLE}", own_pid(), self.dir)
+        format!("/proc/{}/fd/{}/{CONSOLE}", own_pid(), self.dir.as_raw_fd())
     }
 
     /// The master: the runtime has sent it by now.
@@ -471,7 +471,7 @@ impl Console {
     }
 }
 
-impl Drop for Console {
+impl Drop for Console<'_> {
     fn drop(&mut self) {
         remove_file(&self.path);
     }
