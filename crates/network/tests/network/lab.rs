@@ -165,13 +165,26 @@ fn netns_v6_listener(port: u16) -> Option<TcpListener> {
 }
 
 pub fn serve_udp(netns: &OwnedFd, port: u16) {
-    let socket = within(netns, || UdpSocket::bind(("0.0.0.0", port)).unwrap());
-    std::thread::spawn(move || {
-        let mut buffer = [0; 64];
-        while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
-            drop(socket.send_to(peer.ip().to_string().as_bytes(), peer));
-        }
+    let sockets = within(netns, || {
+        let v4 = UdpSocket::bind(("0.0.0.0", port)).unwrap();
+        std::iter::once(v4).chain(netns_v6_socket(port)).collect::<Vec<_>>()
     });
+    for socket in sockets {
+        std::thread::spawn(move || {
+            let mut buffer = [0; 64];
+            while let Ok((_, peer)) = socket.recv_from(&mut buffer) {
+                drop(socket.send_to(peer.ip().to_string().as_bytes(), peer));
+            }
+        });
+    }
+}
+
+fn netns_v6_socket(port: u16) -> Option<UdpSocket> {
+    let socket =
+        rustix::net::socket(rustix::net::AddressFamily::INET6, rustix::net::SocketType::DGRAM, None).ok()?;
+    rustix::net::sockopt::set_ipv6_v6only(&socket, true).ok()?;
+    rustix::net::bind(&socket, &SocketAddr::new(IpAddr::from([0u16; 8]), port)).ok()?;
+    Some(socket.into())
 }
 
 /// Connects from `netns` and returns what the server says.
@@ -190,7 +203,8 @@ pub fn ask_tcp(netns: &OwnedFd, to: &str) -> io::Result<String> {
 pub fn ask_udp(netns: &OwnedFd, to: &str) -> io::Result<String> {
     let to: SocketAddr = to.parse().unwrap();
     within(netns, || {
-        let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+        let own: IpAddr = if to.is_ipv4() { [0; 4].into() } else { [0_u16; 8].into() };
+        let socket = UdpSocket::bind((own, 0))?;
         socket.connect(to)?;
         socket.set_read_timeout(Some(Duration::from_millis(300)))?;
         let mut buffer = [0; 64];

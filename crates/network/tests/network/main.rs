@@ -3,7 +3,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
 
+mod beside;
 mod drivers;
 mod lab;
 mod lifecycle;
+mod matrix;
 mod packets;
