@@ -22,6 +22,8 @@ pub const TEST: &[Need] = &[
     ("busybox-static", &["busybox"]),
     ("iproute2", &["ip"]),
     ("nftables", &["nft"]),
+    ("iptables", &["iptables-nft-restore"]),
+    ("ufw", &["ufw"]),
     ("bind9-dnsutils", &["dig"]),
     ("curl", &["curl"]),
     ("iperf3", &["iperf3"]),

@@ -336,3 +336,38 @@ fn published_ports_are_audited() {
     host.cli(["rm", "-f", &id]).ok();
     assert_eq!(audit(), json!([]));
 }
+
+/// Datagrams by `::1`, which the kernel routes to no bridge: relayed, with an answer for each of several askers.
+#[test]
+fn a_published_udp_port_is_reached_by_the_ipv6_loopback() {
+    let host = Host::new(Client::Brig);
+    let id = host.background(&["-p", "5353:53/udp"], "sleep 1000");
+    let server = host.within_container(&id, || UdpSocket::bind("0.0.0.0:53").unwrap());
+    std::thread::spawn(move || {
+        let mut buffer = [0; 2048];
+        while let Ok((length, from)) = server.recv_from(&mut buffer) {
+            server.send_to(&buffer[..length], from).ok();
+        }
+    });
+    let asker = || {
+        host.sandbox().within_net(|| {
+            let socket = UdpSocket::bind("[::1]:0").unwrap();
+            socket.connect("[::1]:5353").unwrap();
+            socket.set_read_timeout(Some(std::time::Duration::from_millis(500))).unwrap();
+            socket
+        })
+    };
+    let askers = [asker(), asker()];
+    for (number, socket) in askers.iter().enumerate() {
+        let question = vec![u8::try_from(number).unwrap(); 1400];
+        let mut buffer = [0; 2048];
+        let heard = until(PATIENCE, || {
+            socket.send(&question).ok()?;
+            let length = socket.recv(&mut buffer).ok()?;
+            Some(buffer[..length] == question)
+        });
+        assert_eq!(heard, Some(true), "asker {number} gets its own answer, whole");
+    }
+    host.cli(["rm", "-f", &id]).ok();
+    host.assert_nothing_left();
+}
