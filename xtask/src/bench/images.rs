@@ -143,6 +143,7 @@ enum Goal {
 
 const COPY_BLOBS: &str = "skopeo copy to a directory";
 const COPY_ARCHIVE: &str = "cp of the archive";
+const SYNCED_COPY: &str = "the same, synced";
 
 /// In this order, each leaving what the next one needs.
 const TASKS: &[Task] = &[
@@ -174,7 +175,7 @@ const TASKS: &[Task] = &[
     Task {
         name: "load, layers not compressed",
         run: |station| station.load(),
-        floor: Some((COPY_ARCHIVE, copy_archive)),
+        floor: Some((SYNCED_COPY, copy_archive_synced)),
         goal: Goal::Disk,
     },
     Task {
@@ -499,12 +500,26 @@ fn copy_blobs(station: &Station<'_>) -> Result<Figure> {
 
 /// A plain copy of the whole image's bytes.
 fn copy_archive(station: &Station<'_>) -> Result<Figure> {
+    copied(station, false)
+}
+
+/// One that is on the disk at its end, as what was loaded is.
+fn copy_archive_synced(station: &Station<'_>) -> Result<Figure> {
+    copied(station, true)
+}
+
+fn copied(station: &Station<'_>, synced: bool) -> Result<Figure> {
     let to = station.contender.sandbox().dir().join("copied.tar");
     let meter = station.contender.meter().context("a contender for images is metered")?;
     let figure = figure(meter, || {
-        let mut command = Command::new("cp");
         // Not by reference: the bytes are what is measured.
-        command.arg("--reflink=never").arg(&station.image.archive).arg(&to);
+        let script = if synced {
+            "cp --reflink=never \"$0\" \"$1\" && sync \"$1\""
+        } else {
+            "cp --reflink=never \"$0\" \"$1\""
+        };
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(&station.image.archive).arg(&to);
         say::read(&mut meter.metered(super::limited(&command, LONGEST))).map(drop)
     })?;
     fs::remove_file(to)?;

@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use brigantine_testkit::{
-    Client, Engine,
+    Client, Engine, Link,
     fixtures::{self, Archive, Layer},
     peers::Registry,
 };
@@ -313,6 +313,28 @@ fn a_registrys_image_is_pulled(client: Client) {
     host.cli(["pull", &format!("{}/team/box:v9", registry.address())]).exits(1).expect_stderr("not found");
     drop(registry);
     host.assert_nothing_left();
+}
+
+/// On a terminal `brig` shows a bar for each layer, with how much of it came and how fast; elsewhere lines.
+#[test]
+fn a_pull_on_a_terminal_shows_rates() {
+    let host = Host { engine: Engine::start(), client: Client::Brig };
+    let registry = Registry::start_ours(&host.engine);
+    let image = super::crash::sample("slow:1", 1, 3 << 20, &mut super::crash::Chance::new("bars"));
+    registry.fill(&host.engine, &image.write(host.engine.dir(), "slow.tar"), "slow:1");
+    let link = Link::to(&host.engine, registry.port());
+    link.limit(2 << 20);
+    let name = format!("{}/slow:1", link.address());
+    let mut terminal = host.terminal(["pull", &name]);
+    terminal.expect("B/s");
+    terminal.expect("Status: Downloaded newer image");
+    assert!(terminal.wait().success());
+    let shown = terminal.shown();
+    assert!(shown.contains("Downloading") && shown.contains("Pull complete"), "{shown}");
+    host.cli(["rmi", &name]).ok();
+    let lines = host.cli(["pull", &name]).ok();
+    assert!(!lines.contains('\x1b') && !lines.contains("B/s") && lines.contains("Pull complete"), "{lines}");
+    drop(registry);
 }
 
 /// docker's daemon as well, when the suite is run on it.
