@@ -80,7 +80,7 @@ fn whole_life(engine: Engine, runtime: &str) {
         "guest\n/tmp"
     );
     // Debian's crun gives an exec's terminal no size; the monitor does, a moment later.
-    let script_of_terminal = "until stty size 2>/dev/null; do sleep 0.05; done; tty";
+    let script_of_terminal = "until stty size 2>/dev/null | grep '[1-9]'; do sleep 0.05; done; tty";
     let mut terminal = host.terminal(["exec", "-it", "one", "sh", "-c", script_of_terminal]);
     terminal.expect("24 80");
     terminal.expect("/dev/pts/");

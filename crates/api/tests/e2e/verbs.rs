@@ -167,13 +167,13 @@ const SYSTEM: &[Row] = &[
     ("system df --format '{{.Type}}: {{.TotalCount}}'", 0, "Images: *Containers: 1\n*", ""),
     ("system info --format '{{.Driver}} {{.Containers}} {{.OSType}}'", 0, "overlay2 1 linux", ""),
     (
-        "system events --since 1h --until 0s --filter event=die --filter container=one --format '{{.Actor.Attributes.exitCode}}'",
+        "system events --since 1h --until=-1s --filter event=die --filter container=one --format '{{.Actor.Attributes.exitCode}}'",
         0,
         "3\n3",
         "",
     ),
     (
-        "system events --since 1h --until 0s --filter type=volume --filter event=destroy --filter volume=small --format '{{.Type}} {{.Actor.ID}}'",
+        "system events --since 1h --until=-1s --filter type=volume --filter event=destroy --filter volume=small --format '{{.Type}} {{.Actor.ID}}'",
         0,
         "volume small",
         "",
