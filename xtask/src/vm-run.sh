@@ -2,7 +2,7 @@
 # All tests that were brought along, in the machine. What a test needs is there: BRIG_TEST_STRICT makes it fail rather
 # than pass over what it does not find.
 export BRIG_TEST_DIST=/payload BRIGANTINE_RUNTIME=/payload/brig-runtime CARGO_TARGET_DIR=/payload/target
-export BRIG_TEST_STRICT=1
+export BRIG_TEST_STRICT=1 BRIG_TEST_FUZZ=/payload/fuzz
 # A file system that has idmapped mounts on this kernel, which tmpfs has not; and /run as every machine has it.
 export TMPDIR=/payload/tmp
 mkdir -p -m 1777 "$TMPDIR"

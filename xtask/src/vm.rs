@@ -73,6 +73,14 @@ pub fn vm(filters: &[String], script: Option<PathBuf>) -> Result<()> {
             }
         }
     }
+    for dir in ["seeds", "found"] {
+        let (from, to) = (root().join("fuzz").join(dir), payload.join("fuzz").join(dir));
+        fs::create_dir_all(&to)?;
+        for file in fs::read_dir(from)? {
+            let file = file?;
+            fs::copy(file.path(), to.join(file.file_name()))?;
+        }
+    }
     let run = payload.join("run.sh");
     fs::write(&run, RUN)?;
     fs::set_permissions(&run, fs::Permissions::from_mode(0o755))?;
