@@ -203,6 +203,7 @@ impl Text {
             let (rule, line) = (warning.rule, warning.span.first);
             self.stream(format!("[Warning] {rule}: {} (line {line})\n", warning.message)).await;
         }
+        self.sink.send(&json!({ "aux": { "ID": image.to_string() } })).await;
         if self.quiet {
             self.sink.send(&json!({ "stream": format!("{image}\n") })).await;
             return;
@@ -210,7 +211,6 @@ impl Text {
         if !self.options.labels.is_empty() {
             tracing::trace!(labels = self.options.labels.len(), "labels were added");
         }
-        self.sink.send(&json!({ "aux": { "ID": image.to_string() } })).await;
         self.stream(format!("Successfully built {}\n", image.short())).await;
         for tag in tags {
             self.stream(format!("Successfully tagged {}\n", tag.familiar())).await;

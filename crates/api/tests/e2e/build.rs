@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use brigantine_testkit::{Client, Engine, Invocation, Output};
+use brigantine_testkit::{Client, Engine, Invocation, Output, peers::Registry};
 use serde_json::Value;
 
 use crate::Host;
@@ -288,4 +288,85 @@ fn cache_mounts_can_be_listed_moved_and_removed() {
     assert_ne!(host.cli(["builder", "cache", "import", "/c", archive.to_str().unwrap()]).run().code, 0);
     let again = brig_build(&host, &dir, &["--no-cache"]).ok();
     assert!(again.lines().any(|line| line == "kept"), "{again}");
+}
+
+/// The names in an archive.
+fn entries(archive: &str) -> Vec<String> {
+    let listed = std::process::Command::new("tar").args(["-tf", archive]).output().unwrap();
+    assert!(listed.status.success(), "{archive}: {}", String::from_utf8_lossy(&listed.stderr));
+    let names = String::from_utf8(listed.stdout).unwrap();
+    names.lines().map(|name| name.trim_start_matches("./").to_owned()).collect()
+}
+
+#[test]
+fn a_builds_output_is_a_folder_an_archive_or_an_image_in_a_registry() {
+    let host = Host::new(Client::Brig);
+    let dockerfile = "FROM busybox AS build\nRUN mkdir /o && echo made > /o/f && ln -s f /o/l && chmod 700 /o/f\n\
+                      FROM scratch\nCOPY --from=build /o /o\n";
+    let dir = context(&host, "ctx", &[("Dockerfile", dockerfile)]);
+    let at = |name: &str| host.dir().join(name).to_str().unwrap().to_owned();
+    let images = || host.cli(["images", "-aq", "--no-trunc"]).ok();
+    let before = images();
+
+    // Files: nothing of the image stays, also where something else is in the folder.
+    let out = at("out");
+    fs::create_dir_all(host.dir().join("out/o")).unwrap();
+    fs::write(host.dir().join("out/o/other"), "stays").unwrap();
+    brig_build(&host, &dir, &["-t", "not:named", "-o", &out]).ok();
+    assert_eq!(fs::read_to_string(host.dir().join("out/o/l")).unwrap(), "made\n");
+    assert_eq!(fs::read_to_string(host.dir().join("out/o/other")).unwrap(), "stays");
+    let mode = std::os::unix::fs::PermissionsExt::mode(
+        &fs::metadata(host.dir().join("out/o/f")).unwrap().permissions(),
+    );
+    assert_eq!(mode & 0o777, 0o700);
+    let archive = at("files.tar");
+    brig_build(&host, &dir, &["--output", &format!("type=tar,dest={archive}")]).ok();
+    let names = entries(&archive);
+    assert!(names.iter().any(|n| n == "o/f"), "{names:?}");
+    let piped = brig_build(&host, &dir, &["-o", "-"]).run();
+    assert_eq!(piped.code, 0, "{}", piped.stderr);
+    assert!(piped.stdout.contains("o/f") && piped.stderr.contains("Successfully built"), "{}", piped.stderr);
+    assert_eq!(images(), before, "the images were not asked for");
+    assert_eq!(host.cli(["ps", "-aq"]).ok(), "");
+
+    // An archive of the image, which docker's load and skopeo take.
+    let archive = at("image.tar");
+    let built = brig_build(&host, &dir, &["-t", "x:1", "-o", &format!("type=oci,dest={archive}")]).ok();
+    assert!(built.contains("Successfully tagged x:1"), "{built}");
+    let names = entries(&archive);
+    assert!(
+        ["index.json", "oci-layout", "manifest.json"].iter().all(|n| names.iter().any(|m| m == n)),
+        "{names:?}"
+    );
+    let id = host.cli(["inspect", "-f", "{{.Id}}", "x:1"]).ok();
+    host.cli(["rmi", "x:1"]).ok();
+    host.cli(["load", "-i", &archive]).ok();
+    assert_eq!(host.cli(["inspect", "-f", "{{.Id}}", "x:1"]).ok(), id);
+
+    // A registry, and what was built in words for programs.
+    let registry = Registry::start(&host.engine);
+    let name = format!("{}/a/b:c", registry.address());
+    let (metadata, iid) = (at("metadata.json"), at("iid"));
+    let files = ["--metadata-file", &metadata, "--iidfile", &iid];
+    let args: Vec<&str> = ["-q", "-t", &name, "--push"].into_iter().chain(files).collect();
+    brig_build(&host, &dir, &args).ok();
+    assert_eq!(fs::read_to_string(&iid).unwrap(), id);
+    let said: Value = serde_json::from_slice(&fs::read(&metadata).unwrap()).unwrap();
+    assert_eq!(
+        (&said["containerimage.config.digest"], &said["image.name"]),
+        (&id.clone().into(), &name.clone().into())
+    );
+    host.cli(["rmi", &name]).ok();
+    host.cli(["pull", "-q", &name]).ok();
+    assert_eq!(host.cli(["inspect", "-f", "{{.Id}}", &name]).ok(), id);
+
+    // What cannot be is said before anything is built.
+    for (args, words) in [
+        (vec!["--push"], "a push needs the image's name"),
+        (vec!["-o", "type=local"], "dest is required for local output"),
+        (vec!["-o", "-", "-o", "type=oci"], "only one output can go to standard output"),
+    ] {
+        let refused = brig_build(&host, &dir, &args).run();
+        assert!(refused.code != 0 && refused.stderr.contains(words), "{args:?}: {}", text(&refused));
+    }
 }

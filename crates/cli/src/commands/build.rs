@@ -11,12 +11,13 @@ use brigantine_build::Ignore;
 use http::HeaderName;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
+use crate::commands::build_output::Outputs;
 use crate::commands::{builder, upload};
 use crate::config::Config;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::output;
-use crate::progress::{Progress, Sink};
+use crate::progress::Progress;
 use crate::value::Value;
 
 /// Secrets for `RUN --mount=type=secret`: base64 of a JSON map of ids to base64 values. They are in no URL and no log.
@@ -44,13 +45,21 @@ pub static COMMAND: Command = Command {
         Flag::text("cpuset-mems", "Memory nodes to use (0-3, 0,1)"),
         Flag::text("file", "The Dockerfile (default: PATH/Dockerfile)").short('f'),
         Flag::text("iidfile", "Write the image's id to this file"),
+        Flag::switch("load", "Keep the image in the engine (what happens without --output, too)"),
         Flag::list("label", "Set a label of the image (NAME=VALUE)"),
+        Flag::text("metadata-file", "Write what was built to this file, as JSON"),
         Flag::text("memory", "Memory limit of RUN's processes, in bytes").short('m'),
         Flag::text("network", "Network of RUN's processes (default, none, host or a network's name)"),
         Flag::switch("no-cache", "Run every step again"),
         Flag::list("no-cache-filter", "Run the steps of this stage again"),
+        Flag::list(
+            "output",
+            "What becomes of it (DIR, -, or type=local|tar|oci|docker|image|registry,KEY=VALUE…)",
+        )
+        .short('o'),
         Flag::text("platform", "Platform of the image (os/arch[/variant])"),
         Flag::switch("pull", "Ask for newer base images"),
+        Flag::switch("push", "Upload the image to its registry"),
         Flag::switch("quiet", "Show only the image's id").short('q'),
         Flag::list("secret", "Secret for RUN --mount=type=secret (id=NAME[,src=FILE|,env=VARIABLE])"),
         Flag::text("shm-size", "Size of /dev/shm, in bytes"),
@@ -95,7 +104,8 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         .maybe("call", matches.is("check").then_some("check"))
         .flag("pull", matches.is("pull"))
         .flag("q", matches.is("quiet"));
-    for tag in matches.list("tag") {
+    let outputs = Outputs::of(&matches)?;
+    for tag in outputs.tags() {
         ask = ask.query("t", tag);
     }
     for host in matches.list("add-host") {
@@ -146,8 +156,9 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     let mut id = String::new();
     let lines = reply.into_lines();
     let shown =
-        Progress::new(Sink::Stdout).follow(lines, |aux| aux.at("ID").text().clone_into(&mut id)).await;
+        Progress::new(outputs.sink()).follow(lines, |aux| aux.at("ID").text().clone_into(&mut id)).await;
     shown?;
+    outputs.deliver(context, &id).await?;
     if let Some(path) = matches.optional("iidfile") {
         std::fs::write(path, &id)
             .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))?;

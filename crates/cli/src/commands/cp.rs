@@ -216,6 +216,16 @@ async fn pour(mut body: Incoming, writer: PipeWriter) -> Outcome {
     }
 }
 
+/// Unpacks an archive's content into a folder.
+pub async fn unpack_into(body: Incoming, directory: &str) -> Outcome {
+    let place = Placement { directory: directory.to_owned(), name: String::new() };
+    let (reader, writer) = std::io::pipe().map_err(Fault::io("making a pipe"))?;
+    let unpacking = tokio::task::spawn_blocking(move || unpack(reader, ".", &place, false));
+    let sent = pour(body, writer).await;
+    unpacking.await.map_err(|error| Fault::said(format!("unpacking broke: {error}")))??;
+    sent
+}
+
 /// Unpacks below the directory; returns the bytes of files.
 fn unpack(reader: PipeReader, prefix: &str, place: &Placement, keep_owner: bool) -> Outcome<u64> {
     let mut archive = tar::Archive::new(reader);

@@ -3,6 +3,7 @@
 mod attach;
 mod bootstrap;
 mod build;
+mod build_output;
 mod builder;
 mod check;
 mod commit;

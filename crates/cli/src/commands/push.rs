@@ -1,5 +1,7 @@
 //! `brig push`.
 
+use brigantine_image::Reference;
+
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::client::encode;
 use crate::context::Context;
@@ -37,22 +39,33 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         }
         reference = reference.or_latest();
     }
-    let credentials = images::credentials(context, &reference)?;
+    let sink = if quiet { Sink::Nowhere } else { Sink::Stdout };
+    push(context, &reference, matches.optional("platform"), matches.optional("compression"), sink).await?;
+    if quiet {
+        output::line(&reference.to_string());
+    }
+    Ok(())
+}
+
+/// Uploads the image of that name; all tags of a repository without one.
+pub async fn push(
+    context: &Context,
+    reference: &Reference,
+    platform: Option<&str>,
+    compression: Option<&str>,
+    sink: Sink,
+) -> Outcome {
+    let credentials = images::credentials(context, reference)?;
     let lines = context
         .client
         .post(format!("/images/{}/push", encode(&reference.familiar_name())))
         .maybe("tag", reference.tag())
-        .maybe("platform", matches.optional("platform"))
-        .maybe("compression", matches.optional("compression"))
+        .maybe("platform", platform)
+        .maybe("compression", compression)
         // Docker's engine refuses a push without this header, even an empty one.
         .header(AUTH_HEADER, &credentials.header())
         .send()
         .await?
         .into_lines();
-    let sink = if quiet { Sink::Nowhere } else { Sink::Stdout };
-    Progress::new(sink).follow(lines, |_| {}).await?;
-    if quiet {
-        output::line(&reference.to_string());
-    }
-    Ok(())
+    Progress::new(sink).follow(lines, |_| {}).await
 }
