@@ -179,7 +179,7 @@ impl<'a> Station<'a> {
 
     /// New connections a second from the other container, each with one request.
     fn connections(&self, size: Size) -> Result<f64> {
-        let url = format!("http://{}/", self.server.borrow());
+        let url = format!("http://{}:80/", self.server.borrow());
         requests(&self.exec("client", &wrk(&url, size))?)
     }
 
