@@ -26,6 +26,7 @@ mod prune;
 mod record;
 mod remove;
 mod restore;
+mod runtime;
 mod size;
 mod start;
 mod stats;
