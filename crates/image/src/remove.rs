@@ -1,6 +1,7 @@
 //! Untagging, removing, pruning and collecting: Docker's rules for what may go, and the bytes given back at once.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, PoisonError};
 
 use crate::digest::Digest;
 use crate::error::{Error, Result};
@@ -10,6 +11,9 @@ use crate::names::Names;
 use crate::reference::Reference;
 use crate::store::{Image, Store};
 use crate::temp::TempDir;
+
+/// So many directories are emptied at once.
+const REMOVALS: usize = 8;
 
 /// A container that was made from an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,7 +182,7 @@ impl Store {
             }
         }
         // Emptying trees takes time; nobody waits for it holding the lock.
-        drop(taken);
+        give_back(taken);
         Ok(reclaimed)
     }
 
@@ -266,6 +270,28 @@ impl Store {
         *records = with_layers;
         Ok(reclaimed)
     }
+}
+
+/// Empties directories side by side: a thread that removes files waits for the disk, mostly (a file system mounted with
+/// `discard` asks it for each of them), and layers have nothing in common.
+fn give_back(taken: Vec<TempDir>) {
+    let threads = taken.len().min(REMOVALS);
+    let waiting = Mutex::new(taken);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let thread = std::thread::Builder::new().name("remove".to_owned()).spawn_scoped(scope, || {
+                loop {
+                    let next = waiting.lock().unwrap_or_else(PoisonError::into_inner).pop();
+                    let Some(dir) = next else { return };
+                    drop(dir);
+                }
+            });
+            if thread.is_err() {
+                // What no thread takes goes with the list.
+                break;
+            }
+        }
+    });
 }
 
 fn remove_from(
