@@ -156,7 +156,6 @@ pub struct Created {
     cgroup: Cgroup,
     channel: OwnedFd,
     subject: Subject,
-    listener: Option<Listener>,
     /// The process is somebody's: it has started, or others will start it.
     released: bool,
     /// The process has been told to start.
@@ -191,7 +190,7 @@ impl Created {
         if !self.told {
             tell_start(self.channel.as_fd())?;
         }
-        start_over(self.channel.as_fd(), &self.subject, process, self.listener.as_ref())?;
+        start_over(self.channel.as_fd(), &self.subject, process, None)?;
         self.released = true;
         self.spent = None;
         Ok(())
@@ -215,23 +214,16 @@ impl Drop for Created {
 
 /// Starts a container that waits on a [`Launch::start_listener`]; `connection` is connected to it, and
 /// `pid` is its process.
-pub fn start_waiting(
-    connection: BorrowedFd<'_>,
-    spec: &Spec,
-    pid: i32,
-    listener: Option<&Listener>,
-) -> Result<(), Error> {
+pub fn start_waiting(connection: BorrowedFd<'_>, spec: &Spec, pid: i32) -> Result<(), Error> {
     let process = spec.process().as_ref().ok_or_else(|| Error::invalid("the spec has no process"))?;
     let mut plan = identity::compile(process, None, false)?;
     let hooks = spec.hooks().as_ref().and_then(|h| h.start_container().as_ref());
     plan.start_hooks = hooks::compile("startContainer", hooks, &serde_json::json!({}))?;
     let mut subject = Subject::of_process(&plan);
     subject.filtered = spec.linux().as_ref().is_some_and(|l| l.seccomp().is_some());
-    // Without no_new_privs it got the filter's descriptor when the container was created.
-    let listener = listener.filter(|_| process.no_new_privileges().unwrap_or_default());
     let pidfd = open_process(pid)?;
     tell_start(connection)?;
-    start_over(connection, &subject, (pid, pidfd.as_fd()), listener)
+    start_over(connection, &subject, (pid, pidfd.as_fd()), None)
 }
 
 fn open_process(pid: i32) -> Result<OwnedFd, Error> {
@@ -393,8 +385,7 @@ fn create_in(
     let gate = launch.start_listener.take().map_or(Gate::Channel, Gate::Listener);
     let empty = Launch::new("", Spec::default(), Rootfs::Path(PathBuf::new()), Stdio::Null);
     let mut compiled = compile::compile(std::mem::replace(launch, empty), group.planned(), gate)?;
-    let listened_early = listener.is_some() && !compiled.plan.process.no_new_privileges;
-    compiled.plan.process.listened_early = listened_early;
+    compiled.plan.process.listened_early = listener.is_some();
     let subject = Subject::of(&compiled.plan);
     let target = group.planned().clone_target()?;
     let (channel, child) = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd))?;
@@ -465,7 +456,6 @@ fn create_in(
         cgroup: group.keep(),
         channel,
         subject,
-        listener: listener.filter(|_| !listened_early),
         released: false,
         told: at_once,
         spent: Some(compiled),
@@ -631,6 +621,13 @@ impl Setup<'_> {
                 }
                 (Some(Message::Failed(failure)), _) => {
                     return Err(describe::failure(&self.plan.steps, self.subject, failure));
+                }
+                (None, _) if self.listener.is_some() => {
+                    return Err(Error::new(
+                        Kind::Os,
+                        "the container's process died before it handed its seccomp listener over (does its filter allow \
+                         what is needed for that?)",
+                    ));
                 }
                 (None, _) => {
                     return Err(Error::new(

@@ -282,7 +282,7 @@ pub(crate) struct ProcessPlan {
     pub no_new_privileges: bool,
     pub seccomp: Option<(Vec<Instruction>, u32)>,
     /// The filter is loaded, and its listener handed over, before the gate and not after it: whoever answers its
-    /// notifications hears of the container while it is created, as with runc. With no_new_privs runc as well waits.
+    /// notifications hears of the container while it is created, as with runc.
     pub listened_early: bool,
     pub die_with_parent: bool,
     pub preserve_fds: u32,

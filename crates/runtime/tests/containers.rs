@@ -267,6 +267,35 @@ container_tests! {
         group.delete().unwrap();
     }
 
+    fn an_empty_group_that_is_there_is_taken_over_and_a_used_one_is_not() {
+        let case = Case::new("true");
+        let path = format!("/brigantine-test-{}", case.id);
+        let group = brigantine_runtime::Cgroup::create(&path, None).unwrap();
+        // All of it is there, then each part alone.
+        let dirs: Vec<_> = group.paths().into_iter().map(|(_, dir)| dir).collect();
+        for kept in std::iter::once(None).chain(dirs.iter().map(Some)) {
+            for dir in &dirs {
+                if kept.is_none_or(|kept| kept == dir) {
+                    fs::create_dir_all(dir).unwrap();
+                } else {
+                    fs::remove_dir(dir).ok();
+                }
+            }
+            assert_eq!(case.run().unwrap().status, 0, "{kept:?}");
+        }
+        let mut other = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        for dir in &dirs {
+            fs::create_dir_all(dir).unwrap();
+            fs::write(dir.join("cgroup.procs"), other.id().to_string()).unwrap();
+            let error = case.run().err().unwrap().to_string();
+            assert!(error.contains("is not empty") && error.contains(&dir.display().to_string()), "{error}");
+            fs::write(dir.parent().unwrap().join("cgroup.procs"), other.id().to_string()).unwrap();
+        }
+        other.kill().unwrap();
+        other.wait().unwrap();
+        group.delete().unwrap();
+    }
+
     fn a_hybrid_machines_unified_group_is_entered_too() {
         let case = Case::new("cat");
         let (stdio, _reader) = pipes();

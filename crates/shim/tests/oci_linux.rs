@@ -424,8 +424,8 @@ fn agent(listener: &UnixListener) -> (Value, std::os::fd::OwnedFd) {
     (serde_json::from_slice(&bytes).unwrap(), fd)
 }
 
-/// A container whose program asks the listener, its state as `heard_by` tells it to the agent, and the listener.
-fn asking(no_new_privileges: bool, heard_by: &str) -> (Bundle, UnixListener, Value, std::os::fd::OwnedFd) {
+/// A container whose program asks the listener, its state as its creation tells it to the agent, and the listener.
+fn asking(no_new_privileges: bool) -> (Bundle, UnixListener, Value, std::os::fd::OwnedFd) {
     let bundle = Bundle::new(&["/bin/sh", "-c", "echo begun; mkdir /made; echo end; sleep 1000"]);
     let socket = bundle.path("agent.sock");
     let listener = UnixListener::bind(&socket).unwrap();
@@ -439,22 +439,12 @@ fn asking(no_new_privileges: bool, heard_by: &str) -> (Bundle, UnixListener, Val
             "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
         });
     });
-    let (create, start) = (["create", "--bundle", bundle.dir(), &bundle.id], ["start", &bundle.id]);
-    let heard = |command: &[&str]| {
-        std::thread::scope(|scope| {
-            let heard = scope.spawn(|| agent(&listener));
-            bundle.good(command);
-            heard.join().unwrap()
-        })
-    };
-    let (state, fd) = if heard_by == "create" {
-        let told = heard(&create);
-        bundle.good(&start);
-        told
-    } else {
-        bundle.good(&create);
-        heard(&start)
-    };
+    let (state, fd) = std::thread::scope(|scope| {
+        let heard = scope.spawn(|| agent(&listener));
+        bundle.good(&["create", "--bundle", bundle.dir(), &bundle.id]);
+        heard.join().unwrap()
+    });
+    bundle.good(&["start", &bundle.id]);
     assert_eq!(
         (&state["fds"], &state["pid"], &state["metadata"]),
         (&json!(["seccompFd"]), &bundle.state()["pid"], &json!("my words"))
@@ -463,8 +453,8 @@ fn asking(no_new_privileges: bool, heard_by: &str) -> (Bundle, UnixListener, Val
 }
 
 #[test]
-fn without_no_new_privs_a_seccomp_listener_is_there_from_the_creation_on() {
-    let (bundle, _listener, state, fd) = asking(false, "create");
+fn a_seccomp_listener_is_there_from_the_creation_on() {
+    let (bundle, _listener, state, fd) = asking(false);
     assert_eq!(state["state"]["status"], json!("creating"));
     eventually("the program begins", || bundle.container_output() == "begun\n");
     drop(fd);
@@ -474,7 +464,7 @@ fn without_no_new_privs_a_seccomp_listener_is_there_from_the_creation_on() {
 
 #[test]
 fn a_seccomp_listener_is_asked() {
-    let (bundle, listener, state, fd) = asking(true, "start");
+    let (bundle, listener, state, fd) = asking(true);
     let pid = bundle.state()["pid"].clone();
     assert_eq!((&state["state"]["id"], &state["state"]["pid"]), (&json!(bundle.id), &pid));
     let asked = |fd: &std::os::fd::OwnedFd| {

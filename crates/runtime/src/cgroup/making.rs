@@ -6,27 +6,21 @@
 use std::path::PathBuf;
 
 use super::systemd::Placeholder;
-use super::{Cgroup, Hierarchies, clean, limits, remove};
+use super::{Cgroup, Hierarchies, clean, limits, refuse_used, remove};
 use crate::error::Error;
 use crate::spec::{LinuxResources, Spec};
 
 #[derive(Debug)]
 pub(crate) struct Making {
     group: Cgroup,
-    /// What is to be done yet; nothing once the group is complete.
-    rest: Option<Rest>,
+    /// To be written when the rest of the group is made.
+    resources: Option<LinuxResources>,
+    complete: bool,
     /// What did not exist before, until the group is complete.
     made: Vec<PathBuf>,
     /// What comes with a scope of systemd's keeps it while it has no process.
     placeholder: Option<Placeholder>,
     kept: bool,
-}
-
-#[derive(Debug)]
-struct Rest {
-    resources: Option<LinuxResources>,
-    /// A part of the group existed.
-    there: bool,
 }
 
 impl Making {
@@ -69,16 +63,25 @@ impl Making {
     /// The group at `path`, with what a process is born in.
     pub(super) fn at(path: &str, resources: Option<&LinuxResources>) -> Result<Self, Error> {
         let group = Cgroup { path: clean(path)?, v1: Vec::new(), v2: None, unit: None, class: None };
-        let rest = Rest { resources: resources.cloned(), there: false };
-        let mut making = Self { group, rest: Some(rest), made: Vec::new(), placeholder: None, kept: false };
+        let mut making = Self {
+            group,
+            resources: resources.cloned(),
+            complete: false,
+            made: Vec::new(),
+            placeholder: None,
+            kept: false,
+        };
         let wanted = limits::controllers(resources);
         let there = making.group.lay_out(Hierarchies::get()?, &wanted, &mut making.made)?;
-        making.rest.iter_mut().for_each(|rest| rest.there = there);
+        // Now, for later the container's own process is in it.
+        if let Some(dir) = making.group.v2_dir().filter(|_| there) {
+            refuse_used(dir)?;
+        }
         Ok(making)
     }
 
     fn complete(group: Cgroup, placeholder: Option<Placeholder>) -> Self {
-        Self { group, rest: None, made: Vec::new(), placeholder, kept: false }
+        Self { group, resources: None, complete: true, made: Vec::new(), placeholder, kept: false }
     }
 
     /// The group as it will be: its directories are decided on, but not all of them are there.
@@ -88,13 +91,12 @@ impl Making {
 
     /// Makes what is not there yet, and writes the limits.
     pub(crate) fn finish(&mut self) -> Result<&Cgroup, Error> {
-        if let Some(rest) = &self.rest {
-            let there = self.group.make_version_1(Hierarchies::get()?, &mut self.made)?;
-            if rest.there || there {
-                self.group.refuse_used()?;
+        if !self.complete {
+            if self.group.make_version_1(Hierarchies::get()?, &mut self.made)? {
+                self.group.entrances().into_iter().try_for_each(refuse_used)?;
             }
-            self.group.apply(rest.resources.as_ref())?;
-            self.rest = None;
+            self.group.apply(self.resources.as_ref())?;
+            self.complete = true;
         }
         Ok(&self.group)
     }
@@ -113,7 +115,7 @@ impl Drop for Making {
         if self.kept {
             return;
         }
-        if self.rest.is_none() {
+        if self.complete {
             drop(self.group.delete());
             return;
         }

@@ -414,32 +414,6 @@ impl Cgroup {
         Ok(read(&dir.join("cgroup.events"))?.lines().any(|line| line == "frozen 1"))
     }
 
-    /// A group that existed before is taken over only if nobody is in it, and nobody would get stuck in it.
-    fn refuse_used(&self) -> Result<(), Error> {
-        if self.stands_still()? {
-            return Err(Error::new(Kind::State, "container's cgroup unexpectedly frozen"));
-        }
-        for dir in self.directories() {
-            let list = dir.join("cgroup.procs");
-            let count = fs::read_to_string(&list).map_or(0, |text| text.lines().count());
-            if count > 0 {
-                let text =
-                    format!("container's cgroup is not empty: {} lists {count} processes", list.display());
-                return Err(Error::new(Kind::State, text));
-            }
-        }
-        Ok(())
-    }
-
-    /// Frozen, or about to be: whoever enters stops before it has said anything.
-    fn stands_still(&self) -> Result<bool, Error> {
-        if let Some(dir) = self.v1_dir("freezer") {
-            return Ok(read(&dir.join("freezer.state"))?.trim() != "THAWED");
-        }
-        let Some(dir) = self.v2_dir() else { return Ok(false) };
-        Ok(read(&dir.join("cgroup.freeze"))?.trim() == "1")
-    }
-
     /// SIGKILL to every process in the group and below it; returns when none is left.
     pub fn kill_all(&self) -> Result<(), Error> {
         if let Some(dir) = self.v2_dir().filter(|_| self.is_unified()) {
@@ -672,6 +646,23 @@ fn read(file: &Path) -> Result<String, Error> {
         }
     }
     String::from_utf8(all).map_err(|e| cause(io::Error::new(io::ErrorKind::InvalidData, e)))
+}
+
+/// A directory that existed before is taken over only if nobody is in it, and nobody would get stuck in it: frozen, or
+/// about to be, whoever enters stops before it has said anything.
+fn refuse_used(dir: &Path) -> Result<(), Error> {
+    let says =
+        |file: &str, text: &str| fs::read_to_string(dir.join(file)).is_ok_and(|state| state.trim() != text);
+    if says("freezer.state", "THAWED") || says("cgroup.freeze", "0") {
+        return Err(Error::new(Kind::State, "container's cgroup unexpectedly frozen"));
+    }
+    let list = dir.join("cgroup.procs");
+    let count = fs::read_to_string(&list).map_or(0, |text| text.lines().count());
+    if count > 0 {
+        let text = format!("container's cgroup is not empty: {} lists {count} processes", list.display());
+        return Err(Error::new(Kind::State, text));
+    }
+    Ok(())
 }
 
 /// False if it was there.

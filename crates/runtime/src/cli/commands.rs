@@ -18,7 +18,6 @@ use super::record::{Dir, Record, Status, started, timestamp};
 use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
 use crate::launch::{Created, Launch, Rootfs, Stdio, begin_network, create_beside, start_waiting};
-use crate::listener::Listener;
 use crate::spec::{Process, Spec};
 use crate::{hooks, identity, seccomp};
 
@@ -372,9 +371,7 @@ fn start_command(global: &Global, id: &str) -> Result<(), Error> {
     need(&record, &dir, &[Status::Created], "started")?;
     let proxy = Proxy::bind(&dir.notify())?;
     let connection = dir.connect()?;
-    let filter = record.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-    let state = hooks::state(id, "creating", Some(record.pid), Some(&record.bundle), &record.spec);
-    start_waiting(connection.as_fd(), &record.spec, record.pid, Listener::of(filter, state).as_ref())?;
+    start_waiting(connection.as_fd(), &record.spec, record.pid)?;
     fs::remove_file(dir.start_socket()).map_err(|e| Error::os("removing the start socket", e))?;
     after_start(&dir, &record)?;
     match proxy {
