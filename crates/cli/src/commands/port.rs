@@ -10,7 +10,7 @@ use crate::value::Value;
 pub static COMMAND: Command = Command {
     name: "port",
     usage: "CONTAINER [PRIVATE_PORT[/PROTO]] | audit",
-    about: "List the published ports of a container, or where one of them is published; 'audit' tells who reaches those of all containers",
+    about: "List the published ports of a container, or where one of them is published",
     flags: &[Flag::text("format", "For 'audit': 'json' for programs")],
     operands: Operands::Between(1, 2),
     run: runs!(run),
