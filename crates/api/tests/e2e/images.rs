@@ -29,6 +29,7 @@ both![
     ids_and_names_are_removed_by_the_rules,
     a_commit_takes_what_it_is_told,
     several_platforms_are_put_under_one_name,
+    disk_usage_is_told_in_short_and_at_length,
 ];
 
 fn save_and_load_keep_the_identity(client: Client) {
@@ -313,6 +314,32 @@ fn a_registrys_image_is_pulled(client: Client) {
     host.cli(["pull", &format!("{}/team/box:v9", registry.address())]).exits(1).expect_stderr("not found");
     drop(registry);
     host.assert_nothing_left();
+}
+
+fn disk_usage_is_told_in_short_and_at_length(client: Client) {
+    let host = Host::new(client);
+    host.cli([
+        "run",
+        "--name",
+        "box",
+        "-v",
+        "kept:/kept",
+        "busybox",
+        "sh",
+        "-c",
+        "head -c 300000 /dev/zero > /kept/f",
+    ])
+    .ok();
+    let short = host.cli(["system", "df"]).ok();
+    for kind in ["Images", "Containers", "Local Volumes", "Build Cache"] {
+        assert!(short.lines().any(|line| line.starts_with(kind)), "{kind}: {short}");
+    }
+    let long = host.cli(["system", "df", "-v"]).ok();
+    assert!(long.contains("SHARED SIZE") && long.contains("UNIQUE SIZE"), "{long}");
+    let line = |word: &str| long.lines().find(|line| line.contains(word)).unwrap_or_default();
+    assert!(line("busybox ").contains("latest"), "{long}");
+    assert!(line("Exited").trim_end().ends_with("box"), "{long}");
+    assert!(line("kept").contains("kB"), "{long}");
 }
 
 /// On a terminal `brig` shows a bar for each layer, with how much of it came and how fast; elsewhere lines.
