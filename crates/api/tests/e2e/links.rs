@@ -20,7 +20,7 @@ fn a_link_gives_names_and_variables(client: Client) {
     ])
     .ok();
     let flags = ["run", "--name", "app", "--link", "store:db", "busybox", "sh", "-c"];
-    let script = "grep db /etc/hosts | cut -f2; echo $DB_NAME $DB_ENV_USER $DB_PORT_5432_TCP_PROTO; ping -c 1 -W 5 db >/dev/null && echo reached";
+    let script = "grep -w db /etc/hosts | cut -f2; echo $DB_NAME $DB_ENV_USER $DB_PORT_5432_TCP_PROTO; ping -c 1 -W 5 db >/dev/null && echo reached";
     let out = host.cli(flags.iter().chain(&[script])).ok();
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].starts_with("db ") && lines[0].ends_with(" store"), "{out}");
