@@ -161,9 +161,9 @@ impl<'a> Station<'a> {
         ready.with_context(|| format!("{}: nginx does not answer", self.contender.name()))
     }
 
-    /// A command in a container, its words divided by blanks.
-    fn exec(&self, container: &str, line: &str) -> Result<String> {
-        let words: Vec<&str> = [container].into_iter().chain(line.split(' ')).collect();
+    /// A command in a container.
+    fn exec(&self, container: &str, words: &[String]) -> Result<String> {
+        let words: Vec<&str> = [container].into_iter().chain(words.iter().map(String::as_str)).collect();
         self.cli("exec", &words)
     }
 
@@ -228,18 +228,23 @@ impl<'a> Station<'a> {
     }
 }
 
-/// The line as the last words of a command.
-fn on(mut command: Command, line: &str) -> Result<String> {
-    say::read(command.args(line.split(' ')))
+/// The words as the last ones of a command.
+fn on(mut command: Command, words: &[String]) -> Result<String> {
+    say::read(command.args(words))
 }
 
-fn iperf(to: &str, udp: bool, size: Size) -> String {
-    let udp = if udp { " -u -b 0 -l 1400" } else { "" };
-    format!("iperf3 -c {to} -t {} -J{udp}", size.seconds)
+fn iperf(to: &str, udp: bool, size: Size) -> Vec<String> {
+    let seconds = size.seconds.to_string();
+    let datagrams: &[&str] = if udp { &["-u", "-b", "0", "-l", "1400"] } else { &[] };
+    let words = ["iperf3", "-c", to, "-t", &seconds, "-J"];
+    words.iter().chain(datagrams).map(|word| (*word).to_owned()).collect()
 }
 
-fn wrk(url: &str, size: Size) -> String {
-    format!("wrk -t 1 -c 16 -d {}s -H Connection:close {url}", size.seconds)
+fn wrk(url: &str, size: Size) -> Vec<String> {
+    let seconds = format!("{}s", size.seconds);
+    // A header without its blank is no header to wrk: it would keep its connections.
+    let words = ["wrk", "-t", "1", "-c", "16", "-d", &seconds, "-H", "Connection: close", url];
+    words.map(str::to_owned).to_vec()
 }
 
 fn received(text: &str) -> Result<f64> {
