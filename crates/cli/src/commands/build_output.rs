@@ -90,10 +90,12 @@ impl Outputs {
     /// Hands out what the image `id` is.
     pub async fn deliver(&self, context: &Context, id: &str) -> Outcome {
         let delivered = self.each(context, id).await;
-        if !self.all.iter().any(|o| matches!(o, Output::Image { .. })) && self.tags().is_empty() {
-            discard(context, id).await?;
+        if self.all.iter().any(|o| matches!(o, Output::Image { .. })) || !self.tags().is_empty() {
+            return delivered;
         }
-        delivered
+        let discarded = discard(context, id).await;
+        // The first failure is the one to tell.
+        delivered.and(discarded)
     }
 
     async fn each(&self, context: &Context, id: &str) -> Outcome {
@@ -109,15 +111,17 @@ impl Outputs {
                 Output::Local(dir) => {
                     std::fs::create_dir_all(dir).map_err(Fault::io(dir))?;
                     let files = Files::of(context, id).await?;
-                    let unpacked = cp::unpack_into(files.archive(context).await?, dir).await;
-                    files.remove(context).await?;
-                    unpacked?;
+                    let unpacked = async { cp::unpack_into(files.archive(context).await?, dir).await }.await;
+                    let removed = files.remove(context).await;
+                    unpacked.and(removed)?;
                 }
                 Output::Tar(dest) => {
                     let files = Files::of(context, id).await?;
-                    let written = into_file_or_stdout(files.archive(context).await?, dest.as_deref()).await;
-                    files.remove(context).await?;
-                    written?;
+                    let written =
+                        async { into_file_or_stdout(files.archive(context).await?, dest.as_deref()).await }
+                            .await;
+                    let removed = files.remove(context).await;
+                    written.and(removed)?;
                 }
                 Output::Archive(dest) => {
                     let mut ask = context.client.get("/images/get");
