@@ -2,6 +2,10 @@
 //!
 //! Invariant: when the process that made a sandbox ends in any way, the kernel closes the pipe its keeper reads; the
 //! keeper then ends the PID namespace's init (which kills every process inside), removes the cgroups and the directory.
+//!
+//! What `nsenter` put into the PID namespace and then left is an orphan of the outer namespace, and the inner one ends
+//! only when it is reaped. So this process takes such orphans (`PR_SET_CHILD_SUBREAPER`) and reaps them itself: the
+//! machine's own PID 1 may look but once a second.
 
 use std::{
     ffi::OsStr,
@@ -11,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -49,6 +54,7 @@ static SERIAL: AtomicU32 = AtomicU32::new(0);
 impl Sandbox {
     /// Makes the namespaces and waits until they stand.
     pub fn new() -> Result<Self> {
+        rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
         let base = std::env::var_os("BRIG_TEST_TMP").map_or_else(std::env::temp_dir, PathBuf::from);
         // Short, for socket paths have to stay below 108 bytes.
         let dir = tempfile::Builder::new().prefix("bt-").rand_bytes(6).tempdir_in(&base)?.keep();
@@ -178,9 +184,34 @@ impl Drop for Sandbox {
             if state.exists() && fs::write(&state, "THAWED").is_err() {}
         }
         drop(self.keeper.stdin.take());
-        if let Err(e) = self.keeper.wait() {
-            let mut err = std::io::stderr();
-            writeln!(err, "testkit: the keeper of {} was lost: {e}", self.dir.display()).ok();
+        loop {
+            reap_orphans();
+            match self.keeper.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(2)),
+                Ok(Some(_)) => break,
+                Err(e) => {
+                    let mut err = std::io::stderr();
+                    writeln!(err, "testkit: the keeper of {} was lost: {e}", self.dir.display()).ok();
+                    break;
+                }
+            }
+        }
+    }
+}
+
+/// Reaps the dead of inner PID namespaces that fell to this process; its own children are left to who started them.
+fn reap_orphans() {
+    for thread in fs::read_dir("/proc/self/task").into_iter().flatten().flatten() {
+        let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+        for pid in children.split_ascii_whitespace() {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            let dead = field("State:").trim_start().starts_with('Z');
+            if dead && field("NSpid:").split_ascii_whitespace().count() > 1 {
+                let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);
+                // Another thread may have been quicker.
+                rustix::process::waitpid(pid, rustix::process::WaitOptions::NOHANG).ok();
+            }
         }
     }
 }

@@ -112,11 +112,11 @@ impl LogFile {
 
     /// Nothing more will come: what is on its way arrives, if that takes no longer than a moment.
     pub(crate) fn close(self) {
-        if let Some(sink) = self.sink {
-            sink.close();
-        }
         if let Some(mut writer) = self.writer {
             writer.settle();
+        }
+        if let Some(sink) = self.sink {
+            sink.close();
         }
     }
 }

@@ -26,8 +26,10 @@ const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LONGEST_RETRY: Duration = Duration::from_secs(10);
 /// How long one write to a collector may take.
 const WRITE: Duration = Duration::from_secs(5);
-/// How long the monitor, at its end, waits for the collector to take what is left.
+/// How long the monitor, at its end, waits for the collector to take what is left, ...
 const FAREWELL: Duration = Duration::from_secs(5);
+/// ... and how long for one that takes nothing.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One line, or piece of one, on its way.
 #[derive(Debug)]
@@ -68,6 +70,10 @@ struct Queue {
     bytes: usize,
     was_full: bool,
     closed: bool,
+    /// Pieces the collector has taken.
+    taken: u64,
+    /// The thread has delivered all there was to a closed queue.
+    done: bool,
     lost: u64,
     error: Option<String>,
 }
@@ -143,14 +149,20 @@ impl Sink {
         (queue.lost, queue.error.clone())
     }
 
-    /// Waits a little for the collector to take what is left.
+    /// Waits a little for the collector to take what is left; the thread of one that does not ends with the process.
     pub(crate) fn close(mut self) {
-        let until = Instant::now() + FAREWELL;
+        let end = Instant::now() + FAREWELL;
+        let mut until = Instant::now() + PATIENCE;
         let mut queue = self.shared.lock();
+        let mut taken = queue.taken;
         queue.closed = true;
         self.shared.changed.notify_all();
-        while !queue.pieces.is_empty() {
-            let left = until.saturating_duration_since(Instant::now());
+        while !queue.done {
+            if queue.taken != taken {
+                taken = queue.taken;
+                until = Instant::now() + PATIENCE;
+            }
+            let left = until.min(end).saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return;
             }
@@ -175,6 +187,8 @@ fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize) {
                     break piece;
                 }
                 if queue.closed {
+                    queue.done = true;
+                    shared.changed.notify_all();
                     return;
                 }
                 queue = shared.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
@@ -185,6 +199,7 @@ fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize) {
             Ok(()) => {
                 retry = FIRST_RETRY;
                 let mut queue = shared.lock();
+                queue.taken += 1;
                 queue.bytes -= size;
                 if queue.was_full && queue.bytes < limit / 2 + 1 {
                     queue.was_full = false;
@@ -198,9 +213,6 @@ fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize) {
                 let mut queue = shared.lock();
                 queue.error = Some(error.to_string());
                 queue.pieces.push_front(piece);
-                if queue.closed && retry > FIRST_RETRY * 8 {
-                    return;
-                }
                 // A new piece does not hurry it.
                 let until = Instant::now() + retry;
                 loop {
