@@ -205,7 +205,8 @@ fn reap_orphans() {
         let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
         for pid in children.split_ascii_whitespace() {
             let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            let field =
+                |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
             let dead = field("State:").trim_start().starts_with('Z');
             if dead && field("NSpid:").split_ascii_whitespace().count() > 1 {
                 let pid = pid.parse().ok().and_then(rustix::process::Pid::from_raw);

@@ -178,6 +178,6 @@ fn a_server_that_is_not_there_costs_half_a_second_once() {
     let first = took("one.example.org");
     assert!(first < Duration::from_secs(3), "{first:?}");
     // By now it is known, and the other one is asked first.
-    let next = (0..3).map(|number| took(&format!("n{number}.example.org"))).min().unwrap();
+    let next = (0..8).map(|number| took(&format!("n{number}.example.org"))).min().unwrap();
     assert!(next < Duration::from_millis(500), "{next:?}");
 }
