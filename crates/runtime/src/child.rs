@@ -22,8 +22,8 @@ use rustix::net::{
 
 use crate::handover::MOST;
 use crate::plan::{
-    Failure, FsMount, InsideTree, MESSAGE_LENGTH, Message, Node, Part, PathTree, Place, Plan, Role, Step,
-    Target, Terminal, Tree, TreeMount,
+    Failure, FsMount, InsideTree, Last, MESSAGE_LENGTH, Message, Node, Part, PathTree, Place, Plan, Role,
+    Step, Target, Terminal, Tree, TreeMount,
 };
 use crate::{copy, finish, inside};
 
@@ -42,8 +42,11 @@ struct Stage<'a> {
     heard: Heard,
     /// What the parent has handed over, each in its place ([`crate::handover`]).
     handed: [Option<OwnedFd>; MOST],
+    network: Option<OwnedFd>,
     root: Option<OwnedFd>,
     dev: Option<OwnedFd>,
+    /// Where the groups of version 1 are mounted, and the file system that was made for their mount points.
+    groups: Option<(&'a CStr, OwnedFd)>,
     /// What is mounted at /proc and /sys: whoever moves those directories away moves nothing here.
     proc: Option<OwnedFd>,
     sys: Option<OwnedFd>,
@@ -74,6 +77,7 @@ struct Heard {
     mapped: bool,
     in_cgroup: bool,
     handed: bool,
+    network: bool,
     start: bool,
 }
 
@@ -83,6 +87,7 @@ impl Heard {
             Message::Mapped => Some(&mut self.mapped),
             Message::InCgroup => Some(&mut self.in_cgroup),
             Message::Handed => Some(&mut self.handed),
+            Message::Network => Some(&mut self.network),
             Message::Start => Some(&mut self.start),
             _ => None,
         }
@@ -98,14 +103,21 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
             return 127;
         }
     }
+    if let Some(executable) = &plan.executable
+        && let Err(e) = executable.apply()
+    {
+        return fail(channel, Place::Last(Last::Executable, 0), e);
+    }
     rustix::process::umask(Mode::empty());
     let mut stage = Stage {
         channel,
         at: 0,
         heard: Heard::default(),
         handed: [const { None }; MOST],
+        network: None,
         root: None,
         dev: None,
+        groups: None,
         proc: None,
         sys: None,
         terminals: None,
@@ -115,7 +127,7 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
     if plan.process.die_with_parent
         && let Err(e) = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))
     {
-        return fail(channel, Place::Last(crate::plan::Last::ParentDeath, 0), e);
+        return fail(channel, Place::Last(Last::ParentDeath, 0), e);
     }
     for (index, step) in plan.steps.iter().enumerate() {
         stage.at = index as u16;
@@ -188,13 +200,14 @@ fn at(part: Part) -> impl Fn(Errno) -> (Part, Errno) {
     move |errno| (part, errno)
 }
 
-impl Stage<'_> {
-    fn execute(&mut self, step: &Step, plan: &Plan) -> Outcome {
+impl<'a> Stage<'a> {
+    fn execute(&mut self, step: &'a Step, plan: &Plan) -> Outcome {
         let whole = at(Part::Whole);
         match step {
             Step::Enter { namespace, bit, .. } => spawn::setns(namespace.as_fd(), *bit).map_err(whole),
             Step::EnterNetwork => {
-                let namespace = plan.network.as_ref().ok_or((Part::Prepare, Errno::BADF))?;
+                self.hear(Message::Network).map_err(at(Part::Prepare))?;
+                let namespace = self.network.as_ref().ok_or((Part::Prepare, Errno::BADF))?;
                 spawn::setns(namespace.as_fd(), spawn::ns::NETWORK).map_err(whole)
             }
             Step::EnterAll { pidfd, bits } => spawn::setns(pidfd.as_fd(), *bits).map_err(whole),
@@ -317,14 +330,18 @@ impl Stage<'_> {
                 Err(e) => return Err(e),
             }
         };
+        let said = bytes.get(..length).and_then(Message::decode).ok_or(Errno::PROTO)?;
         for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(fds) = message {
-                for (place, fd) in self.handed.iter_mut().zip(fds) {
-                    *place = Some(fd);
-                }
+            let RecvAncillaryMessage::ScmRights(mut fds) = message else { continue };
+            if said == Message::Network {
+                self.network = fds.next();
+                continue;
+            }
+            for (place, fd) in self.handed.iter_mut().zip(fds) {
+                *place = Some(fd);
             }
         }
-        bytes.get(..length).and_then(Message::decode).ok_or(Errno::PROTO)
+        Ok(said)
     }
 
     fn handed(&self, place: usize) -> Result<BorrowedFd<'_>, (Part, Errno)> {
@@ -358,6 +375,36 @@ impl Stage<'_> {
 
     fn open(&self, target: &Target, flags: OFlags) -> Result<OwnedFd, (Part, Errno)> {
         self.open_at(&target.path, flags, target.strict).map_err(at(Part::Open))
+    }
+
+    /// A place right in a file system that an earlier step made, if that is where `path` leads: as long as it is not
+    /// there, nothing can be in its way.
+    fn within<'b>(&self, path: &'b CStr) -> Option<(BorrowedFd<'_>, &'b CStr)> {
+        let dev = self.dev.as_ref().map(|fd| (fd, &b"dev"[..]));
+        let groups = self.groups.as_ref().map(|(at, fd)| (fd, at.to_bytes()));
+        let found = [dev, groups].into_iter().flatten().find_map(|(fd, at)| Some((fd, below(path, at)?)));
+        found.filter(|(_, name)| !name.to_bytes().contains(&b'/')).map(|(fd, name)| (fd.as_fd(), name))
+    }
+
+    /// What is mounted at `path` hides such a file system that is there or below.
+    fn cover(&mut self, path: &CStr) {
+        let over = |at: &CStr| path == c"." || below(at, path.to_bytes()).is_some();
+        if over(c"dev") {
+            self.dev = None;
+        }
+        if self.groups.as_ref().is_some_and(|(at, _)| over(at)) {
+            self.groups = None;
+        }
+    }
+
+    /// Makes a directory right in such a file system; nothing, if something is there already.
+    fn fresh<'b>(&self, path: &'b CStr) -> Result<Option<(BorrowedFd<'_>, &'b CStr)>, (Part, Errno)> {
+        let Some((dir, name)) = self.within(path) else { return Ok(None) };
+        match rustix::fs::mkdirat(dir, name, Mode::from_raw_mode(0o755)) {
+            Ok(()) => Ok(Some((dir, name))),
+            Err(Errno::EXIST) => Ok(None),
+            Err(e) => Err((Part::Create, e)),
+        }
     }
 
     /// Opens a directory for use by descriptor, making it if needed.
@@ -462,7 +509,7 @@ impl Stage<'_> {
         attach(self.root()?, target.as_fd())
     }
 
-    fn mount(&mut self, m: &FsMount) -> Outcome {
+    fn mount(&mut self, m: &'a FsMount) -> Outcome {
         let context = rustix::mount::fsopen(&m.fstype, FsOpenFlags::FSOPEN_CLOEXEC)
             .map_err(|e| (if e == Errno::NODEV { Part::NoFilesystem } else { Part::Prepare }, e))?;
         for (key, value) in &m.parameters {
@@ -490,6 +537,13 @@ impl Stage<'_> {
             MountAttrFlags::from_bits_retain(m.attributes & !later),
         )
         .map_err(at(Part::Prepare))?;
+        if !m.copy_up
+            && later == 0
+            && let Some((dir, name)) = self.fresh(&m.target.path)?
+        {
+            attach_in(mounted.as_fd(), dir, name)?;
+            return self.mounted(m, mounted);
+        }
         let target = self.ensure(&m.target, true)?;
         if !m.over_proc {
             refuse_proc(target.as_fd())?;
@@ -505,13 +559,20 @@ impl Stage<'_> {
             mount::set_attributes(mounted.as_fd(), false, change, None).map_err(at(Part::Attributes))?;
         }
         attach(mounted.as_fd(), target.as_fd())?;
+        self.mounted(m, mounted)
+    }
+
+    /// The rest of a file system's mount, once it is attached.
+    fn mounted(&mut self, m: &'a FsMount, mounted: OwnedFd) -> Outcome {
         for &propagation in &m.propagation {
             let change = Change { propagation, ..Change::default() };
             mount::set_attributes(mounted.as_fd(), false, change, None).map_err(at(Part::Attributes))?;
         }
+        self.cover(&m.target.path);
         match m.role {
             Role::None => {}
             Role::Dev => self.dev = Some(mounted),
+            Role::Groups => self.groups = Some((&m.target.path, mounted)),
             Role::Terminals => self.terminals = Some(mounted),
             Role::Proc => self.proc = Some(mounted),
             Role::Sys => self.sys = Some(mounted),
@@ -520,6 +581,11 @@ impl Stage<'_> {
     }
 
     fn attach(&mut self, m: &TreeMount) -> Outcome {
+        if let Tree::Handed(place) = m.tree
+            && let Some((dir, name)) = self.fresh(&m.target.path)?
+        {
+            return attach_in(self.handed(place)?, dir, name);
+        }
         let (directory, detached) = match &m.tree {
             Tree::Open(_) | Tree::Handed(_) => (m.directory, None),
             Tree::Path(tree) => (m.directory, Some(detach(tree)?)),
@@ -534,10 +600,12 @@ impl Stage<'_> {
             refuse_proc(target.as_fd())?;
         }
         match (&m.tree, &detached) {
-            (Tree::Open(tree), _) | (_, Some(tree)) => attach(tree.as_fd(), target.as_fd()),
-            (Tree::Handed(place), None) => attach(self.handed(*place)?, target.as_fd()),
-            (_, None) => Err((Part::Source, Errno::BADF)),
+            (Tree::Open(tree), _) | (_, Some(tree)) => attach(tree.as_fd(), target.as_fd())?,
+            (Tree::Handed(place), None) => attach(self.handed(*place)?, target.as_fd())?,
+            (_, None) => return Err((Part::Source, Errno::BADF)),
         }
+        self.cover(&m.target.path);
+        Ok(())
     }
 
     /// A part of the container's own root, as it is now.
@@ -840,6 +908,12 @@ fn clone_tree(source: BorrowedFd<'_>, recursive: bool) -> Result<OwnedFd, Errno>
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     rustix::mount::open_tree(source, c"", flags)
+}
+
+/// The same at a name of a directory that only this process knows.
+fn attach_in(tree: BorrowedFd<'_>, dir: BorrowedFd<'_>, name: &CStr) -> Outcome {
+    rustix::mount::move_mount(tree, c"", dir, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(at(Part::Attach))
 }
 
 fn attach(tree: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Outcome {

@@ -6,7 +6,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use brigantine_sys::netns::Coming;
+use brigantine_sys::seccomp::{Writer, pending};
 use brigantine_sys::spawn::ns;
+use brigantine_sys::{Replacement, VeiledExe};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Gid, Uid};
 
@@ -15,7 +17,7 @@ use crate::error::Error;
 use crate::handover::{Hand, MOST};
 use crate::launch::{Launch, Stdio};
 use crate::mounts::{self, Draft, c_string, parse_propagation, target};
-use crate::plan::{Gate, Node, Plan, Step, Terminal};
+use crate::plan::{Filter, Gate, Node, Plan, Step, Terminal};
 use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
 use crate::{hooks, identity, idmap, netdev, seccomp};
 
@@ -34,6 +36,13 @@ pub(crate) struct Compiled {
     pub net_devices: Vec<netdev::Move>,
     /// What the parent hands over once the container's groups are there.
     pub hands: Vec<Hand>,
+    /// The network namespace that is being made, for [`Step::EnterNetwork`].
+    pub network: Option<Coming>,
+    /// Takes the filter that is not compiled yet.
+    pub filter: Option<Writer>,
+    /// Keeps what [`Plan::executable`] is seen through.
+    #[expect(dead_code, reason = "held for its effect")]
+    pub veil: Option<VeiledExe>,
 }
 
 /// Namespaces that need not belong to the user namespace that is joined with them.
@@ -187,7 +196,6 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         }
     }
     let steps = &mut draft.steps;
-    steps.extend(made_network.then_some(Step::EnterNetwork));
     // What the caller's processors were is not the container's business.
     steps.push(Step::Affinity { mask: vec![u64::MAX; 16], tried: true });
     if user_namespace {
@@ -233,7 +241,11 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     };
     let entries = spec.mounts().as_deref().unwrap_or_default();
     let mut of_groups = Vec::new();
+    let mut network = made_network.then_some(Step::EnterNetwork);
     for (place, entry) in entries.iter().enumerate() {
+        if !mounts::is_of_no_network(entry) {
+            draft.steps.extend(network.take());
+        }
         if mounts::is_of_groups(entry) {
             if !entries[place + 1..].iter().any(|later| mounts::depend(entry, later)) {
                 // The groups are being made meanwhile.
@@ -244,6 +256,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         }
         mounts::compile(entry, &context, &mut draft)?;
     }
+    draft.steps.extend(network);
     let foreign_dev = spec.mounts().iter().flatten().any(|m| {
         m.destination() == Path::new("/dev") && m.typ().as_deref().is_none_or(|t| t == "bind" || t.is_empty())
     });
@@ -305,9 +318,22 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
             draft.hands.len()
         )));
     }
+    let mut writer = None;
     let filter = match (launch.seccomp, linux.seccomp()) {
-        (Some(program), _) => Some(program),
-        (None, Some(filter)) => seccomp::compile(filter)?,
+        (Some(program), _) => Some(program.into_filter()),
+        // Its listener hears of it before there is time for more.
+        (None, Some(filter)) if seccomp::notifies(filter) => {
+            seccomp::compile(filter)?.map(seccomp::Program::into_filter)
+        }
+        (None, Some(filter)) => match seccomp::flags(filter)? {
+            Some(flags) => {
+                let failed = |e| Error::os("making room for the seccomp filter", e);
+                let (given, awaited) = pending().map_err(failed)?;
+                writer = Some(given);
+                Some((Filter::Coming(awaited), flags))
+            }
+            None => None,
+        },
         (None, None) => None,
     };
     let mut plan = identity::compile(process, filter, true)?;
@@ -328,13 +354,10 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     if let Some(score) = oom_score.filter(|s| !(-1000..=1000).contains(s)) {
         return Err(Error::invalid(format!("oomScoreAdj {score} is not between -1000 and 1000")));
     }
-    // As late as can be: it is made meanwhile.
-    let network = launch.network.filter(|_| made_network).map(Coming::get).transpose();
-    let network = network.map_err(|e| Error::os("making a network namespace", e))?;
     Ok(Compiled {
         plan: Plan {
             steps: draft.steps,
-            network,
+            executable: launch.veil.as_ref().map(replacement).transpose()?,
             process: plan,
             stdio: stdio(launch.stdio)?,
             proc: host_proc()?,
@@ -348,7 +371,14 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         oom_score,
         net_devices,
         hands: draft.hands,
+        network: launch.network.filter(|_| made_network),
+        filter: writer,
+        veil: launch.veil,
     })
+}
+
+pub(crate) fn replacement(veil: &VeiledExe) -> Result<Replacement, Error> {
+    veil.replacement().map_err(|e| Error::os("taking the runtime's own executable out of reach", e))
 }
 
 /// Whether the caller may make mounts.

@@ -218,6 +218,7 @@ fn last(subject: &Subject, last: Last, index: u16, errno: i32, told: &[u8]) -> E
         Last::Descriptors => os("closing descriptors".into()),
         Last::Channel => os("talking to the runtime".into()),
         Last::MemoryPolicy => os("setting the memory policy".into()),
+        Last::Executable => os("taking the runtime's own executable out of reach".into()),
         Last::StartHook => {
             let name =
                 subject.start_hooks.get(usize::from(index)).map_or("startContainer hook", String::as_str);

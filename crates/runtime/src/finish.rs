@@ -10,7 +10,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::child::{expect, fail, send};
 use crate::inside;
-use crate::plan::{Gate, Last, Message, Place, Plan, ProcessPlan};
+use crate::plan::{Filter, Gate, Last, Message, Place, Plan, ProcessPlan};
 
 /// The most that is told beyond a failure's message.
 pub(crate) const TOLD: usize = 4096;
@@ -36,11 +36,12 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>, may_start: bool) -> 
     {
         return fail(channel, Place::Last(Last::Seccomp, 0), e);
     }
-    if rustix::process::getpid().is_init() {
+    if !may_start && rustix::process::getpid().is_init() {
         // Whoever ends a container that waits to be started need not know what a first process is spared.
         process::end_by_signals();
     }
-    if send(channel, Message::Ready).is_err() {
+    // Whoever has said already that the program may start does not wait for this.
+    if !may_start && send(channel, Message::Ready).is_err() {
         return 127;
     }
     let starter = match &plan.gate {
@@ -423,7 +424,12 @@ fn leave(p: &ProcessPlan, program: u16, channel: BorrowedFd<'_>) -> (Last, u16, 
 
 /// Nothing, if there is no filter.
 fn load_filter(p: &ProcessPlan, channel: BorrowedFd<'_>) -> Result<(), Errno> {
-    let Some((code, flags)) = &p.seccomp else { return Ok(()) };
+    let Some((filter, flags)) = &p.seccomp else { return Ok(()) };
+    let code = match filter {
+        Filter::Compiled(code) => code,
+        // It was there before the parent said to start.
+        Filter::Coming(reader) => reader.get().ok_or(Errno::NODATA)?,
+    };
     match seccomp::load(code, *flags)? {
         Some(listener) => hand_over(&listener, channel),
         None => Ok(()),

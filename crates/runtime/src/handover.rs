@@ -53,6 +53,12 @@ impl Hand {
     }
 }
 
+/// Sends the network namespace that was made meanwhile.
+pub(crate) fn send_network(channel: BorrowedFd<'_>, network: BorrowedFd<'_>) -> Result<(), Error> {
+    crate::child::send_with(channel, &Message::Network.encode(), network)
+        .map_err(|e| Error::os("handing the container's process its network namespace", e))
+}
+
 /// Opens everything and sends it, in one message; nothing, if there is nothing to hand over.
 pub(crate) fn hand_over(hands: &[Hand], channel: BorrowedFd<'_>) -> Result<(), Error> {
     if hands.is_empty() {

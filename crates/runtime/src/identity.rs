@@ -11,8 +11,7 @@ use rustix::thread::{CapabilitySet, CapabilitySets};
 
 use crate::error::Error;
 use crate::mounts::c_string;
-use crate::plan::ProcessPlan;
-use crate::seccomp;
+use crate::plan::{Filter, ProcessPlan};
 use crate::spec::{
     Capabilities, Capability, IOPriorityClass, LinuxSchedulerPolicy, PosixRlimitType, Process,
 };
@@ -98,7 +97,7 @@ pub(crate) fn unraised(process: &Process) -> Vec<String> {
 
 pub(crate) fn compile(
     process: &Process,
-    filter: Option<seccomp::Program>,
+    filter: Option<(Filter, u32)>,
     make_cwd: bool,
 ) -> Result<ProcessPlan, Error> {
     let args = process.args().as_deref().unwrap_or_default();
@@ -184,7 +183,7 @@ pub(crate) fn compile(
         },
         ambient: ambient & permitted & inheritable,
         no_new_privileges: process.no_new_privileges().unwrap_or_default(),
-        seccomp: filter.map(seccomp::Program::into_instructions),
+        seccomp: filter,
         listened_early: false,
         die_with_parent: false,
         preserve_fds: 0,

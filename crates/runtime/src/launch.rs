@@ -3,9 +3,11 @@
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use brigantine_sys::netns::Coming;
 use brigantine_sys::spawn::{self, ns};
+use brigantine_sys::{Replacement, VeiledExe};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -19,11 +21,13 @@ use crate::compile::{self, Compiled, within};
 use crate::describe::{self, Subject};
 use crate::error::{Error, Kind};
 use crate::finish::TOLD;
-use crate::handover::hand_over;
+use crate::handover::{hand_over, send_network};
 use crate::listener::Listener;
 use crate::mounts::Draft;
 use crate::plan::{Gate, Last, MESSAGE_LENGTH, Message, Part, Place, Plan, Step, Terminal, Tree, TreeMount};
-use crate::spec::{LinuxMemoryPolicy, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, Process, Spec};
+use crate::spec::{
+    LinuxMemoryPolicy, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, LinuxSeccomp, Process, Spec,
+};
 use crate::{hooks, identity, idmap, mounts, netdev, seccomp};
 
 /// Where the container's root file system comes from.
@@ -77,7 +81,7 @@ pub enum Stdio {
 #[derive(Debug)]
 pub struct Launch {
     pub id: String,
-    pub spec: Spec,
+    pub spec: Arc<Spec>,
     /// For the state that hooks see, and relative paths in the spec.
     pub bundle: Option<PathBuf>,
     pub rootfs: Rootfs,
@@ -92,8 +96,10 @@ pub struct Launch {
     pub rootless: bool,
     /// Kill the container's init when the calling thread ends.
     pub die_with_parent: bool,
-    /// A filter compiled before from the same spec; otherwise it is compiled now.
+    /// A filter compiled before from the same spec; otherwise it is compiled while the process sets itself up.
     pub seccomp: Option<seccomp::Program>,
+    /// What the container's process runs instead of the caller's executable, unless that is out of reach already.
+    pub veil: Option<VeiledExe>,
     /// Descriptors 3 and up that the process inherits (count, as `--preserve-fds`).
     pub preserve_fds: u32,
     /// A listening socket (`SOCK_SEQPACKET`) on which [`start_waiting`] will be heard: for a caller
@@ -109,10 +115,10 @@ pub struct Launch {
 
 impl Launch {
     /// A launch with everything optional left out.
-    pub fn new(id: impl Into<String>, spec: Spec, rootfs: Rootfs, stdio: Stdio) -> Self {
+    pub fn new(id: impl Into<String>, spec: impl Into<Arc<Spec>>, rootfs: Rootfs, stdio: Stdio) -> Self {
         Self {
             id: id.into(),
-            spec,
+            spec: spec.into(),
             bundle: None,
             rootfs,
             stdio,
@@ -122,6 +128,7 @@ impl Launch {
             rootless: false,
             die_with_parent: false,
             seccomp: None,
+            veil: None,
             preserve_fds: 0,
             start_listener: None,
             at_once: false,
@@ -131,11 +138,10 @@ impl Launch {
     }
 }
 
-/// Begins to make the new network namespace that a spec asks for, while the caller prepares the rest; `None` where the
-/// clone has to make it.
-pub fn begin_network(spec: &Spec) -> Option<Coming> {
+/// Begins to make the new network namespace that a spec's list asks for, while the caller prepares the rest; `None`
+/// where the clone has to make it.
+pub fn begin_network(list: &[LinuxNamespace]) -> Option<Coming> {
     use LinuxNamespaceType as T;
-    let list = spec.linux().as_ref()?.namespaces().as_deref()?;
     let asked = |n: &&LinuxNamespace| n.typ() == T::Network;
     let fresh = list.iter().find(asked)?.path().as_ref().is_none_or(|p| p.as_os_str().is_empty());
     // It belongs to the user namespace of whoever makes it.
@@ -158,8 +164,8 @@ pub struct Created {
     subject: Subject,
     /// The process is somebody's: it has started, or others will start it.
     released: bool,
-    /// The process has been told to start.
-    told: bool,
+    /// The process has been told to start, and its program is executed.
+    begun: bool,
     /// What the process was made from, many descriptors: let go of while it runs, not while it waits for that.
     spent: Option<Compiled>,
 }
@@ -186,11 +192,11 @@ impl Created {
     /// Lets the process exec; returns once that has succeeded, or with its error. A failed start
     /// ends the process.
     pub fn start(&mut self) -> Result<(), Error> {
-        let process = (self.pid, self.pidfd.as_fd());
-        if !self.told {
+        if !self.begun {
+            let process = (self.pid, self.pidfd.as_fd());
             tell_start(self.channel.as_fd())?;
+            start_over(self.channel.as_fd(), &self.subject, process, None)?;
         }
-        start_over(self.channel.as_fd(), &self.subject, process, None)?;
         self.released = true;
         self.spent = None;
         Ok(())
@@ -261,25 +267,11 @@ fn start_over(
             }
             // The exec closed the channel; or the end of a process that its filter did not let speak.
             (None, _) if subject.filtered && executed(pid) == Some(false) => {
-                return Err(Error::new(
-                    Kind::Os,
-                    format!(
-                        "exec {:?}: the process was ended before its program was executed: its seccomp filter \
-                         does not allow what is needed for that (execve at least)",
-                        subject.program
-                    ),
-                ));
+                return Err(silenced(subject));
             }
             (None, _) => return Ok(()),
             (Some(Message::Failed(failure)), _) => {
-                // The process says what its program lacks or its hook said, and ends.
-                let mut told = [0_u8; TOLD];
-                let tells = matches!(failure.place, Place::Last(Last::Exec | Last::StartHook, _));
-                let length = match rustix::net::recv(channel, &mut told[..], RecvFlags::empty()) {
-                    Ok((length, _)) if tells => length.min(told.len()),
-                    _ => 0,
-                };
-                return Err(describe::failure_told(&[], subject, failure, &told[..length]));
+                return Err(failed_with_more(channel, &[], subject, failure));
             }
             (Some(Message::Listener(fd)), Some(listener)) => {
                 asked = true;
@@ -293,6 +285,33 @@ fn start_over(
             (Some(_), _) => return Err(lost(rustix::io::Errno::PROTO)),
         }
     }
+}
+
+fn silenced(subject: &Subject) -> Error {
+    let program = &subject.program;
+    Error::new(
+        Kind::Os,
+        format!(
+            "exec {program:?}: the process was ended before its program was executed: its seccomp filter does not \
+             allow what is needed for that (execve at least)"
+        ),
+    )
+}
+
+/// A process that could not execute its program says what that lacks, or what a hook said, and ends.
+fn failed_with_more(
+    channel: BorrowedFd<'_>,
+    steps: &[Step],
+    subject: &Subject,
+    failure: crate::plan::Failure,
+) -> Error {
+    let mut told = [0_u8; TOLD];
+    let tells = matches!(failure.place, Place::Last(Last::Exec | Last::StartHook, _));
+    let length = match tells.then(|| rustix::net::recv(channel, &mut told[..], RecvFlags::empty())) {
+        Some(Ok((length, _))) => length.min(told.len()),
+        _ => 0,
+    };
+    describe::failure_told(steps, subject, failure, &told[..length])
 }
 
 /// Whether the process has executed a program since it was cloned (`PF_FORKNOEXEC` in field 9 of proc_pid_stat(5));
@@ -322,6 +341,8 @@ pub struct ExecRequest {
     pub common: Common,
     pub die_with_parent: bool,
     pub preserve_fds: u32,
+    /// As [`Launch::veil`].
+    pub veil: Option<VeiledExe>,
 }
 
 /// What a container's spec says about all of its processes, beside what each is given.
@@ -358,7 +379,7 @@ pub fn create(launch: Launch) -> Result<Created, Error> {
 /// The same, and `beside` is done while the process sets itself up: it gets the process's number and group. Its
 /// failure ends the process.
 pub(crate) fn create_beside(
-    mut launch: Launch,
+    launch: Launch,
     beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error>,
 ) -> Result<Created, Error> {
     check_id(&launch.id)?;
@@ -366,11 +387,11 @@ pub(crate) fn create_beside(
         hooks::check_all(list)?;
     }
     let group = Making::begin(&launch.id, &launch.spec, launch.systemd_cgroup, launch.rootless)?;
-    create_in(&mut launch, group, beside)
+    create_in(launch, group, beside)
 }
 
 fn create_in(
-    launch: &mut Launch,
+    mut launch: Launch,
     mut group: Making,
     beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error>,
 ) -> Result<Created, Error> {
@@ -378,13 +399,12 @@ fn create_in(
     let spec_hooks = launch.spec.hooks().clone();
     let bundle = launch.bundle.clone();
     let state = hooks::state(&id, "creating", None, bundle.as_deref(), &launch.spec);
-    let filter = launch.spec.linux().as_ref().and_then(|l| l.seccomp().as_ref());
-    let listener = Listener::of(filter, state.clone());
+    let listener = Listener::of(described(&launch.spec), state.clone());
     let at_once =
         launch.at_once && launch.start_listener.is_none() && spec_hooks.is_none() && listener.is_none();
     let gate = launch.start_listener.take().map_or(Gate::Channel, Gate::Listener);
-    let empty = Launch::new("", Spec::default(), Rootfs::Path(PathBuf::new()), Stdio::Null);
-    let mut compiled = compile::compile(std::mem::replace(launch, empty), group.planned(), gate)?;
+    let spec = Arc::clone(&launch.spec);
+    let mut compiled = compile::compile(launch, group.planned(), gate)?;
     compiled.plan.process.listened_early = listener.is_some();
     let subject = Subject::of(&compiled.plan);
     let target = group.planned().clone_target()?;
@@ -396,18 +416,25 @@ fn create_in(
         process: (child.pid, child.pidfd.as_fd()),
         listener: listener.as_ref(),
         terminal: None,
+        at_once,
     };
     let result = (|| {
         if let Some((uid, gid)) = &compiled.maps {
             write_maps(child.pid, uid, gid)?;
             setup.say(Message::Mapped)?;
         }
+        let mut network = None;
+        if let Some(coming) = compiled.network.take() {
+            let made = coming.get().map_err(|e| Error::os("making a network namespace", e))?;
+            send_network(channel.as_fd(), made.as_fd())?;
+            network = Some(made);
+        }
         if !compiled.net_devices.is_empty() {
             let joined = compiled.plan.steps.iter().find_map(|step| match step {
                 Step::Enter { namespace, bit: ns::NETWORK, .. } => Some(namespace.as_fd()),
                 _ => None,
             });
-            let joined = joined.or(compiled.plan.network.as_ref().map(AsFd::as_fd));
+            let joined = joined.or(network.as_ref().map(AsFd::as_fd));
             let path = format!("/proc/{}/ns/net", child.pid);
             let own = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|e| Error::os(format!("opening {path}"), e))?;
@@ -423,6 +450,11 @@ fn create_in(
         // A child that waits for hooks does so first, and hears of its cgroup right after them.
         if !spec_hooks.as_ref().is_some_and(hooks::any_before_pivot) {
             setup.say(Message::InCgroup)?;
+        }
+        if let (Some(writer), Some(described)) = (compiled.filter.take(), described(&spec)) {
+            let code = seccomp::compile(described)?.map(|program| program.instructions());
+            let written = writer.write(&code.unwrap_or_default());
+            written.map_err(|e| Error::os("handing the container's process its seccomp filter", e))?;
         }
         beside(child.pid, cgroup)?;
         if at_once {
@@ -457,9 +489,13 @@ fn create_in(
         channel,
         subject,
         released: false,
-        told: at_once,
+        begun: at_once,
         spent: Some(compiled),
     })
+}
+
+fn described(spec: &Spec) -> Option<&LinuxSeccomp> {
+    spec.linux().as_ref().and_then(|l| l.seccomp().as_ref())
 }
 
 /// A container's name becomes a file name and a cgroup's: nothing that means more than itself.
@@ -529,7 +565,12 @@ fn spawn_behind(
     // Born in the group as its child is to be: once in the user namespace it could not put it there.
     let between = spawn::clone(0, target, || {
         drop(here.take());
-        let made = enter_first(first, around).and_then(|()| {
+        // Whoever lives in that user namespace must not come by the caller's executable either.
+        let executable = std::mem::take(&mut plan.executable);
+        let out_of_reach = executable.as_ref().map_or(Ok(()), Replacement::apply);
+        std::mem::forget(executable);
+        let made = out_of_reach.map_err(|e| (u8::MAX, e)).and_then(|()| enter_first(first, around));
+        let made = made.and_then(|()| {
             spawn::clone_sibling(new, None, || {
                 drop(ours.take());
                 child::run(plan, theirs.as_fd())
@@ -593,6 +634,8 @@ struct Setup<'a> {
     /// Who gets the filter's descriptor before the gate.
     listener: Option<&'a Listener>,
     terminal: Option<OwnedFd>,
+    /// The process was told to start already: it goes on until its program is executed.
+    at_once: bool,
 }
 
 impl Setup<'_> {
@@ -603,7 +646,10 @@ impl Setup<'_> {
     fn until_ready(&mut self, mut on_mounted: impl FnMut() -> Result<(), Error>) -> Result<(), Error> {
         loop {
             match receive(self.channel)? {
+                (Some(Message::Ready), _) if self.at_once => {}
                 (Some(Message::Ready), _) => return Ok(()),
+                (None, _) if self.at_once && executed(self.process.0) != Some(false) => return Ok(()),
+                (None, _) if self.at_once && self.is_silenced() => return Err(silenced(self.subject)),
                 (Some(Message::Terminal), Some(fd)) => self.terminal = Some(fd),
                 (Some(Message::MapIds(step)), Some(tree)) => {
                     self.map_ids(step, tree.as_fd())?;
@@ -620,7 +666,8 @@ impl Setup<'_> {
                     self.say(Message::HooksDone)?;
                 }
                 (Some(Message::Failed(failure)), _) => {
-                    return Err(describe::failure(&self.plan.steps, self.subject, failure));
+                    let steps = &self.plan.steps;
+                    return Err(failed_with_more(self.channel, steps, self.subject, failure));
                 }
                 (None, _) if self.listener.is_some() => {
                     return Err(Error::new(
@@ -640,6 +687,13 @@ impl Setup<'_> {
                 }
             }
         }
+    }
+
+    /// Whether a process that has ended without a word may have been kept from speaking by its filter.
+    fn is_silenced(&self) -> bool {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
+        let ended = waitid(WaitId::PidFd(self.process.1), options).ok().flatten();
+        self.subject.filtered && ended.is_none_or(|status| status.terminating_signal() != Some(libc::SIGKILL))
     }
 
     /// Maps the ids of a tree that the child has detached.
@@ -822,7 +876,8 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     }
     steps.push(Step::AwaitCgroup { new_namespace: false });
     let oom_score = request.process.oom_score_adj();
-    let mut process = identity::compile(&request.process, request.seccomp, false)?;
+    let filter = request.seccomp.map(seccomp::Program::into_filter);
+    let mut process = identity::compile(&request.process, filter, false)?;
     process.die_with_parent = request.die_with_parent;
     process.preserve_fds = request.preserve_fds;
     process.personality = request.common.personality.as_ref().map(identity::personality).transpose()?;
@@ -835,7 +890,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
             steps,
             process,
             stdio: compile::stdio(request.stdio)?,
-            network: None,
+            executable: request.veil.as_ref().map(compile::replacement).transpose()?,
             proc: compile::host_proc()?,
             gate: Gate::Channel,
             hide: true,
@@ -847,6 +902,9 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
         oom_score,
         net_devices: Vec::new(),
         hands,
+        network: None,
+        filter: None,
+        veil: request.veil,
     };
     let subject = Subject::of(&compiled.plan);
     let target = request.cgroup.as_ref().map(Cgroup::clone_target).transpose()?.flatten();
@@ -858,6 +916,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
         process: (child.pid, child.pidfd.as_fd()),
         listener: None,
         terminal: None,
+        at_once: false,
     };
     let result = (|| {
         hand_over(&compiled.hands, channel.as_fd())?;

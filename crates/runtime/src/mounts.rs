@@ -617,6 +617,14 @@ pub(crate) fn map_ids(
     })
 }
 
+/// Whether a mount is the same in every network namespace.
+pub(crate) fn is_of_no_network(entry: &Mount) -> bool {
+    let bind = |options: &Vec<String>| options.iter().any(|o| o == "bind" || o == "rbind");
+    let typ = entry.typ().as_deref().unwrap_or_default();
+    matches!(typ, "bind" | "proc" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2")
+        || entry.options().as_ref().is_some_and(bind)
+}
+
 /// The container's own groups at `destination`: on v1 a directory per hierarchy, on v2 the group.
 fn cgroup(
     destination: &Path,
@@ -657,7 +665,7 @@ fn cgroup(
         attributes: (options.set & !attr::RDONLY) as u32,
         propagation: Vec::new(),
         target: target(destination, false)?,
-        role: Role::None,
+        role: Role::Groups,
         keep_mode: false,
         copy_up: false,
         over_proc: false,

@@ -7,10 +7,11 @@
 use std::ffi::CString;
 use std::os::fd::OwnedFd;
 
+use brigantine_sys::Replacement;
 use brigantine_sys::exec::StringVector;
 use brigantine_sys::mount::Change;
 use brigantine_sys::process::Scheduling;
-use brigantine_sys::seccomp::Instruction;
+use brigantine_sys::seccomp::{Instruction, Reader};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
 use rustix::thread::CapabilitySets;
 
@@ -21,8 +22,8 @@ pub(crate) struct Plan {
     pub process: ProcessPlan,
     /// Standard descriptors; `None` where a terminal takes their place, or the caller's stay.
     pub stdio: Option<[OwnedFd; 3]>,
-    /// The network namespace that was made for the container, for [`Step::EnterNetwork`].
-    pub network: Option<OwnedFd>,
+    /// What the child runs instead of the caller's executable, before anything else.
+    pub executable: Option<Replacement>,
     /// `/proc` of the caller, known to be the real one.
     pub proc: OwnedFd,
     pub gate: Gate,
@@ -46,7 +47,7 @@ pub(crate) enum Step {
         bit: u64,
         name: &'static str,
     },
-    /// Enter [`Plan::network`].
+    /// Enter the network namespace that the parent makes meanwhile.
     EnterNetwork,
     /// Enter several of a process's namespaces at once.
     EnterAll {
@@ -143,6 +144,8 @@ impl Target {
 pub(crate) enum Role {
     None,
     Dev,
+    /// What the groups of version 1 are mounted in.
+    Groups,
     Terminals,
     Proc,
     Sys,
@@ -250,6 +253,14 @@ pub(crate) struct Terminal {
     pub owner: Uid,
 }
 
+/// A seccomp filter's code.
+#[derive(Debug)]
+pub(crate) enum Filter {
+    Compiled(Vec<Instruction>),
+    /// Compiled while the process sets itself up, and there before it is told to start.
+    Coming(Reader),
+}
+
 /// What the process becomes, after the steps.
 #[derive(Debug)]
 pub(crate) struct ProcessPlan {
@@ -280,7 +291,8 @@ pub(crate) struct ProcessPlan {
     pub capabilities: CapabilitySets,
     pub ambient: u64,
     pub no_new_privileges: bool,
-    pub seccomp: Option<(Vec<Instruction>, u32)>,
+    /// With its load flags.
+    pub seccomp: Option<(Filter, u32)>,
     /// The filter is loaded, and its listener handed over, before the gate and not after it: whoever answers its
     /// notifications hears of the container while it is created, as with runc.
     pub listened_early: bool,
@@ -319,6 +331,8 @@ pub(crate) enum Last {
     MemoryPolicy,
     /// The error number is what [`HookFailure`] encodes.
     StartHook,
+    /// What comes first of all.
+    Executable,
 }
 
 const LASTS: &[Last] = &[
@@ -348,6 +362,7 @@ const LASTS: &[Last] = &[
     Last::Channel,
     Last::MemoryPolicy,
     Last::StartHook,
+    Last::Executable,
 ];
 
 /// What exactly failed within a step.
@@ -449,6 +464,8 @@ pub(crate) enum Message {
     InCgroup,
     /// With descriptors: see [`crate::handover`].
     Handed,
+    /// With the network namespace of [`Step::EnterNetwork`].
+    Network,
     HooksDone,
     Start,
     /// The seccomp listener's descriptor in the child: take it, then say [`Message::HooksDone`].
@@ -492,6 +509,7 @@ impl Message {
                 [11, 0, i[0], i[1], 0, 0, 0, 0]
             }
             Self::Handed => simple(12),
+            Self::Network => simple(13),
         }
     }
 
@@ -513,6 +531,7 @@ impl Message {
             10 => Self::Listener(errno),
             11 => Self::MapIds(index),
             12 => Self::Handed,
+            13 => Self::Network,
             _ => return None,
         })
     }
@@ -539,6 +558,7 @@ mod tests {
             Message::Ready,
             Message::Start,
             Message::Handed,
+            Message::Network,
             Message::Listener(517),
             Message::MapIds(258),
         ] {

@@ -7,6 +7,7 @@ use brigantine_sys::seccomp::{Instruction, flag};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::plan::Filter;
 use crate::spec::{
     Arch, LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArg, LinuxSeccompFilterFlag, LinuxSeccompOperator,
 };
@@ -19,9 +20,12 @@ pub struct Program {
 }
 
 impl Program {
-    pub(crate) fn into_instructions(self) -> (Vec<Instruction>, u32) {
-        let code = self.code.into_iter().map(|(code, jt, jf, k)| Instruction { code, jt, jf, k });
-        (code.collect(), self.flags)
+    pub(crate) fn instructions(&self) -> Vec<Instruction> {
+        self.code.iter().map(|&(code, jt, jf, k)| Instruction { code, jt, jf, k }).collect()
+    }
+
+    pub(crate) fn into_filter(self) -> (Filter, u32) {
+        (Filter::Compiled(self.instructions()), self.flags)
     }
 
     /// `SECCOMP_FILTER_FLAG_…` bits, as seccomp(2) takes them.
@@ -91,8 +95,8 @@ struct Verdict {
     otherwise: u32,
 }
 
-/// Compiles `filter`; `None` if it would let everything through anyway.
-pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
+/// The load flags of what `filter` compiles to; `None` if it would let everything through anyway.
+pub(crate) fn flags(filter: &LinuxSeccomp) -> Result<Option<u32>, Error> {
     let listener = check_notification(filter)?;
     let default = action(filter.default_action(), filter.default_errno_ret())?;
     // Without a word on flags, programs keep their speed: what this flag allows is what the kernel allows processes
@@ -118,6 +122,13 @@ pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
     {
         return Ok(None);
     }
+    Ok(Some(flags))
+}
+
+/// Compiles `filter`; `None` if it would let everything through anyway.
+pub fn compile(filter: &LinuxSeccomp) -> Result<Option<Program>, Error> {
+    let Some(flags) = flags(filter)? else { return Ok(None) };
+    let default = action(filter.default_action(), filter.default_errno_ret())?;
     let mut arches: Vec<Abi> = vec![Abi::native()?];
     for arch in filter.architectures().iter().flatten() {
         // Architectures that this machine cannot execute need no code.

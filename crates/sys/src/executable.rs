@@ -1,45 +1,71 @@
 //! A running process that goes on as one that was executed from another file with the same bytes, without an exec:
 //! its mappings of the old file are replaced by mappings of the new one, then `/proc/self/exe` is set (prctl(2),
 //! `PR_SET_MM_MAP`, which checkpoint/restore tools use for the same). Everything else of the process stays.
+//!
+//! What has to be known for that is found out beforehand, so that a fresh clone can do it, which must not allocate.
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 
 use crate::{check, process};
 
 const PAGE: usize = 4096;
 
-/// Makes `file` the calling process's executable. The caller says that it holds the very bytes that run: the same
-/// file, reached by another mount. On an error the process goes on as before, with its old `/proc/self/exe`.
-///
-/// Needs `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`, a kernel with `CONFIG_CHECKPOINT_RESTORE`, and a process with
-/// one thread; the system's page size must be 4096 bytes.
-pub(crate) fn replace(file: BorrowedFd<'_>) -> io::Result<()> {
-    let refused = |what: &str| io::Error::new(io::ErrorKind::Unsupported, what.to_owned());
-    if !process::is_single_threaded()? {
-        return Err(refused("the process has several threads"));
+/// How the program is mapped, and the file to map it from. For the process that made it and its clones.
+#[derive(Debug)]
+pub struct Replacement {
+    file: OwnedFd,
+    segments: Vec<Segment>,
+    /// All but the end of the heap, which moves.
+    description: Description,
+}
+
+impl Replacement {
+    /// The caller says that `file` holds the very bytes that run: the same file, reached by another mount. The
+    /// system's page size must be 4096 bytes.
+    pub(crate) fn by(file: OwnedFd) -> io::Result<Self> {
+        let refused = |what: &str| io::Error::new(io::ErrorKind::Unsupported, what.to_owned());
+        if rustix::param::page_size() != PAGE {
+            return Err(refused("pages are not of 4096 bytes"));
+        }
+        let description = describe(file.as_fd())?;
+        let segments = segments().ok_or_else(|| refused("the executable does not say how it is mapped"))?;
+        Ok(Self { file, segments, description })
     }
-    if rustix::param::page_size() != PAGE {
-        return Err(refused("pages are not of 4096 bytes"));
+
+    /// Makes the file the calling process's executable. On an error the process goes on as before, with its old
+    /// `/proc/self/exe`. Usable after a clone.
+    ///
+    /// Needs `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN`, a kernel with `CONFIG_CHECKPOINT_RESTORE`, and a process with
+    /// one thread (`EBUSY` otherwise).
+    pub fn apply(&self) -> Result<(), Errno> {
+        if !process::is_single_threaded()? {
+            return Err(Errno::BUSY);
+        }
+        for segment in &self.segments {
+            // SAFETY: the segment is one of this program's own, mapped from a file with the bytes of `file`, by the
+            // maker's word, and there is no other thread that could see it change.
+            unsafe { segment.map_again(self.file.as_fd())? };
+        }
+        // SAFETY: asks for the current end of the heap and moves nothing.
+        let brk = unsafe { libc::sbrk(0) };
+        let description = Description { brk: brk.addr() as u64, ..self.description };
+        const PR_SET_MM: libc::c_int = 35;
+        const PR_SET_MM_MAP: libc::c_ulong = 14;
+        let size = size_of::<Description>();
+        // SAFETY: the kernel reads `size` bytes from a live structure; it has the values that hold already.
+        let result =
+            unsafe { libc::prctl(PR_SET_MM, PR_SET_MM_MAP, std::ptr::from_ref(&description), size, 0_usize) };
+        check(result.into()).map(drop)
     }
-    let description = describe(file)?;
-    for segment in segments().ok_or_else(|| refused("the executable does not say how it is mapped"))? {
-        // SAFETY: the segment is one of this program's own, mapped from a file with the bytes of `file`, by the
-        // caller's word, and there is no other thread that could see it change.
-        unsafe { segment.map_again(file)? };
-    }
-    const PR_SET_MM: libc::c_int = 35;
-    const PR_SET_MM_MAP: libc::c_ulong = 14;
-    let size = size_of::<Description>();
-    // SAFETY: the kernel reads `size` bytes from a live structure; it has the values that hold already.
-    let result =
-        unsafe { libc::prctl(PR_SET_MM, PR_SET_MM_MAP, std::ptr::from_ref(&description), size, 0_usize) };
-    check(result.into())?;
-    Ok(())
 }
 
 /// `struct prctl_mm_map`.
 #[repr(C)]
+#[derive(Debug, Clone, Copy)]
 struct Description {
     start_code: u64,
     end_code: u64,
@@ -60,22 +86,23 @@ struct Description {
 
 /// What the kernel has of the process (proc_pid_stat(5)), but for the executable.
 fn describe(file: BorrowedFd<'_>) -> io::Result<Description> {
-    let text = std::fs::read_to_string("/proc/self/stat")?;
+    let mut table = [0_u8; 1024];
+    let stat = rustix::fs::open("/proc/self/stat", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let length = rustix::io::read(&stat, &mut table)?;
+    let text = String::from_utf8_lossy(&table[..length]);
     let fields: Vec<&str> = text.rsplit_once(") ").map_or("", |(_, rest)| rest).split_whitespace().collect();
     // Numbered from 1 in the manual; the first two are before the parenthesis.
     let field = |number: usize| {
         let value = fields.get(number - 3).and_then(|f| f.parse::<u64>().ok()).filter(|v| *v != 0);
         value.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/self/stat is not understood"))
     };
-    // SAFETY: asks for the current end of the heap and moves nothing.
-    let brk = unsafe { libc::sbrk(0) };
     Ok(Description {
         start_code: field(26)?,
         end_code: field(27)?,
         start_data: field(45)?,
         end_data: field(46)?,
         start_brk: field(47)?,
-        brk: brk.addr() as u64,
+        brk: 0,
         start_stack: field(28)?,
         arg_start: field(48)?,
         arg_end: field(49)?,
@@ -85,6 +112,11 @@ fn describe(file: BorrowedFd<'_>) -> io::Result<Description> {
         auxv_size: 0,
         exe_fd: file.as_raw_fd().cast_unsigned(),
     })
+}
+
+/// The C library's last error.
+fn last() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
 /// A loaded part of the program's file.
@@ -102,21 +134,21 @@ impl Segment {
     /// # Safety
     /// The segment must be mapped by this process from a file whose bytes `file` has, and nobody else may use it
     /// meanwhile.
-    unsafe fn map_again(&self, file: BorrowedFd<'_>) -> io::Result<()> {
+    unsafe fn map_again(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
         let place = std::ptr::with_exposed_provenance_mut::<libc::c_void>(self.start);
         if self.protection & libc::PROT_WRITE == 0 {
             let flags = libc::MAP_PRIVATE | libc::MAP_FIXED;
             let (length, offset) = (self.length, self.offset.cast_signed());
             // SAFETY: replaces, at once, pages that were never written by the same pages of the same bytes.
             let at = unsafe { libc::mmap(place, length, self.protection, flags, file.as_raw_fd(), offset) };
-            return if at == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) };
+            return if at == libc::MAP_FAILED { Err(last()) } else { Ok(()) };
         }
         // What was written to goes along: copied into memory of no file, which then takes the segment's place.
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
         // SAFETY: asks for fresh memory wherever there is room.
         let copy = unsafe { libc::mmap(std::ptr::null_mut(), self.length, self.protection, flags, -1, 0) };
         if copy == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            return Err(last());
         }
         // SAFETY: both are mapped for this length and apart; nothing writes to the segment until the next call is
         // over, for there is one thread and it does only this.
@@ -125,7 +157,7 @@ impl Segment {
         // SAFETY: replaces the segment, at once, by its copy.
         let moved = unsafe { libc::mremap(copy, self.length, self.length, flags, place) };
         if moved == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
+            return Err(last());
         }
         if self.sealed > 0 {
             // SAFETY: these pages were read-only before.

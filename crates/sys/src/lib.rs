@@ -20,6 +20,7 @@ pub mod signals;
 pub mod spawn;
 pub mod umask;
 
+pub use executable::Replacement;
 pub use rustix::io::Errno;
 pub use sealed::{SealedExe, VeiledExe};
 

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use brigantine_sys::sealed::VeiledExe;
-use brigantine_sys::signals;
+use brigantine_sys::netns::Coming;
+use brigantine_sys::{VeiledExe, signals};
 use lexopt::{Arg, Parser, ValueExt};
 use rustix::process::{Pid, PidfdFlags};
 
@@ -18,7 +19,7 @@ use super::record::{Dir, Record, Status, started, timestamp};
 use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
 use crate::launch::{Created, Launch, Rootfs, Stdio, begin_network, create_beside, start_waiting};
-use crate::spec::{Process, Spec};
+use crate::spec::{LinuxNamespace, Process, Spec};
 use crate::{hooks, identity, seccomp};
 
 /// A dead process is waited for this long.
@@ -82,18 +83,36 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
     if options.help {
         return help(Some(command)).map(|()| 0);
     }
-    let mut veil = None;
+    let (mut veil, mut config, mut network) = (None, None, None);
     if matches!(command.name, "create" | "run" | "exec" | "restore") {
         // Before anything is opened: what is not open now must not be one of ours later.
         check_preserved(preserved(&options)?)?;
+        if matches!(command.name, "create" | "run") {
+            let read = Config::read(&options)?;
+            network = read.begin_network();
+            config = Some(read);
+        }
         veil = seal()?;
     }
     global.debug(&format!("{name} {:?}", options.words));
     let done = match command.name {
-        "create" => create_command(global, &options),
-        "run" => return run_command(global, &options, veil),
-        "exec" => return exec::run(global, &options),
-        "restore" => return criu::restore(global, &options),
+        "create" | "run" => {
+            let config = config.map_or_else(|| Config::read(&options), Ok)?;
+            let begun = Begun { config, network, veil };
+            return if command.name == "run" {
+                run_command(global, &options, begun)
+            } else {
+                create_command(global, &options, begun).map(|()| 0)
+            };
+        }
+        "exec" => return exec::run(global, &options, veil),
+        "restore" => {
+            // What it lets loose is no clone of this process that could be told to.
+            if let Some(veil) = &veil {
+                veil.become_current().map_err(|e| Error::os("protecting the runtime's executable", e))?;
+            }
+            return criu::restore(global, &options);
+        }
         "checkpoint" => criu::checkpoint(global, &options),
         "start" => start_command(global, options.id()?),
         "state" => {
@@ -212,7 +231,38 @@ pub(super) fn check_terminal(wanted: bool, detached: bool, options: &Options) ->
     Ok(())
 }
 
-pub(super) fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
+/// A bundle's `config.json`, as it is in the file.
+struct Config {
+    bundle: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Config {
+    fn read(options: &Options) -> Result<Self, Error> {
+        let bundle = options.path("bundle").unwrap_or_else(|| PathBuf::from("."));
+        let bundle = fs::canonicalize(&bundle)
+            .map_err(|e| Error::os(format!("opening bundle {}", bundle.display()), e))?;
+        let bytes = read_config(&bundle)?;
+        Ok(Self { bundle, bytes })
+    }
+
+    /// The network namespace takes longest: it is begun before all else of the file is looked at.
+    fn begin_network(&self) -> Option<Coming> {
+        #[derive(serde::Deserialize)]
+        struct Glance {
+            linux: Namespaces,
+        }
+        #[derive(serde::Deserialize)]
+        struct Namespaces {
+            namespaces: Vec<LinuxNamespace>,
+        }
+        // Whatever is wrong with it is told later.
+        let glance: Glance = serde_json::from_slice(&self.bytes).ok()?;
+        begin_network(&glance.linux.namespaces)
+    }
+}
+
+fn read_config(bundle: &Path) -> Result<Vec<u8>, Error> {
     const LIMIT: u64 = 16 << 20;
     let file = bundle.join("config.json");
     let what = || format!("reading {}", file.display());
@@ -220,8 +270,16 @@ pub(super) fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
     if size > LIMIT {
         return Err(Error::invalid(format!("{}: {size} bytes are too many", what())));
     }
-    let bytes = fs::read(&file).map_err(|e| Error::os(what(), e))?;
-    let spec = lenient::spec(&bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())))?;
+    fs::read(&file).map_err(|e| Error::os(what(), e))
+}
+
+pub(super) fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
+    parse_config(bundle, &read_config(bundle)?, global)
+}
+
+fn parse_config(bundle: &Path, bytes: &[u8], global: &Global) -> Result<Spec, Error> {
+    let what = || format!("reading {}", bundle.join("config.json").display());
+    let spec = lenient::spec(bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())))?;
     let version = spec.version();
     let numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
     if numbers.clone().count() != 3 || !numbers.clone().all(|n| n.parse::<u32>().is_ok()) {
@@ -255,13 +313,17 @@ struct Made {
     master: Option<OwnedFd>,
 }
 
-fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error> {
+/// What was begun before anything else of a container.
+struct Begun {
+    config: Config,
+    network: Option<Coming>,
+    veil: Option<VeiledExe>,
+}
+
+fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Result<Made, Error> {
     let id = options.id()?;
-    let bundle = options.path("bundle").unwrap_or_else(|| PathBuf::from("."));
-    let bundle = fs::canonicalize(&bundle)
-        .map_err(|e| Error::os(format!("opening bundle {}", bundle.display()), e))?;
-    let mut spec = load_spec(&bundle, global)?;
-    let network = begin_network(&spec);
+    let Begun { config: Config { bundle, bytes }, network, veil } = begun;
+    let mut spec = parse_config(&bundle, &bytes, global)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = bundle.join(root.path());
     let wants_terminal = spec.process().as_ref().and_then(Process::terminal).unwrap_or_default();
@@ -273,12 +335,15 @@ fn make(global: &Global, options: &Options, waiting: bool) -> Result<Made, Error
     let made = (|| {
         hand_on_listen_fds(&mut spec);
         notify::prepare(&dir.notify(), &mut spec)?;
-        let mut launch = Launch::new(id, spec.clone(), Rootfs::Path(rootfs.clone()), stdio);
-        if let Some(filter) = spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()) {
-            launch.seccomp = seccomp::compile(filter)?;
-            let flags = launch.seccomp.as_ref().map_or(0, seccomp::Program::flags);
+        let spec = Arc::new(spec);
+        let mut launch = Launch::new(id, Arc::clone(&spec), Rootfs::Path(rootfs.clone()), stdio);
+        if let Some(filter) =
+            spec.linux().as_ref().and_then(|l| l.seccomp().as_ref()).filter(|_| global.debug)
+        {
+            let flags = seccomp::flags(filter)?.unwrap_or_default();
             global.debug(&format!("seccomp filter flags: {flags}"));
         }
+        launch.veil = veil;
         launch.bundle = Some(bundle.clone());
         launch.network = network;
         launch.systemd_cgroup = global.systemd_cgroup;
@@ -360,8 +425,8 @@ pub(super) fn write_pid(file: &Path, pid: i32) -> Result<(), Error> {
         .map_err(|e| Error::os(format!("writing {}", file.display()), e))
 }
 
-fn create_command(global: &Global, options: &Options) -> Result<(), Error> {
-    make(global, options, true)?.created.detach();
+fn create_command(global: &Global, options: &Options, begun: Begun) -> Result<(), Error> {
+    make(global, options, begun, true)?.created.detach();
     Ok(())
 }
 
@@ -386,11 +451,11 @@ fn after_start(dir: &Dir, record: &Record) -> Result<(), Error> {
     hooks::run("poststart", spec_hooks.poststart().as_ref(), &state, Some(&record.bundle))
 }
 
-fn run_command(global: &Global, options: &Options, veil: Option<VeiledExe>) -> Result<u8, Error> {
+fn run_command(global: &Global, options: &Options, begun: Begun) -> Result<u8, Error> {
     let detach = options.has("detach");
     // Blocked before the container exists, so that none is lost; the child resets its own mask.
     let signals = (!detach).then(forwarded).transpose()?;
-    let Made { dir, record, mut created, master } = make(global, options, false)?;
+    let Made { dir, record, mut created, master } = make(global, options, begun, false)?;
     let begun = Proxy::bind(&dir.notify()).and_then(|proxy| {
         created.start()?;
         after_start(&dir, &record)?;
@@ -404,8 +469,6 @@ fn run_command(global: &Global, options: &Options, veil: Option<VeiledExe>) -> R
             return Err(error);
         }
     };
-    // The program runs meanwhile.
-    drop(veil);
     let Some(signals) = signals else {
         if let Some(proxy) = proxy {
             proxy.wait_ready(record.pid, created.pidfd())?;
@@ -416,6 +479,8 @@ fn run_command(global: &Global, options: &Options, veil: Option<VeiledExe>) -> R
     if !options.has("keep") {
         destroy(&dir, &record)?;
     }
+    // What is left goes with this process, which ends now.
+    std::mem::forget((record, created));
     Ok(status)
 }
 

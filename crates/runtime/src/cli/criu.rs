@@ -396,7 +396,7 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
             rootfs,
             created: timestamp(SystemTime::now()),
             cgroup,
-            spec,
+            spec: spec.into(),
         };
         dir.save(&record)?;
         if let Some(socket) = options.path("console-socket")

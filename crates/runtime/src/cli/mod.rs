@@ -114,10 +114,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-/// Goes on in an executable that cannot be written to, unless it is one already. A container's process
-/// is a copy of the one that makes it, and reaches its executable as `/proc/self/exe`: a file on disk
-/// could be overwritten from there as soon as nobody runs it (CVE-2019-5736). What comes back may be dropped at any time;
-/// that takes a while.
+/// Goes on in an executable that cannot be written to, unless it is one already; or tells what a container's process has
+/// to take for its own before anything else. That process is a copy of the one that makes it, and reaches its executable
+/// as `/proc/self/exe`: a file on disk could be overwritten from there as soon as nobody runs it (CVE-2019-5736).
 fn seal() -> Result<Option<VeiledExe>, Error> {
     let failed = |e| Error::os("copying the runtime's executable into memory", e);
     let current = File::open("/proc/self/exe").map_err(failed)?;
@@ -131,7 +130,7 @@ fn seal() -> Result<Option<VeiledExe>, Error> {
     };
     // An overlay takes a tenth of a copy's time and no memory, but privileges.
     if let Ok(veiled) = VeiledExe::from_current() {
-        if veiled.become_current().is_ok() {
+        if veiled.replacement().is_ok() {
             return Ok(Some(veiled));
         }
         let error = go_on(veiled.path());

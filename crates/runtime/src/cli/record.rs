@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
@@ -25,7 +26,22 @@ pub(crate) struct Record {
     pub rootfs: PathBuf,
     pub created: String,
     pub cgroup: Cgroup,
-    pub spec: Spec,
+    #[serde(with = "shared")]
+    pub spec: Arc<Spec>,
+}
+
+/// A spec that others hold as well, written as if it were alone.
+mod shared {
+    use super::{Arc, Spec};
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(spec: &Arc<Spec>, to: S) -> Result<S::Ok, S::Error> {
+        spec.as_ref().serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<Spec>, D::Error> {
+        Spec::deserialize(from).map(Arc::new)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -36,7 +36,7 @@ pub(super) fn run(global: &Global, options: &Options) -> Result<(), Error> {
     record.cgroup.extend(&wanted)?;
     dir.save(&record)?;
     record.cgroup.update(&wanted)?;
-    let Some(linux) = record.spec.linux_mut() else { return Ok(()) };
+    let Some(linux) = std::sync::Arc::make_mut(&mut record.spec).linux_mut() else { return Ok(()) };
     let mut all = serde_json::to_value(linux.resources()).unwrap_or_default();
     merge(&mut all, changes);
     linux.set_resources(Some(parse(all)?));

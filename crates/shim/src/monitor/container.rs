@@ -73,6 +73,8 @@ impl Container {
                 stdio: further.stdio,
                 pid: own.created.pid(),
                 cgroup: Some(own.created.cgroup().clone()),
+                // The monitor's executable is out of reach itself.
+                veil: None,
                 seccomp: own.lasting.filter.clone(),
                 listener: own.lasting.notified.clone(),
                 common: own.lasting.common.clone(),
