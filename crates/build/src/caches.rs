@@ -61,25 +61,27 @@ impl Caches {
         Arc::clone(turns.entry(name.to_owned()).or_default())
     }
 
-    /// Takes the cache mounts of a step; waits for those that others have to themselves.
-    pub async fn take(&self, run: &Run, namespace: &str) -> Result<Taken> {
-        let mut wanted: Vec<(String, usize, &RunMount)> = run
+    /// Takes the cache mounts of a step; waits for those that others have to themselves. One that begins with the
+    /// files of a stage is told apart by those files, too: `bases` has the digest of each. It is left to the caller to
+    /// put them where nothing is yet.
+    pub async fn take(&self, run: &Run, namespace: &str, bases: &BTreeMap<usize, String>) -> Result<Taken> {
+        let mut wanted: Vec<(String, usize, String, &RunMount)> = run
             .mounts
             .iter()
             .enumerate()
             .filter(|(_, mount)| mount.kind == MountKind::Cache)
-            .map(|(index, mount)| (name(namespace, &mount.id), index, mount))
+            .map(|(index, mount)| {
+                let id = match bases.get(&index) {
+                    Some(digest) => format!("{}@{}", mount.id, digest.get(..12).unwrap_or(digest)),
+                    None => mount.id.clone(),
+                };
+                (name(namespace, &id), index, id, mount)
+            })
             .collect();
         wanted.sort_by(|a, b| (&a.0, a.1).cmp(&(&b.0, b.1)));
         let mut taken = Taken { paths: BTreeMap::new(), turns: Vec::new() };
         let mut here: HashMap<String, PathBuf> = HashMap::new();
-        for (name, index, mount) in wanted {
-            if mount.input.is_some() {
-                return Err(Error::NotImplemented(format!(
-                    "RUN --mount=type=cache,from=… is not built (cache {}): copy what it needs in the step",
-                    mount.id
-                )));
-            }
+        for (name, index, id, mount) in wanted {
             // The same cache twice in one step is the same directory.
             if let Some(path) = here.get(&name) {
                 taken.paths.insert(index, path.clone());
@@ -100,7 +102,7 @@ impl Caches {
                     self.dir.join(&name).join("data")
                 }
             };
-            self.prepare(&name, &path, mount)?;
+            self.prepare(&name, &id, &path, mount)?;
             here.insert(name, path.clone());
             taken.paths.insert(index, path);
         }
@@ -122,11 +124,14 @@ impl Caches {
         }
     }
 
-    fn prepare(&self, name: &str, path: &PathBuf, mount: &RunMount) -> Result<()> {
+    fn prepare(&self, name: &str, id: &str, path: &PathBuf, mount: &RunMount) -> Result<()> {
         let top = self.dir.join(name);
-        let what = || format!("make the cache mount {}", mount.id);
+        let what = || format!("make the cache mount {id}");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&top).doing(what)?;
-        std::fs::write(top.join("id"), &mount.id).doing(what)?;
+        std::fs::write(top.join("id"), id).doing(what)?;
+        if mount.input.is_some() {
+            return Ok(());
+        }
         match std::fs::create_dir(path) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => return Ok(()),
             other => other.doing(what)?,

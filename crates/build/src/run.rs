@@ -261,7 +261,7 @@ impl Executor {
         mounts.append(&mut own);
         let targets = mounts.iter().map(|mount| mount.destination().to_string_lossy().into_owned()).collect();
 
-        let bounding = if run.insecure { profile::all_capabilities() } else { profile::capabilities() };
+        let bounding = if run.insecure { profile::grantable_capabilities() } else { profile::capabilities() };
         let mut process = Process::default();
         process.set_terminal(Some(false));
         process.set_args(Some(run.args.clone()));

@@ -12,13 +12,16 @@ mod run;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::task::{self, Poll};
 
 use brigantine_image::{Digest, Lease, Store};
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared, try_join_all};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 
 use crate::Event;
 use crate::caches::Caches;
@@ -137,6 +140,27 @@ struct Cancel(Arc<AtomicBool>);
 impl Drop for Cancel {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A task that ends with its handle.
+struct Own(JoinHandle<Result<Arc<Output>>>);
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Future for Own {
+    type Output = Result<Arc<Output>>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(context).map(|joined| match joined {
+            Ok(result) => result,
+            Err(error) if error.is_cancelled() => Err(Error::Cancelled),
+            Err(error) => Err(Error::Executor(format!("a task of the builder ended early: {error}"))),
+        })
     }
 }
 
@@ -361,7 +385,8 @@ impl Job {
         drop(results);
     }
 
-    /// The result of a vertex; the work is done once.
+    /// The result of a vertex; the work is done once, by a task of its own: a chain of steps may be longer than a stack
+    /// is deep.
     pub fn result(self: &Arc<Self>, id: VertexId) -> Shared<Work> {
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = results.get(&id) {
@@ -369,7 +394,7 @@ impl Job {
         }
         // Weak: the futures are kept by the job, which must not be kept by them.
         let job = Arc::downgrade(self);
-        let work: Work = async move {
+        let work = async move {
             let Some(job) = job.upgrade() else { return Err(Error::Cancelled) };
             job.send(Event::Started { vertex: id }).await;
             let result = job.solve(id).await;
@@ -381,9 +406,8 @@ impl Job {
             })
             .await;
             result
-        }
-        .boxed();
-        let shared = work.shared();
+        };
+        let shared = Own(tokio::spawn(work.boxed())).boxed().shared();
         results.insert(id, shared.clone());
         shared
     }

@@ -48,6 +48,18 @@ pub fn all_capabilities() -> Vec<Capability> {
     CAPABILITIES.iter().take(last_capability() as usize + 1).copied().collect()
 }
 
+/// Those that this process may pass on: an engine that is itself confined cannot give what it does not have.
+pub fn grantable_capabilities() -> Vec<Capability> {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let held = status
+        .lines()
+        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok())
+        .unwrap_or(u64::MAX);
+    // They are listed by number.
+    let all = all_capabilities().into_iter().enumerate();
+    all.filter(|(number, _)| held & (1 << number) != 0).map(|(_, capability)| capability).collect()
+}
+
 /// Paths that tell of the host or reach into it: hidden.
 pub fn masked_paths() -> Vec<String> {
     [

@@ -94,8 +94,26 @@ fn options(query: &Query) -> Result<Options, Error> {
             .collect(),
         shm_size: query.int("shmsize")?.filter(|bytes| *bytes > 0),
         limits: limits(query)?,
-        allow_insecure: false,
+        allow_insecure: allows_insecure(query)?,
     })
+}
+
+/// What more than usual RUN steps may ask for, as `docker buildx build --allow` names it.
+fn allows_insecure(query: &Query) -> Result<bool, Error> {
+    let mut insecure = false;
+    for name in query.all("allow").flat_map(|names| names.split(',')).filter(|name| !name.is_empty()) {
+        match name {
+            "security.insecure" => insecure = true,
+            // Steps may have the host's network anyway, as with docker's own builder.
+            "network.host" => {}
+            other => {
+                return Err(Error::invalid(format!(
+                    "invalid entitlement: {other}: security.insecure and network.host are known"
+                )));
+            }
+        }
+    }
+    Ok(insecure)
 }
 
 /// `t`: repeated, each a name with an optional tag.

@@ -1,20 +1,33 @@
 //! Steps that run a program.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use brigantine_image::{Lower, Replica, Storage};
 use futures_util::FutureExt as _;
+use rustix::fs::FileType;
 
 use super::{Job, Keys, Listeners, Made, Output, blocking, definition, digest_of};
 use crate::dockerfile::MountKind;
-use crate::error::{Context as _, Error, Result};
-use crate::graph::{Run, Vertex, VertexId};
+use crate::error::{Context as _, Error, Result, invalid};
+use crate::graph::{Run, RunMount, Vertex, VertexId};
 use crate::pattern::Ignore;
 use crate::run::{Ready, Task, resolve_source};
 use crate::snapshot::{Fresh, Layer, hold};
 use crate::tree::Tree;
 use crate::write::{CopyOptions, Writer};
+
+/// What is run, and what is known of it beforehand.
+struct About {
+    run: Run,
+    /// Digests of the files that mounts show or begin with, by the mount's place.
+    bases: BTreeMap<usize, String>,
+    name: String,
+    family: String,
+}
 
 impl Job {
     pub(super) async fn run(
@@ -29,10 +42,13 @@ impl Job {
         keys.parts.insert("operation".to_owned(), text.clone());
         keys.parts.insert("below".to_owned(), inputs[0].key.clone());
         let mut mounted = Vec::new();
-        for mount in run.mounts.iter().filter(|mount| mount.kind != MountKind::Cache) {
+        let mut bases = BTreeMap::new();
+        for (index, mount) in run.mounts.iter().enumerate() {
             let Some(input) = mount.input else { continue };
             if inputs[input].tree.is_none() {
+                let key = digest_of(&[&inputs[input].key, &mount.source]);
                 mounted.push(inputs[input].key.clone());
+                bases.insert(index, key);
                 continue;
             }
             let (job, all, source) = (Arc::clone(self), inputs.to_vec(), mount.source.clone());
@@ -43,6 +59,7 @@ impl Job {
             })
             .await?;
             keys.parts.insert(format!("mount {}", mount.target), content.clone());
+            bases.insert(index, content.clone());
             mounted.push(content);
         }
         let key = digest_of(&["run", &text, &inputs[0].key, &mounted.join(",")]);
@@ -60,7 +77,8 @@ impl Job {
         let (run, inputs_for, name) = (run.clone(), inputs.to_vec(), vertex.name.clone());
         let family = digest_of(&["run family", &text, &mounted.join(",")]);
         self.cached_or(id, vertex, keys, inputs, move |keys, listeners| {
-            async move { job.execute(run, inputs_for, &name, keys, &family, listeners).await }.boxed()
+            let about = About { run, bases, name, family };
+            async move { job.execute(about, inputs_for, keys, listeners).await }.boxed()
         })
         .await
     }
@@ -93,15 +111,14 @@ impl Job {
 
     async fn execute(
         self: Arc<Self>,
-        run: Run,
+        about: About,
         inputs: Vec<Arc<Output>>,
-        name: &str,
         keys: Vec<String>,
-        family: &str,
         listeners: Arc<Listeners>,
     ) -> Result<Arc<Output>> {
+        let About { run, bases, name, family } = about;
         let _turn = self.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
-        let held_caches = self.solver.caches.take(&run, &self.cache_namespace).await?;
+        let held_caches = self.solver.caches.take(&run, &self.cache_namespace, &bases).await?;
         let id = crate::ids::new();
         let job = Arc::clone(&self);
         let (own_run, own_inputs, own_id) = (run.clone(), inputs.clone(), id.clone());
@@ -130,8 +147,14 @@ impl Job {
                         ));
                     }
                     (MountKind::Ssh, _) => Ready::Nothing,
-                    (MountKind::Cache, _) => match paths.get(&index) {
-                        Some(path) => Ready::Path(path.clone()),
+                    (MountKind::Cache, input) => match paths.get(&index) {
+                        Some(path) => {
+                            if let Some(input) = input {
+                                let name = format!("{own_id}-{index}");
+                                job.begin_cache(&own_inputs[input], mount, path, &name)?;
+                            }
+                            Ready::Path(path.clone())
+                        }
                         None => Ready::Nothing,
                     },
                     (MountKind::Bind, Some(input)) => {
@@ -199,11 +222,11 @@ impl Job {
         }
         let by_content = if self.worth_hashing(&inputs[0]) {
             let content = self.content(&inputs[0]).await?;
-            Some(digest_of(&["run content", family, &content]))
+            Some(digest_of(&["run content", &family, &content]))
         } else {
             None
         };
-        let (job, name, family) = (Arc::clone(&self), name.to_owned(), format!("family:{family}"));
+        let (job, family) = (Arc::clone(&self), format!("family:{family}"));
         blocking(move || {
             for (index, _) in run.mounts.iter().enumerate() {
                 crate::snapshot::remove_tree(&job.solver.tmp.join(format!("{id}-{index}")));
@@ -251,6 +274,40 @@ impl Job {
         let mut writer = Writer::new(None, crate::tree::open_dir(&target)?, self.epoch, Arc::default());
         writer.copy(tree, &all, &format!("/{}", crate::tree::last(path)), false, &CopyOptions::default())?;
         Ok(target)
+    }
+
+    /// Puts the files that a cache mount begins with where it is to be, unless it is there. Blocks.
+    fn begin_cache(&self, output: &Output, mount: &RunMount, path: &Path, name: &str) -> Result<()> {
+        if path.exists() {
+            return Ok(());
+        }
+        let what = || format!("fill the cache mount {}", mount.id);
+        let tree = self.tree(output)?;
+        let source = resolve_source(&tree, &mount.source)?;
+        let stat =
+            tree.stat(&source)?.filter(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory);
+        let Some(stat) = stat else {
+            return Err(invalid(format!(
+                "the cache mount {} cannot begin with \"/{source}\": that is no directory",
+                mount.id
+            )));
+        };
+        let new = self.solver.tmp.join(name);
+        std::fs::create_dir(&new).doing(what)?;
+        let all = tree.select(&source)?;
+        let mut writer = Writer::new(None, crate::tree::open_dir(&new)?, self.epoch, Arc::default());
+        writer.copy(&tree, &all, "/", false, &CopyOptions::default())?;
+        let owner = if tree.ownerless() { (0, 0) } else { (stat.st_uid, stat.st_gid) };
+        std::os::unix::fs::chown(&new, Some(owner.0), Some(owner.1)).doing(what)?;
+        std::fs::set_permissions(&new, std::fs::Permissions::from_mode(stat.st_mode & 0o7777)).doing(what)?;
+        match std::fs::rename(&new, path) {
+            // Another step that shares it was quicker.
+            Err(error) if matches!(error.kind(), ErrorKind::DirectoryNotEmpty | ErrorKind::AlreadyExists) => {
+                crate::snapshot::remove_tree(&new);
+                Ok(())
+            }
+            other => other.doing(what),
+        }
     }
 
     /// A copy of a context's visible files, for a mount. Blocks.

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::output;
+use crate::parse::limits;
 use crate::progress::Progress;
 use crate::value::Value;
 
@@ -31,6 +32,7 @@ pub static COMMAND: Command = Command {
     about: "Make an image from a Dockerfile",
     flags: &[
         Flag::list("add-host", "Add a host name and its address (NAME:ADDRESS)"),
+        Flag::list("allow", "Let RUN steps ask for more (security.insecure)"),
         Flag::list(
             "build-arg",
             "Set a variable of the Dockerfile (NAME=VALUE, or NAME from the environment)",
@@ -49,6 +51,7 @@ pub static COMMAND: Command = Command {
         Flag::list("label", "Set a label of the image (NAME=VALUE)"),
         Flag::text("metadata-file", "Write what was built to this file, as JSON"),
         Flag::text("memory", "Memory limit of RUN's processes, in bytes").short('m'),
+        Flag::text("memory-swap", "Limit of memory and swap together, in bytes (-1: none)"),
         Flag::text("network", "Network of RUN's processes (default, none, host or a network's name)"),
         Flag::switch("no-cache", "Run every step again"),
         Flag::list("no-cache-filter", "Run the steps of this stage again"),
@@ -65,6 +68,7 @@ pub static COMMAND: Command = Command {
         Flag::text("shm-size", "Size of /dev/shm, in bytes"),
         Flag::list("tag", "Name the image (NAME[:TAG])").short('t'),
         Flag::text("target", "Build this stage"),
+        Flag::list("ulimit", "Resource limit of RUN's processes (NAME=SOFT[:HARD])"),
     ],
     operands: Operands::Between(1, 2),
     run: runs!(run),
@@ -89,6 +93,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         ("cpuperiod", number("cpu-period")?),
         ("cpushares", number("cpu-shares")?),
         ("memory", size("memory")?),
+        ("memswap", size("memory-swap")?),
         ("shmsize", size("shm-size")?),
     ] {
         ask = ask.maybe(parameter, value.as_deref());
@@ -108,6 +113,9 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     for tag in outputs.tags() {
         ask = ask.query("t", tag);
     }
+    for allowed in matches.list("allow") {
+        ask = ask.query("allow", allowed);
+    }
     for host in matches.list("add-host") {
         ask = ask.query("extrahosts", host);
     }
@@ -117,6 +125,12 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         .query("labels", &json(&pairs(&matches.list("label"), "label")?))
         .query("contexts", &json(&pairs(&matches.list("build-context"), "build-context")?))
         .query("nocachefilter", &json(&serde_json::json!(matches.list("no-cache-filter"))));
+    let ulimits = matches.list("ulimit");
+    if !ulimits.is_empty() {
+        let all: Vec<_> =
+            ulimits.iter().map(|text| limits::ulimit(text)).collect::<Result<_, _>>().map_err(Fault::said)?;
+        ask = ask.query("ulimits", &serde_json::json!(all).to_string());
+    }
     let secrets = secrets(&matches.list("secret"))?;
     if !secrets.is_empty() {
         let text = serde_json::json!(secrets).to_string();

@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// The set a container's processes are bounded by.
 pub(crate) fn bounding(privileged: bool, add: &[String], drop: &[String]) -> Result<Vec<Capability>> {
     if privileged {
-        return Ok(grantable());
+        return Ok(profile::grantable_capabilities());
     }
     let add = parse("CapAdd", add)?;
     let drop = parse("CapDrop", drop)?;
@@ -17,7 +17,7 @@ pub(crate) fn bounding(privileged: bool, add: &[String], drop: &[String]) -> Res
     };
     Ok(match (add, drop) {
         // `--cap-add ALL` begins with everything, `--cap-drop ALL` with nothing.
-        (None, drop) => without(grantable(), &drop.unwrap_or_default()),
+        (None, drop) => without(profile::grantable_capabilities(), &drop.unwrap_or_default()),
         (Some(add), None) => add,
         (Some(add), Some(drop)) => {
             let mut set = without(profile::capabilities(), &drop);
@@ -27,19 +27,6 @@ pub(crate) fn bounding(privileged: bool, add: &[String], drop: &[String]) -> Res
             set
         }
     })
-}
-
-/// Every capability that the kernel knows and that this process may pass on: an engine that is itself confined cannot give
-/// what it does not have.
-fn grantable() -> Vec<Capability> {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let held = status
-        .lines()
-        .find_map(|line| u64::from_str_radix(line.strip_prefix("CapBnd:")?.trim(), 16).ok())
-        .unwrap_or(u64::MAX);
-    // The profile lists them by number.
-    let all = profile::all_capabilities().into_iter().enumerate();
-    all.filter(|(number, _)| held & (1 << number) != 0).map(|(_, capability)| capability).collect()
 }
 
 /// The names as capabilities; `None` when one of them is `ALL`.
