@@ -28,6 +28,7 @@ mod clients;
 mod compose;
 mod crash;
 mod credentials;
+mod dockerfile;
 mod drivers;
 mod endpoints;
 mod files;
