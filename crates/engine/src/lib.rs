@@ -184,7 +184,10 @@ impl Opened {
         make_dir(&config.data_root, 0o711)?;
         make_dir(&config.exec_root, 0o711)?;
         for dir in ["containers", "volumes"] {
-            make_dir(&config.data_root.join(dir), 0o711)?;
+            let path = config.data_root.join(dir);
+            make_dir(&path, 0o711)?;
+            // Each of them is a tree of its own, and many come and go.
+            brigantine_image::tree::spread(&path).doing(|| format!("open {}", path.display()))?;
         }
         make_dir(&config.exec_root.join("c"), 0o700)?;
         let id = engine_id(&config.data_root.join("engine-id"))?;

@@ -23,6 +23,7 @@ use crate::platform::{self, Platform};
 use crate::reference::Reference;
 use crate::snapshot::{LayerFiles, Storage};
 use crate::temp::{self, TempFile};
+use crate::tree;
 
 const LAYOUT: &str = r#"{"imageLayoutVersion":"1.0.0"}"#;
 
@@ -133,7 +134,7 @@ impl Store {
             let path = root.join(dir);
             builder.create(&path).at("create", path)?;
         }
-        temp::spread(&root.join("tmp"))?;
+        tree::spread(&root.join("tmp")).at("open", root.join("tmp"))?;
         let layout = root.join("oci-layout");
         if !layout.exists() {
             let mut temp = TempFile::create(&root.join("tmp"), "layout")?;

@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
-use rustix::fs::IFlags;
-
 use crate::error::{IoContext as _, Result};
 use crate::tree;
 
@@ -175,23 +173,6 @@ impl Drop for TempDir {
         }
         self.lock.unlock().unwrap_or_default();
     }
-}
-
-/// Asks that directories made in `dir` are put far from each other on the disk, each with what is made in it nearby:
-/// layers that are extracted side by side then do not contend for one bitmap of inodes, and none begins where many files
-/// were removed a moment ago (an ext4 without a journal looks at each of those inodes before it takes another: a file
-/// took 0.4 ms instead of 0.04). ext2 to ext4 know the hint (`T` of chattr(1), the Orlov allocator's).
-pub(crate) fn spread(dir: &Path) -> Result<()> {
-    let file = File::open(dir).at("open", dir)?;
-    let set = rustix::fs::ioctl_getflags(&file).and_then(|flags| {
-        if flags.contains(IFlags::TOPDIR) {
-            return Ok(());
-        }
-        rustix::fs::ioctl_setflags(&file, flags | IFlags::TOPDIR)
-    });
-    // Other file systems have no such hint; no more than speed depends on it.
-    set.unwrap_or_default();
-    Ok(())
 }
 
 pub(crate) fn sync_parent(path: &Path) -> Result<()> {

@@ -1,11 +1,12 @@
-//! Removing and measuring directory trees that images made: any depth, any names, no link followed, few descriptors held.
+//! Removing and measuring directory trees that images made: any depth, any names, no link followed, few descriptors held;
+//! and where on the disk they begin.
 
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ResolveFlags};
+use rustix::fs::{AtFlags, Dir, FileType, IFlags, Mode, OFlags, ResolveFlags};
 
 /// How far down a directory is emptied in place; deeper ones are first moved up to the top.
 const DEPTH: usize = 64;
@@ -26,6 +27,23 @@ pub fn remove(path: &Path) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
+}
+
+/// Asks that directories made in `dir` are put far from each other on the disk, each with what is made in it nearby:
+/// trees that are filled side by side then do not contend for one bitmap of inodes, and none begins where many files were
+/// removed a moment ago (an ext4 without a journal looks at each of those inodes before it takes another: a file took
+/// 0.4 ms instead of 0.04). ext2 to ext4 know the hint (`T` of chattr(1), the Orlov allocator's).
+pub fn spread(dir: &Path) -> io::Result<()> {
+    let file = std::fs::File::open(dir)?;
+    let set = rustix::fs::ioctl_getflags(&file).and_then(|flags| {
+        if flags.contains(IFlags::TOPDIR) {
+            return Ok(());
+        }
+        rustix::fs::ioctl_setflags(&file, flags | IFlags::TOPDIR)
+    });
+    // Other file systems have no such hint; no more than speed depends on it.
+    set.unwrap_or_default();
+    Ok(())
 }
 
 /// What a tree has in it.
