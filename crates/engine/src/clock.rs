@@ -1,5 +1,7 @@
 //! Time as Docker writes it: RFC 3339 in UTC with up to nine decimals, zero time for "never".
 
+use std::time::Duration;
+
 use jiff::Timestamp;
 
 /// What Docker's documents show for a moment that has not come yet.
@@ -45,6 +47,30 @@ pub fn parse_moment(text: &str) -> Result<Option<Timestamp>, String> {
     text.parse::<Timestamp>().map(Some).map_err(|_unparsable| wrong())
 }
 
+/// A length of time in Go's notation: `1h30m`, `1.5s`, `300ms`.
+pub fn go_duration(text: &str) -> Option<Duration> {
+    let mut total = 0_f64;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let number: f64 = rest[..digits].parse().ok()?;
+        rest = &rest[digits..];
+        let unit = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        total += number
+            * match &rest[..unit] {
+                "h" => 3600.0,
+                "m" => 60.0,
+                "s" => 1.0,
+                "ms" => 1e-3,
+                "us" | "µs" => 1e-6,
+                "ns" => 1e-9,
+                _ => return None,
+            };
+        rest = &rest[unit..];
+    }
+    (!text.is_empty()).then(|| Duration::try_from_secs_f64(total).ok())?
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,5 +93,14 @@ mod tests {
     fn zeros_are_cut_like_go_does() {
         assert_eq!(rfc3339_nano(Timestamp::new(0, 120_000_000).unwrap()), "1970-01-01T00:00:00.12Z");
         assert_eq!(rfc3339_nano(Timestamp::new(1, 0).unwrap()), "1970-01-01T00:00:01Z");
+    }
+
+    #[test]
+    fn durations_in_gos_notation() {
+        assert_eq!(go_duration("1h30m"), Some(Duration::from_mins(90)));
+        assert_eq!(go_duration("1.5s"), Some(Duration::from_millis(1500)));
+        for bad in ["", "1", "h", "1d", "-1s", "2026-01-01"] {
+            assert_eq!(go_duration(bad), None, "{bad:?}");
+        }
     }
 }

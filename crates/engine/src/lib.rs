@@ -41,7 +41,7 @@ use std::sync::Arc;
 use brigantine_build::Builder;
 use brigantine_sys::SealedExe;
 
-pub use clock::{ZERO_TIME, parse_moment, rfc3339_nano};
+pub use clock::{ZERO_TIME, go_duration, parse_moment, rfc3339_nano};
 pub use config::Config;
 pub use containers::Containers;
 pub use error::{Class, Error};

@@ -13,6 +13,8 @@ use brigantine_runtime::Rootfs;
 use oci_spec::runtime::{Process, Spec};
 use serde::{Deserialize, Serialize};
 
+use crate::tls::Trust;
+
 /// How one container is to be run and watched.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Config {
@@ -95,7 +97,7 @@ pub enum LogConfig {
     /// In a file of docker's `json-file` format, rotated by size.
     JsonFile(JsonFileLog),
     /// At a collector, and in a file from which it can be read.
-    Collected(CollectedLog),
+    Collected(Box<CollectedLog>),
 }
 
 /// A log that goes to a collector.
@@ -117,6 +119,18 @@ pub struct SinkConfig {
     pub buffer: u64,
     /// Whether a full buffer holds back the container's output; else new lines are dropped.
     pub blocking: bool,
+    /// What happens when the collector cannot be reached.
+    #[serde(default)]
+    pub retry: Retry,
+}
+
+/// How often a message is tried again, and when.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Retry {
+    /// The time between two attempts; without one it begins short and doubles up to ten seconds.
+    pub wait: Option<Duration>,
+    /// Attempts after the first one, before the message is given up and counted as lost; without a number it never is.
+    pub attempts: Option<u32>,
 }
 
 /// A kind of collector.
@@ -141,10 +155,23 @@ pub enum Endpoint {
     Udp(SocketAddr),
     /// TCP.
     Tcp(SocketAddr),
+    /// TLS over TCP.
+    Tls(TlsEndpoint),
     /// A unix datagram socket; if it is a stream socket, that.
     Datagram(PathBuf),
     /// A unix stream socket.
     Stream(PathBuf),
+}
+
+/// A server inside TLS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TlsEndpoint {
+    /// Where it is.
+    pub address: SocketAddr,
+    /// The name or address that its certificate must be for.
+    pub name: String,
+    /// Whom to believe, and who to be.
+    pub trust: Trust,
 }
 
 /// Messages for a syslog server.
@@ -200,6 +227,12 @@ pub struct FluentdConfig {
     /// Whether the server is to acknowledge each record; one that it does not is sent again.
     #[serde(default)]
     pub request_ack: bool,
+    /// How long connecting, and one write, may take, if not as long as with the others.
+    #[serde(default)]
+    pub write_timeout: Option<Duration>,
+    /// Whether the connection is made anew after some time.
+    #[serde(default)]
+    pub reconnect: Option<Duration>,
 }
 
 /// Messages for Graylog.

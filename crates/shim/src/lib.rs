@@ -18,6 +18,7 @@ mod record;
 mod recover;
 mod spawn;
 mod time;
+pub mod tls;
 
 pub use brigantine_runtime::cgroup::Stats;
 pub use brigantine_runtime::spec;
@@ -25,8 +26,8 @@ pub use brigantine_runtime::{OverlayOptions, Rootfs};
 pub use client::{Client, ClientError, EventReader, Execed};
 pub use config::{
     AttachOptions, AttachStream, CollectedLog, Config, ConsoleSize, Endpoint, ExecConfig, FluentdConfig,
-    GelfCompression, GelfConfig, Inherited, JournaldConfig, JsonFileLog, LogConfig, OtherRuntime, SinkConfig,
-    SinkKind, SyslogConfig, SyslogFormat,
+    GelfCompression, GelfConfig, Inherited, JournaldConfig, JsonFileLog, LogConfig, OtherRuntime, Retry,
+    SinkConfig, SinkKind, SyslogConfig, SyslogFormat, TlsEndpoint,
 };
 pub use protocol::{Event, ExecState, Failure, FailureKind, PROTOCOL_VERSION, State, Status};
 pub use record::{ExecRecord, ExitRecord, MonitorRecord, RecordError};

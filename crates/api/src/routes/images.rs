@@ -276,7 +276,7 @@ pub(super) fn moment(text: &str) -> Result<jiff::Timestamp, Error> {
     if let Ok(time) = text.parse::<jiff::Timestamp>() {
         return Ok(time);
     }
-    if let Some(ago) = duration(text) {
+    if let Some(ago) = brigantine_engine::go_duration(text) {
         let ago = jiff::SignedDuration::try_from(ago).map_err(|_error| wrong())?;
         return jiff::Timestamp::now().checked_sub(ago).map_err(|_error| wrong());
     }
@@ -288,32 +288,6 @@ pub(super) fn moment(text: &str) -> Result<jiff::Timestamp, Error> {
     }
     let date: jiff::civil::Date = text.parse().map_err(|_error| wrong())?;
     date.to_zoned(jiff::tz::TimeZone::system()).map(|zoned| zoned.timestamp()).map_err(|_error| wrong())
-}
-
-/// Go's durations: `1h30m`, `90s`, `1.5h`, `300ms`.
-fn duration(text: &str) -> Option<std::time::Duration> {
-    let mut rest = text;
-    let mut total = 0.0_f64;
-    if rest.is_empty() {
-        return None;
-    }
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !(c.is_ascii_digit() || c == '.'))?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        let unit_end = rest[digits..].find(|c: char| c.is_ascii_digit()).map_or(rest.len(), |at| digits + at);
-        total += number
-            * match &rest[digits..unit_end] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                "us" | "µs" => 1e-6,
-                "ns" => 1e-9,
-                _ => return None,
-            };
-        rest = &rest[unit_end..];
-    }
-    std::time::Duration::try_from_secs_f64(total).ok()
 }
 
 pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 
 use super::record::{Record, State, VERSION};
 use super::{Container, Containers, validate};
+use crate::config::{DefaultCgroupns, DefaultIpc};
 use crate::db::Durability;
 use crate::error::Context;
 use crate::ids::{new_id, short};
@@ -356,10 +357,19 @@ impl Containers {
         if matches!(host.network_mode.as_deref(), None | Some("" | "default")) {
             host.network_mode = Some("bridge".to_owned());
         }
-        fill(&mut host.ipc_mode, "private");
+        fill(
+            &mut host.ipc_mode,
+            match self.config.default_ipc {
+                DefaultIpc::Private => "private",
+                DefaultIpc::Shareable => "shareable",
+            },
+        );
         fill(&mut host.runtime, &self.runtimes.default_name());
         if matches!(host.cgroupns_mode, None | Some(HostConfigCgroupnsModeEnum::EMPTY)) {
-            host.cgroupns_mode = Some(HostConfigCgroupnsModeEnum::PRIVATE);
+            host.cgroupns_mode = Some(match self.config.default_cgroupns {
+                DefaultCgroupns::Private => HostConfigCgroupnsModeEnum::PRIVATE,
+                DefaultCgroupns::Host => HostConfigCgroupnsModeEnum::HOST,
+            });
         }
         if host.shm_size.unwrap_or_default() == 0 {
             host.shm_size = Some(self.config.default_shm_size);

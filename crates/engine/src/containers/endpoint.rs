@@ -165,7 +165,7 @@ pub(super) fn default_routes<'a>(exits: impl Iterator<Item = Exit<'a>>) -> Defau
     });
     let mut routes = DefaultRoutes::default();
     for exit in &exits {
-        let Some((ipv4, ipv6)) = exit.network.layout().map(|layout| layout.exits()) else { continue };
+        let (ipv4, ipv6) = exit.network.exits();
         if let Some(gateway) = ipv4 {
             routes.ipv4.get_or_insert_with(|| (exit.interface.to_owned(), gateway));
         }
@@ -181,7 +181,7 @@ pub(super) fn addresses(
     network: &networks::Record,
     interface: &Interface,
 ) -> [(&'static str, serde_json::Value); 6] {
-    let (gateway4, gateway6) = network.layout().map(|layout| layout.exits()).unwrap_or_default();
+    let (gateway4, gateway6) = network.exits();
     let net = |is_ipv4: bool| interface.addresses.iter().find(|net| net.addr().is_ipv4() == is_ipv4);
     let address = |is_ipv4| net(is_ipv4).map_or_else(String::new, |net| net.addr().to_string());
     let length = |is_ipv4| net(is_ipv4).map_or(0, ipnet::IpNet::prefix_len);

@@ -4,18 +4,15 @@
 //! `cache-disabled` says otherwise. What a request says is checked when the container is created; names are resolved
 //! and collectors are tried when it starts.
 
+mod address;
+mod fluentd;
 mod gelf;
+mod syslog;
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use brigantine_shim::{
-    CollectedLog, Endpoint, FluentdConfig, JournaldConfig, JsonFileLog, LogConfig, SinkConfig, SinkKind,
-    SyslogConfig, SyslogFormat,
-};
+use brigantine_shim::{CollectedLog, JournaldConfig, JsonFileLog, LogConfig, Retry, SinkConfig, SinkKind};
 
 use super::Record;
 use super::logs::log_path;
@@ -24,38 +21,15 @@ use crate::{Error, Result};
 /// The drivers there are, for `info`.
 pub const DRIVERS: &[&str] = &["fluentd", "gelf", "journald", "json-file", "local", "none", "syslog"];
 
-/// How long a collector may take to accept a connection when a container starts.
-const CONNECT: Duration = Duration::from_secs(5);
 /// Bytes that wait for a collector when nothing else is asked for.
 const BUFFER: u64 = 1 << 20;
 const JOURNAL: &str = "/run/systemd/journal/socket";
-const LOCAL_SYSLOG: &str = "/dev/log";
 
 /// Options of every driver.
 const COMMON: &[&str] = &["mode", "max-buffer-size"];
 const ATTRIBUTES: &[&str] = &["labels", "labels-regex", "env", "env-regex", "tag"];
 const FILE: &[&str] = &["max-size", "max-file", "compress"];
 const CACHE: &[&str] = &["cache-disabled", "cache-max-size", "cache-max-file", "cache-compress"];
-const SYSLOG: &[&str] = &["syslog-address", "syslog-facility", "syslog-format"];
-const SYSLOG_TLS: &[&str] =
-    &["syslog-tls-ca-cert", "syslog-tls-cert", "syslog-tls-key", "syslog-tls-skip-verify"];
-const FLUENTD: &[&str] = &[
-    "fluentd-address",
-    "fluentd-async",
-    "fluentd-async-connect",
-    "fluentd-async-reconnect-interval",
-    "fluentd-buffer-limit",
-    "fluentd-max-retries",
-    "fluentd-request-ack",
-    "fluentd-retry-wait",
-    "fluentd-sub-second-precision",
-    "fluentd-write-timeout",
-];
-
-const FACILITIES: &[&str] = &[
-    "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron", "authpriv", "ftp", "",
-    "", "", "", "local0", "local1", "local2", "local3", "local4", "local5", "local6", "local7",
-];
 
 /// Checks a driver's name and options.
 pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> Result<()> {
@@ -64,8 +38,8 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
         "local" => vec![COMMON, FILE],
         "none" => vec![],
         "journald" => vec![COMMON, ATTRIBUTES, CACHE],
-        "syslog" => vec![COMMON, ATTRIBUTES, CACHE, SYSLOG],
-        "fluentd" => vec![COMMON, ATTRIBUTES, CACHE, FLUENTD],
+        "syslog" => vec![COMMON, ATTRIBUTES, CACHE, syslog::OPTIONS],
+        "fluentd" => vec![COMMON, ATTRIBUTES, CACHE, fluentd::OPTIONS],
         "gelf" => vec![COMMON, ATTRIBUTES, CACHE, gelf::OPTIONS],
         "awslogs" | "splunk" | "etwlogs" | "gcplogs" => {
             return Err(Error::not_implemented(format!(
@@ -76,9 +50,6 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
         other => return Err(Error::invalid(format!("logger: no log driver named '{other}' is registered"))),
     };
     for (name, value) in options.into_iter().flatten() {
-        if driver == "syslog" && SYSLOG_TLS.contains(&name.as_str()) {
-            return Err(Error::not_implemented(format!("log option {name}: syslog over TLS is not built")));
-        }
         if !known.iter().any(|known| known.contains(&name.as_str())) {
             return Err(Error::invalid(format!("unknown log opt '{name}' for {driver} log driver")));
         }
@@ -86,14 +57,8 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
         let fine = match name.as_str() {
             "max-size" | "cache-max-size" => value == "-1" || size(value).is_some(),
             "max-file" | "cache-max-file" => value.parse::<u32>().is_ok_and(|files| files >= 1),
-            "max-buffer-size" | "fluentd-buffer-limit" => size(value).is_some(),
-            "compress"
-            | "cache-compress"
-            | "cache-disabled"
-            | "fluentd-async"
-            | "fluentd-async-connect"
-            | "fluentd-request-ack"
-            | "fluentd-sub-second-precision" => boolean(value).is_some(),
+            "max-buffer-size" => size(value).is_some(),
+            "compress" | "cache-compress" | "cache-disabled" => boolean(value).is_some(),
             "mode" => matches!(value.as_str(), "" | "blocking" | "non-blocking"),
             "labels-regex" | "env-regex" => {
                 regex::Regex::new(value).map_err(|error| wrong().because(error))?;
@@ -103,16 +68,8 @@ pub(super) fn check(driver: &str, options: Option<&HashMap<String, String>>) -> 
                 expand(value, |_| Some(String::new()))?;
                 true
             }
-            "syslog-address" => {
-                syslog_address(value)?;
-                true
-            }
-            "fluentd-address" => {
-                fluentd_address(value)?;
-                true
-            }
-            "syslog-facility" => facility(value).is_some(),
-            "syslog-format" => syslog_format(value).is_some(),
+            name if name.starts_with("syslog-") => syslog::is_valid(name, value)?,
+            name if name.starts_with("fluentd-") => fluentd::is_valid(name, value)?,
             name if name.starts_with("gelf-") => gelf::is_valid(name, value),
             _ => true,
         };
@@ -207,9 +164,9 @@ pub(super) fn monitor_config(record: &Record, dir: &Path, host_name: &str) -> Re
             return Ok(LogConfig::JsonFile(log));
         }
         "local" => return Ok(LogConfig::JsonFile(options.file(path, ""))),
-        "syslog" => syslog(record, &options, host_name)?,
+        "syslog" => syslog::sink(record, &options, host_name)?,
         "journald" => journald(record, &options)?,
-        "fluentd" => fluentd(record, &options)?,
+        "fluentd" => fluentd::sink(record, &options)?,
         "gelf" => gelf::sink(record, &options, host_name)?,
         other => return Err(Error::invalid(format!("logger: no log driver named '{other}' is registered"))),
     };
@@ -218,26 +175,20 @@ pub(super) fn monitor_config(record: &Record, dir: &Path, host_name: &str) -> Re
         .or_else(|| options.get("fluentd-buffer-limit").filter(|_| options.driver == "fluentd"))
         .and_then(size)
         .unwrap_or(BUFFER);
-    let asynchronous = options.flag("fluentd-async") || options.flag("fluentd-async-connect");
-    let blocking = options.get("mode") != Some("non-blocking") && !asynchronous;
+    let blocking = options.get("mode") != Some("non-blocking") && !fluentd::is_asynchronous(&options);
+    let retry = match options.driver {
+        "fluentd" => fluentd::retry(&options),
+        "gelf" => gelf::retry(&options),
+        _ => Retry::default(),
+    };
     let mut file = (!options.flag("cache-disabled")).then(|| options.file(path, "cache-"));
     if let Some(file) = &mut file {
         file.attrs = attributes(record, &options)?;
     }
-    Ok(LogConfig::Collected(CollectedLog { file, sink: SinkConfig { kind, buffer, blocking } }))
-}
-
-fn syslog(record: &Record, options: &Options<'_>, host_name: &str) -> Result<SinkKind> {
-    let address = syslog_address(options.get("syslog-address").unwrap_or_default())?;
-    let endpoint = address.resolve()?;
-    reach(&endpoint)?;
-    Ok(SinkKind::Syslog(SyslogConfig {
-        endpoint,
-        facility: options.get("syslog-facility").and_then(facility).unwrap_or(3),
-        format: options.get("syslog-format").and_then(syslog_format).unwrap_or(SyslogFormat::Local),
-        tag: tag_of(record, options.get("tag").unwrap_or(DEFAULT_TAG))?,
-        hostname: host_name.to_owned(),
-    }))
+    Ok(LogConfig::Collected(Box::new(CollectedLog {
+        file,
+        sink: SinkConfig { kind, buffer, blocking, retry },
+    })))
 }
 
 fn journald(record: &Record, options: &Options<'_>) -> Result<SinkKind> {
@@ -269,130 +220,10 @@ fn journald(record: &Record, options: &Options<'_>) -> Result<SinkKind> {
     Ok(SinkKind::Journald(JournaldConfig { socket: JOURNAL.into(), fields }))
 }
 
-fn fluentd(record: &Record, options: &Options<'_>) -> Result<SinkKind> {
-    let endpoint = fluentd_address(options.get("fluentd-address").unwrap_or_default())?.resolve()?;
-    if !options.flag("fluentd-async") && !options.flag("fluentd-async-connect") {
-        reach(&endpoint)?;
-    }
-    let mut fields = attributes(record, options)?;
-    fields.insert("container_id".to_owned(), record.id.clone());
-    fields.insert("container_name".to_owned(), format!("/{}", record.name));
-    Ok(SinkKind::Fluentd(FluentdConfig {
-        endpoint,
-        tag: tag_of(record, options.get("tag").unwrap_or(DEFAULT_TAG))?,
-        fields,
-        sub_second: options.flag("fluentd-sub-second-precision"),
-        request_ack: options.flag("fluentd-request-ack"),
-    }))
-}
-
 fn no_driver(why: &str) -> Error {
     Error::internal(format!(
         "failed to create task for container: failed to initialize logging driver: {why}"
     ))
-}
-
-/// Docker does not start a container whose collector is not there.
-fn reach(endpoint: &Endpoint) -> Result<()> {
-    let (reached, name) = match endpoint {
-        Endpoint::Udp(_) => return Ok(()),
-        Endpoint::Tcp(address) => {
-            (TcpStream::connect_timeout(address, CONNECT).map(drop), format!("tcp {address}"))
-        }
-        Endpoint::Stream(path) => (UnixStream::connect(path).map(drop), format!("unix {}", path.display())),
-        Endpoint::Datagram(path) => {
-            (std::fs::metadata(path).map(drop), format!("unixgram {}", path.display()))
-        }
-    };
-    reached.map_err(|error| no_driver(&format!("dial {name}")).because(error))
-}
-
-/// A collector's address as it was given.
-#[derive(Debug, PartialEq, Eq)]
-enum Address {
-    Host { tcp: bool, host: String },
-    Path { stream: bool, path: PathBuf },
-}
-
-impl Address {
-    fn resolve(self) -> Result<Endpoint> {
-        Ok(match self {
-            Self::Path { stream: true, path } => Endpoint::Stream(path),
-            Self::Path { stream: false, path } => Endpoint::Datagram(path),
-            Self::Host { tcp, host } => {
-                let found = host.to_socket_addrs().map(|mut all| all.next());
-                let address: SocketAddr = match found {
-                    Ok(Some(address)) => address,
-                    Ok(None) => return Err(no_driver(&format!("lookup {host}: no such host"))),
-                    Err(error) => return Err(no_driver(&format!("lookup {host}")).because(error)),
-                };
-                if tcp { Endpoint::Tcp(address) } else { Endpoint::Udp(address) }
-            }
-        })
-    }
-}
-
-fn with_port(host: &str, port: u16) -> String {
-    let has_port = host.rsplit_once(':').is_some_and(|(name, port)| {
-        port.parse::<u16>().is_ok() && (!name.contains(':') || name.ends_with(']'))
-    });
-    if has_port { host.to_owned() } else { format!("{host}:{port}") }
-}
-
-fn syslog_address(text: &str) -> Result<Address> {
-    let wrong = || {
-        Error::invalid(format!(
-            "invalid syslog-address {text:?}: expected udp://, tcp://, unix:// or unixgram://"
-        ))
-    };
-    if text.is_empty() {
-        return Ok(Address::Path { stream: false, path: LOCAL_SYSLOG.into() });
-    }
-    let (scheme, rest) = text.split_once("://").ok_or_else(wrong)?;
-    match scheme {
-        _ if rest.is_empty() => Err(wrong()),
-        "udp" => Ok(Address::Host { tcp: false, host: with_port(rest, 514) }),
-        "tcp" => Ok(Address::Host { tcp: true, host: with_port(rest, 514) }),
-        "unix" => Ok(Address::Path { stream: true, path: rest.into() }),
-        "unixgram" => Ok(Address::Path { stream: false, path: rest.into() }),
-        "tcp+tls" => Err(Error::not_implemented("syslog over TLS is not built")),
-        _ => Err(wrong()),
-    }
-}
-
-fn fluentd_address(text: &str) -> Result<Address> {
-    if text.is_empty() {
-        return Ok(Address::Host { tcp: true, host: "127.0.0.1:24224".to_owned() });
-    }
-    match text.split_once("://") {
-        None => Ok(Address::Host { tcp: true, host: with_port(text, 24224) }),
-        Some(("tcp", rest)) if !rest.is_empty() => {
-            Ok(Address::Host { tcp: true, host: with_port(rest, 24224) })
-        }
-        Some(("unix", rest)) if !rest.is_empty() => Ok(Address::Path { stream: true, path: rest.into() }),
-        Some(("tls", _)) => Err(Error::not_implemented("fluentd over TLS is not built")),
-        Some(_) => Err(Error::invalid(format!(
-            "invalid fluentd-address {text:?}: expected host:port, tcp:// or unix://"
-        ))),
-    }
-}
-
-fn facility(text: &str) -> Option<u8> {
-    if let Ok(number) = text.parse::<u8>() {
-        return (number < 24).then_some(number);
-    }
-    let at = FACILITIES.iter().position(|name| !name.is_empty() && *name == text)?;
-    u8::try_from(at).ok()
-}
-
-fn syslog_format(text: &str) -> Option<SyslogFormat> {
-    Some(match text {
-        "" => SyslogFormat::Local,
-        "rfc3164" => SyslogFormat::Rfc3164,
-        "rfc5424" => SyslogFormat::Rfc5424,
-        "rfc5424micro" => SyslogFormat::Rfc5424Micro,
-        _ => return None,
-    })
 }
 
 fn boolean(text: &str) -> Option<bool> {
@@ -511,17 +342,6 @@ mod tests {
         assert!(with("local", &[("max-buffer-size", "1m")]).is_err());
         assert!(with("local", &[("mode", "non-blocking"), ("max-buffer-size", "1m")]).is_ok());
         assert_eq!(size("10m"), Some(10 << 20));
-    }
-
-    #[test]
-    fn addresses_have_default_ports() {
-        let host = |tcp, host: &str| Address::Host { tcp, host: host.to_owned() };
-        assert_eq!(syslog_address("udp://log").unwrap(), host(false, "log:514"));
-        assert_eq!(syslog_address("tcp://[::1]:99").unwrap(), host(true, "[::1]:99"));
-        assert_eq!(fluentd_address("").unwrap(), host(true, "127.0.0.1:24224"));
-        assert_eq!(fluentd_address("unix:///s").unwrap(), Address::Path { stream: true, path: "/s".into() });
-        assert_eq!(facility("local0"), Some(16));
-        assert_eq!(facility("99"), None);
     }
 
     #[test]

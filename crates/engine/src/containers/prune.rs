@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::{Containers, Status};
+use crate::clock::go_duration;
 use crate::own::Own;
 use crate::{Class, Error, Filters, Result};
 
@@ -13,34 +14,10 @@ use crate::{Class, Error, Filters, Result};
 pub(super) fn until(filters: &Filters) -> Result<Option<Timestamp>> {
     let Some(text) = filters.single("until")? else { return Ok(None) };
     let wrong = || Error::invalid(format!("invalid until filter: {text}"));
-    if let Some(ago) = duration(text) {
+    if let Some(ago) = go_duration(text) {
         return Timestamp::now().checked_sub(ago).map(Some).map_err(|_out_of_range| wrong());
     }
     crate::clock::parse_moment(text).map_err(|_bad| wrong())
-}
-
-/// Go's `1h30m`.
-fn duration(text: &str) -> Option<jiff::SignedDuration> {
-    let mut total = 0_f64;
-    let mut rest = text;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let number: f64 = rest[..digits].parse().ok()?;
-        rest = &rest[digits..];
-        let unit = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
-        total += number
-            * match &rest[..unit] {
-                "h" => 3600.0,
-                "m" => 60.0,
-                "s" => 1.0,
-                "ms" => 1e-3,
-                "us" | "µs" => 1e-6,
-                "ns" => 1e-9,
-                _ => return None,
-            };
-        rest = &rest[unit..];
-    }
-    (!text.is_empty()).then(|| jiff::SignedDuration::try_from_secs_f64(total).ok())?
 }
 
 impl Containers {
@@ -78,19 +55,5 @@ impl Containers {
         }
         let deleted = if deleted.is_empty() { Value::Null } else { json!(deleted) };
         Ok(json!({ "ContainersDeleted": deleted, "SpaceReclaimed": reclaimed }))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_in_gos_notation() {
-        assert_eq!(duration("1h30m").unwrap().as_secs(), 5400);
-        assert_eq!(duration("1.5s").unwrap().as_millis(), 1500);
-        for bad in ["", "1", "h", "1d", "2026-01-01"] {
-            assert!(duration(bad).is_none(), "{bad:?}");
-        }
     }
 }

@@ -15,3 +15,4 @@ mod sink;
 pub use compress::FileId;
 pub(crate) use file::LogFile;
 pub use line::{Line, Source};
+pub use sink::reach;

@@ -4,6 +4,7 @@
 //! container's output is held back (`blocking`, docker's default) or the new pieces are dropped and counted, while the
 //! file has all of them either way.
 
+mod connection;
 mod fluentd;
 mod gelf;
 mod journald;
@@ -19,7 +20,8 @@ use std::time::{Duration, Instant, SystemTime};
 use rustix::event::{EventfdFlags, eventfd};
 
 use super::Source;
-use crate::config::{SinkConfig, SinkKind};
+use crate::config::{Endpoint, Retry, SinkConfig, SinkKind};
+use connection::Connection;
 
 /// The first wait after a failure; each further one is twice as long.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -40,6 +42,27 @@ struct Piece {
     text: Vec<u8>,
     /// The line goes on.
     partial: bool,
+}
+
+/// Sends to `endpoint`, over `connection` if there is one; it is given up when that fails.
+fn send_to(
+    connection: &mut Option<Connection>,
+    endpoint: &Endpoint,
+    limit: Duration,
+    message: &[u8],
+) -> io::Result<()> {
+    let mut open = match connection.take() {
+        Some(open) => open,
+        None => Connection::open(endpoint, limit)?,
+    };
+    open.send(message)?;
+    *connection = Some(open);
+    Ok(())
+}
+
+/// Whether a collector is there: connects, shakes hands, and leaves.
+pub fn reach(endpoint: &Endpoint, limit: Duration) -> io::Result<()> {
+    Connection::open(endpoint, limit).map(drop)
 }
 
 /// A way to a collector, connected when it is needed.
@@ -70,7 +93,7 @@ struct Queue {
     bytes: usize,
     was_full: bool,
     closed: bool,
-    /// Pieces the collector has taken.
+    /// Pieces the collector has taken, and those that were given up.
     taken: u64,
     /// The thread has delivered all there was to a closed queue.
     done: bool,
@@ -96,12 +119,14 @@ impl Sink {
             SinkKind::Gelf(config) => Box::new(gelf::Gelf::new(config.clone())),
         };
         let limit = usize::try_from(config.buffer).unwrap_or(usize::MAX).max(1);
+        let patience = config.retry.clone();
         let thread = {
             let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("brig-log".to_owned())
-                .stack_size(128 << 10)
-                .spawn(move || deliver(&shared, collector, limit))?
+                // Of which only what is used is memory; a handshake of TLS goes deep.
+                .stack_size(512 << 10)
+                .spawn(move || deliver(&shared, collector, limit, &patience))?
         };
         Ok(Self { shared, limit, blocking: config.blocking, thread: Some(thread) })
     }
@@ -176,9 +201,11 @@ impl Sink {
     }
 }
 
-/// The thread: one piece after the other, in order; a failed one is tried again until it is taken.
-fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize) {
-    let mut retry = FIRST_RETRY;
+/// The thread: one piece after the other, in order; a failed one is tried again until it is taken, or given up.
+fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize, patience: &Retry) {
+    let first = patience.wait.unwrap_or(FIRST_RETRY);
+    let mut retry = first;
+    let mut attempts = 0;
     loop {
         let piece = {
             let mut queue = shared.lock();
@@ -195,22 +222,14 @@ fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize) {
             }
         };
         let size = piece.text.len();
-        match collector.send(&piece) {
-            Ok(()) => {
-                retry = FIRST_RETRY;
-                let mut queue = shared.lock();
-                queue.taken += 1;
-                queue.bytes -= size;
-                if queue.was_full && queue.bytes < limit / 2 + 1 {
-                    queue.was_full = false;
-                    if let Err(_full) = rustix::io::write(&shared.room, &1_u64.to_ne_bytes()) {
-                        // A full counter is readable as well.
-                    }
-                }
-                shared.changed.notify_all();
-            }
-            Err(error) => {
-                let mut queue = shared.lock();
+        let sent = collector.send(&piece);
+        let mut queue = shared.lock();
+        let given_up = sent.is_err() && patience.attempts.is_some_and(|most| attempts >= most);
+        if given_up {
+            queue.lost += size as u64;
+        }
+        match sent {
+            Err(error) if !given_up => {
                 queue.error = Some(error.to_string());
                 queue.pieces.push_front(piece);
                 // A new piece does not hurry it.
@@ -223,7 +242,26 @@ fn deliver(shared: &Shared, mut collector: Box<dyn Collector>, limit: usize) {
                     queue =
                         shared.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0;
                 }
-                retry = (retry * 2).min(LONGEST_RETRY);
+                attempts += 1;
+                if patience.wait.is_none() {
+                    retry = (retry * 2).min(LONGEST_RETRY);
+                }
+            }
+            ended => {
+                if let Err(error) = ended {
+                    queue.error = Some(error.to_string());
+                }
+                retry = first;
+                attempts = 0;
+                queue.taken += 1;
+                queue.bytes -= size;
+                if queue.was_full && queue.bytes < limit / 2 + 1 {
+                    queue.was_full = false;
+                    if let Err(_full) = rustix::io::write(&shared.room, &1_u64.to_ne_bytes()) {
+                        // A full counter is readable as well.
+                    }
+                }
+                shared.changed.notify_all();
             }
         }
     }

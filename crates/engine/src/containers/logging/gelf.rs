@@ -1,10 +1,13 @@
 //! The driver `gelf`: Graylog's extended log format by UDP or TCP.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use brigantine_shim::{GelfCompression, GelfConfig, SinkKind};
+use brigantine_shim::tls::Trust;
+use brigantine_shim::{GelfCompression, GelfConfig, Retry, SinkKind};
 
-use super::{Address, DEFAULT_TAG, Options, Record, attributes, reach, tag_of, with_port};
+use super::address::{Address, reach, with_port};
+use super::{DEFAULT_TAG, Options, Record, attributes, tag_of};
 use crate::{Error, Result};
 
 pub(super) const OPTIONS: &[&str] = &[
@@ -22,7 +25,7 @@ const PORT: u16 = 12201;
 pub(super) fn check(options: Option<&HashMap<String, String>>) -> Result<()> {
     let get = |name: &str| options.and_then(|options| options.get(name)).map(String::as_str);
     let address = address(get("gelf-address").unwrap_or_default())?;
-    let tcp = matches!(address, Address::Host { tcp: true, .. });
+    let tcp = matches!(address, Address::Tcp(_));
     for (name, of_tcp) in OPTIONS[1..].iter().map(|name| (*name, name.starts_with("gelf-tcp"))) {
         if get(name).is_some() && of_tcp != tcp {
             return Err(Error::invalid(if tcp {
@@ -45,9 +48,20 @@ pub(super) fn is_valid(name: &str, value: &str) -> bool {
     }
 }
 
+/// Over TCP.
+pub(super) fn retry(options: &Options<'_>) -> Retry {
+    let number = |name: &str| options.get(name).and_then(|text| text.parse::<u32>().ok());
+    Retry {
+        wait: number("gelf-tcp-reconnect-delay")
+            .filter(|seconds| *seconds > 0)
+            .map(|seconds| Duration::from_secs(seconds.into())),
+        attempts: number("gelf-tcp-max-reconnect"),
+    }
+}
+
 /// What the monitor is told. Blocks: the name is resolved, a server by TCP is tried.
 pub(super) fn sink(record: &Record, options: &Options<'_>, host_name: &str) -> Result<SinkKind> {
-    let endpoint = address(options.get("gelf-address").unwrap_or_default())?.resolve()?;
+    let endpoint = address(options.get("gelf-address").unwrap_or_default())?.resolve(Trust::default())?;
     reach(&endpoint)?;
     let mut fields = attributes(record, options)?;
     let command =
@@ -87,9 +101,8 @@ fn compression(text: &str) -> Option<GelfCompression> {
 fn address(text: &str) -> Result<Address> {
     match text.split_once("://") {
         None if text.is_empty() => Err(Error::invalid("gelf-address is a required parameter")),
-        Some((scheme @ ("udp" | "tcp"), host)) if !host.is_empty() => {
-            Ok(Address::Host { tcp: scheme == "tcp", host: with_port(host, PORT) })
-        }
+        Some(("udp", host)) if !host.is_empty() => Ok(Address::Udp(with_port(host, PORT))),
+        Some(("tcp", host)) if !host.is_empty() => Ok(Address::Tcp(with_port(host, PORT))),
         _ => Err(Error::invalid(format!(
             "invalid gelf-address {text:?}: expected udp://host:port or tcp://host:port"
         ))),

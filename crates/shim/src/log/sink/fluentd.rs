@@ -1,27 +1,23 @@
 //! Fluentd's forward protocol (its specification, version 1): `[tag, time, record]` in MessagePack, one after the other;
 //! with `{"chunk": id}` behind it when the server is to acknowledge it, which it does with `{"ack": id}`.
 
-use std::io::{self, Read, Write};
-use std::net::TcpStream;
-use std::os::unix::net::UnixStream;
-use std::time::UNIX_EPOCH;
+use std::io;
+use std::time::{Instant, UNIX_EPOCH};
 
-use super::{Collector, Piece, WRITE};
-use crate::config::{Endpoint, FluentdConfig};
+use super::connection::Connection;
+use super::{Collector, Piece, WRITE, send_to};
+use crate::config::FluentdConfig;
 
 pub(super) struct Fluentd {
     config: FluentdConfig,
-    connection: Option<Box<dyn Stream>>,
+    connection: Option<Connection>,
+    opened: Option<Instant>,
     records: u64,
 }
 
-trait Stream: Read + Write + Send {}
-impl Stream for TcpStream {}
-impl Stream for UnixStream {}
-
 impl Fluentd {
     pub(super) fn new(config: FluentdConfig) -> Self {
-        Self { config, connection: None, records: 0 }
+        Self { config, connection: None, opened: None, records: 0 }
     }
 
     fn message(&self, piece: &Piece, id: Option<&str>) -> Vec<u8> {
@@ -67,26 +63,6 @@ impl Fluentd {
         let id = || format!("{since:016x}{:08x}", self.records as u32);
         self.config.request_ack.then(id)
     }
-
-    fn connect(&mut self) -> io::Result<&mut Box<dyn Stream>> {
-        if self.connection.is_none() {
-            self.connection = Some(match &self.config.endpoint {
-                Endpoint::Tcp(address) | Endpoint::Udp(address) => {
-                    let stream = TcpStream::connect_timeout(address, WRITE)?;
-                    stream.set_write_timeout(Some(WRITE))?;
-                    stream.set_read_timeout(Some(WRITE))?;
-                    Box::new(stream)
-                }
-                Endpoint::Stream(path) | Endpoint::Datagram(path) => {
-                    let stream = UnixStream::connect(path)?;
-                    stream.set_write_timeout(Some(WRITE))?;
-                    stream.set_read_timeout(Some(WRITE))?;
-                    Box::new(stream)
-                }
-            });
-        }
-        self.connection.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
 }
 
 /// A string: what is no UTF-8 goes as it is, and the collector decides.
@@ -106,25 +82,32 @@ impl Collector for Fluentd {
     fn send(&mut self, piece: &Piece) -> io::Result<()> {
         let id = self.next_id(piece);
         let message = self.message(piece, id.as_deref());
-        let connection = self.connect()?;
-        let sent = connection.write_all(&message).and_then(|()| match &id {
-            Some(id) => acknowledged(&mut **connection, id),
-            None => Ok(()),
-        });
-        if sent.is_err() {
+        let is_stale = |opened: Instant| self.config.reconnect.is_some_and(|after| opened.elapsed() >= after);
+        if self.opened.is_some_and(is_stale) {
             self.connection = None;
         }
-        sent
+        if self.connection.is_none() {
+            self.opened = Some(Instant::now());
+        }
+        let limit = self.config.write_timeout.unwrap_or(WRITE);
+        send_to(&mut self.connection, &self.config.endpoint, limit, &message)?;
+        if let (Some(id), Some(connection)) = (id, &mut self.connection)
+            && let Err(error) = acknowledged(connection, &id)
+        {
+            self.connection = None;
+            return Err(error);
+        }
+        Ok(())
     }
 }
 
 /// Waits for the answer that names the record.
-fn acknowledged(connection: &mut dyn Stream, id: &str) -> io::Result<()> {
+fn acknowledged(connection: &mut Connection, id: &str) -> io::Result<()> {
     let mut expected = vec![0x81];
     text(&mut expected, b"ack");
     text(&mut expected, id.as_bytes());
     let mut answer = vec![0; expected.len()];
-    connection.read_exact(&mut answer)?;
+    connection.receive(&mut answer)?;
     if answer == expected {
         return Ok(());
     }
@@ -137,6 +120,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::config::Endpoint;
     use crate::log::Source;
 
     #[test]
@@ -147,6 +131,8 @@ mod tests {
             fields: BTreeMap::from([("a".to_owned(), "b".to_owned())]),
             sub_second: false,
             request_ack: true,
+            write_timeout: None,
+            reconnect: None,
         };
         let piece = Piece {
             source: Source::Stdout,

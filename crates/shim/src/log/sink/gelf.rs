@@ -2,14 +2,14 @@
 //! behind it).
 
 use std::io::{self, Write};
-use std::net::{TcpStream, UdpSocket};
 use std::time::UNIX_EPOCH;
 
 use flate2::Compression;
 use flate2::write::{GzEncoder, ZlibEncoder};
 use serde_json::{Map, Value, json};
 
-use super::{Collector, Piece, WRITE};
+use super::connection::Connection;
+use super::{Collector, Piece, WRITE, send_to};
 use crate::config::{Endpoint, GelfCompression, GelfConfig};
 use crate::log::Source;
 
@@ -27,11 +27,6 @@ pub(super) struct Gelf {
     config: GelfConfig,
     connection: Option<Connection>,
     messages: u64,
-}
-
-enum Connection {
-    Udp(UdpSocket),
-    Tcp(TcpStream),
 }
 
 impl Gelf {
@@ -55,26 +50,6 @@ impl Gelf {
             message.insert("_partial_message".to_owned(), "true".into());
         }
         Value::Object(message).to_string().into_bytes()
-    }
-
-    fn connect(&mut self) -> io::Result<&Connection> {
-        if self.connection.is_none() {
-            self.connection = Some(match &self.config.endpoint {
-                Endpoint::Udp(address) => {
-                    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-                    let socket = UdpSocket::bind(any)?;
-                    socket.connect(address)?;
-                    Connection::Udp(socket)
-                }
-                Endpoint::Tcp(address) => {
-                    let stream = TcpStream::connect_timeout(address, WRITE)?;
-                    stream.set_write_timeout(Some(WRITE))?;
-                    Connection::Tcp(stream)
-                }
-                Endpoint::Datagram(_) | Endpoint::Stream(_) => return Err(io::ErrorKind::Unsupported.into()),
-            });
-        }
-        self.connection.as_ref().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Numbers that tell one message's chunks from another's.
@@ -124,28 +99,16 @@ fn datagrams(message: &[u8], id: [u8; 8]) -> Vec<Vec<u8>> {
 
 impl Collector for Gelf {
     fn send(&mut self, piece: &Piece) -> io::Result<()> {
-        let (kind, level) = (self.config.compression, self.config.level);
         let mut message = self.message(piece);
         let id = self.next_id(piece);
-        let sent = match self.connect()? {
-            Connection::Udp(socket) => {
-                let message = compress(kind, level, message)?;
-                datagrams(&message, id).iter().try_for_each(|datagram| match socket.send(datagram) {
-                    // Nobody there, which UDP may tell later: it is not UDP's to repeat.
-                    Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-                    other => other.map(drop),
-                })
-            }
-            Connection::Tcp(stream) => {
-                message.push(0);
-                let mut stream = stream;
-                stream.write_all(&message)
-            }
-        };
-        if sent.is_err() {
-            self.connection = None;
+        let endpoint = &self.config.endpoint;
+        if let Endpoint::Udp(_) = endpoint {
+            let message = compress(self.config.compression, self.config.level, message)?;
+            let mut parts = datagrams(&message, id).into_iter();
+            return parts.try_for_each(|part| send_to(&mut self.connection, endpoint, WRITE, &part));
         }
-        sent
+        message.push(0);
+        send_to(&mut self.connection, endpoint, WRITE, &message)
     }
 }
 

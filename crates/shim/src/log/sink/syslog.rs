@@ -1,12 +1,11 @@
-//! Syslog over UDP, TCP and unix sockets, in the forms of RFC 3164 and RFC 5424.
+//! Syslog over UDP, TCP, TLS and unix sockets, in the forms of RFC 3164 and RFC 5424.
 
-use std::io::{self, Write};
-use std::net::{TcpStream, UdpSocket};
-use std::os::unix::net::{UnixDatagram, UnixStream};
+use std::io;
 
 use jiff::Timestamp;
 
-use super::{Collector, Piece, WRITE};
+use super::connection::Connection;
+use super::{Collector, Piece, WRITE, send_to};
 use crate::config::{Endpoint, SyslogConfig, SyslogFormat};
 use crate::log::Source;
 
@@ -18,13 +17,6 @@ pub(super) struct Syslog {
     config: SyslogConfig,
     pid: u32,
     connection: Option<Connection>,
-}
-
-enum Connection {
-    Udp(UdpSocket),
-    Tcp(TcpStream),
-    Datagram(UnixDatagram),
-    Stream(UnixStream),
 }
 
 impl Syslog {
@@ -57,65 +49,20 @@ impl Syslog {
         let mut message = header.into_bytes();
         message.extend_from_slice(&piece.text);
         message.push(b'\n');
+        let is_new = matches!(self.config.format, SyslogFormat::Rfc5424 | SyslogFormat::Rfc5424Micro);
+        if is_new && matches!(self.config.endpoint, Endpoint::Tls(_)) {
+            // RFC 5425, section 4.3: messages inside TLS say how long they are.
+            let length = message.len();
+            message.splice(..0, format!("{length} ").into_bytes());
+        }
         message
     }
-
-    fn connect(&mut self) -> io::Result<&mut Connection> {
-        if self.connection.is_none() {
-            self.connection = Some(match &self.config.endpoint {
-                Endpoint::Udp(address) => {
-                    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
-                    let socket = UdpSocket::bind(any)?;
-                    socket.connect(address)?;
-                    Connection::Udp(socket)
-                }
-                Endpoint::Tcp(address) => {
-                    let stream = TcpStream::connect_timeout(address, WRITE)?;
-                    stream.set_write_timeout(Some(WRITE))?;
-                    Connection::Tcp(stream)
-                }
-                Endpoint::Datagram(path) => {
-                    let socket = UnixDatagram::unbound()?;
-                    match socket.connect(path) {
-                        Ok(()) => {
-                            socket.set_write_timeout(Some(WRITE))?;
-                            Connection::Datagram(socket)
-                        }
-                        // The socket is of the other kind.
-                        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => stream(path)?,
-                        Err(error) => return Err(error),
-                    }
-                }
-                Endpoint::Stream(path) => stream(path)?,
-            });
-        }
-        self.connection.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
-    }
-}
-
-fn stream(path: &std::path::Path) -> io::Result<Connection> {
-    let stream = UnixStream::connect(path)?;
-    stream.set_write_timeout(Some(WRITE))?;
-    Ok(Connection::Stream(stream))
 }
 
 impl Collector for Syslog {
     fn send(&mut self, piece: &Piece) -> io::Result<()> {
         let message = self.message(piece);
-        let sent = match self.connect()? {
-            // Nobody there, which UDP may tell later: it is not UDP's to repeat.
-            Connection::Udp(socket) => match socket.send(&message) {
-                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
-                other => other.map(drop),
-            },
-            Connection::Tcp(stream) => stream.write_all(&message),
-            Connection::Datagram(socket) => socket.send(&message).map(drop),
-            Connection::Stream(stream) => stream.write_all(&message),
-        };
-        if sent.is_err() {
-            self.connection = None;
-        }
-        sent
+        send_to(&mut self.connection, &self.config.endpoint, WRITE, &message)
     }
 }
 
