@@ -110,7 +110,7 @@ fn fixture() -> Fixture {
 impl Fixture {
     fn connect(&self) -> UnixStream {
         let (client, server) = UnixStream::pair().unwrap();
-        tokio::spawn(Arc::clone(&self.server).connection(server, self.stop.subscribe()));
+        tokio::spawn(Arc::clone(&self.server).connection(server, Arc::default(), self.stop.subscribe()));
         client
     }
 

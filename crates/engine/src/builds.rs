@@ -106,7 +106,7 @@ impl StepNetwork {
         // A host that lets us have no bridge still builds what needs no network.
         if name != "none" && !(name == "bridge" && self.config.bridge == "none") {
             let network = self.networks.find(name)?;
-            let Some((segment, layout)) = network.segment().zip(network.layout()) else {
+            let Some(segment) = network.segment() else {
                 return Err(Error::invalid(format!("network {name} cannot be used by a build")));
             };
             let nets = self.networks.take_addresses(&network.id, &Wanted::default())?;
@@ -115,7 +115,7 @@ impl StepNetwork {
             if !network.is_predefined() && self.networks.plumbing().helper().is_some() {
                 named = Some(resident(step, hostname, &network, &nets, &choice));
             }
-            let (gateway, gateway6) = layout.exits();
+            let (gateway, gateway6) = network.exits();
             spec.interfaces.push(InterfaceSpec {
                 bridge: segment.to_owned(),
                 name: "eth0".to_owned(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -41,6 +42,11 @@ pub struct Config {
     pub host_firewall: bool,
     /// The command that starts the network helper; without one containers have no names for each other.
     pub network_helper: Vec<OsString>,
+    /// Routers that containers of the default bridge use, other than the bridge itself.
+    pub default_gateway: Option<Ipv4Addr>,
+    pub default_gateway_v6: Option<Ipv6Addr>,
+    /// Options of new networks, by driver.
+    pub network_options: BTreeMap<String, BTreeMap<String, String>>,
     /// Masquerade traffic that leaves the default bridge.
     pub ip_masq: bool,
     /// Host address that published ports bind when a request names none.
@@ -59,6 +65,9 @@ pub struct Config {
     /// Default log driver and its options.
     pub log_driver: String,
     pub log_opts: BTreeMap<String, String>,
+    /// IPC and cgroup namespaces of containers that name none.
+    pub default_ipc: DefaultIpc,
+    pub default_cgroupns: DefaultCgroupns,
     /// Size of /dev/shm when the request has none, in bytes.
     pub default_shm_size: i64,
     /// Default resource limits: name → (soft, hard).
@@ -76,6 +85,23 @@ pub struct Config {
     pub cdi_dirs: Vec<PathBuf>,
     /// Seconds a container gets to stop when the engine is asked to stop its containers.
     pub shutdown_timeout: u32,
+}
+
+/// IPC namespaces that containers can have unasked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DefaultIpc {
+    #[default]
+    Private,
+    /// One that others may join.
+    Shareable,
+}
+
+/// Cgroup namespaces that containers can have unasked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DefaultCgroupns {
+    #[default]
+    Private,
+    Host,
 }
 
 impl Default for Config {
@@ -96,6 +122,9 @@ impl Default for Config {
             firewall: true,
             host_firewall: true,
             network_helper: Vec::new(),
+            default_gateway: None,
+            default_gateway_v6: None,
+            network_options: BTreeMap::new(),
             ip_masq: true,
             default_ip: None,
             default_address_pools: Vec::new(),
@@ -107,6 +136,8 @@ impl Default for Config {
             systemd_cgroup: false,
             log_driver: "json-file".to_owned(),
             log_opts: BTreeMap::new(),
+            default_ipc: DefaultIpc::default(),
+            default_cgroupns: DefaultCgroupns::default(),
             default_shm_size: 64 << 20,
             default_ulimits: BTreeMap::new(),
             init: false,

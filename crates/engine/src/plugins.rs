@@ -4,11 +4,12 @@
 //! A plugin is a stranger: its answers are bounded in size and time, and what it says is checked by whoever uses it. An
 //! error names the plugin and the call.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
+use brigantine_shim::tls::{self, Trust};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, header};
@@ -17,6 +18,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::TlsConnector;
 
 use crate::sync::lock;
 use crate::{Error, Result};
@@ -30,9 +32,9 @@ const MEDIA_TYPE: &str = "application/vnd.docker.plugins.v1.2+json";
 /// The most that an answer may have.
 const MAX_ANSWER: usize = 1 << 20;
 /// How long a question may take that asks for nothing to be done.
-pub(crate) const ASKING: Duration = Duration::from_secs(10);
+pub const ASKING: Duration = Duration::from_secs(10);
 /// How long something may take that has to be done.
-pub(crate) const DOING: Duration = Duration::from_mins(1);
+pub const DOING: Duration = Duration::from_mins(1);
 
 /// Names of all plugins that a file tells of; whether they answer is another matter.
 pub fn names() -> BTreeSet<String> {
@@ -51,7 +53,7 @@ pub fn names() -> BTreeSet<String> {
 
 /// What the plugins that were asked implement.
 #[derive(Debug, Default)]
-pub(crate) struct Plugins {
+pub struct Plugins {
     active: Mutex<HashMap<String, BTreeSet<String>>>,
 }
 
@@ -60,6 +62,8 @@ pub(crate) struct Plugins {
 enum Address {
     Unix(PathBuf),
     Tcp(String),
+    /// Inside TLS.
+    Tls(String, Trust),
 }
 
 #[derive(Deserialize)]
@@ -78,8 +82,14 @@ struct Refusal {
 }
 
 impl Plugins {
-    /// Asks the plugin `name`, which must implement `kind`, to carry out `method` of it.
-    pub(crate) async fn call<A: DeserializeOwned>(
+    /// Whether the plugin is there and implements `kind`.
+    pub async fn check(&self, name: &str, kind: &str) -> Result<()> {
+        let address = find(name)?.ok_or_else(|| not_found(name))?;
+        self.activate(name, &address, kind).await
+    }
+
+    /// Asks the plugin `name`, which must implement `kind`, to carry out `method`.
+    pub async fn call<A: DeserializeOwned>(
         &self,
         name: &str,
         kind: &str,
@@ -87,11 +97,9 @@ impl Plugins {
         body: &Value,
         limit: Duration,
     ) -> Result<A> {
-        let address = find(name)?.ok_or_else(|| {
-            Error::not_found(format!("error looking up volume plugin {name}: plugin \"{name}\" not found"))
-        })?;
+        let address = find(name)?.ok_or_else(|| not_found(name))?;
         self.activate(name, &address, kind).await?;
-        ask(name, &address, &format!("{kind}.{method}"), body, limit).await
+        ask(name, &address, method, body, limit).await
     }
 
     /// Learns what the plugin can do, once.
@@ -118,6 +126,10 @@ impl Plugins {
     }
 }
 
+fn not_found(name: &str) -> Error {
+    Error::not_found(format!("plugin \"{name}\" not found"))
+}
+
 /// Where the plugin of this name listens; `None` if there is no file of it.
 fn find(name: &str) -> Result<Option<Address>> {
     if !crate::names::is_valid(name) {
@@ -131,7 +143,7 @@ fn find(name: &str) -> Result<Option<Address>> {
     for dir in SPECS {
         for path in [format!("{dir}/{name}.spec"), format!("{dir}/{name}/{name}.spec")] {
             if let Ok(text) = std::fs::read_to_string(&path) {
-                return address(&path, text.trim()).map(Some);
+                return address(&path, text.trim(), Trust::default()).map(Some);
             }
         }
         for path in [format!("{dir}/{name}.json"), format!("{dir}/{name}/{name}.json")] {
@@ -143,38 +155,57 @@ fn find(name: &str) -> Result<Option<Address>> {
     Ok(None)
 }
 
-fn address(path: &str, text: &str) -> Result<Address> {
+fn address(path: &str, text: &str, trust: Trust) -> Result<Address> {
+    let host = |host: &str| host.trim_end_matches('/').to_owned();
     match text.split_once("://") {
         Some(("unix", socket)) if socket.starts_with('/') => Ok(Address::Unix(socket.into())),
-        Some(("tcp" | "http", host)) if !host.is_empty() => {
-            Ok(Address::Tcp(host.trim_end_matches('/').to_owned()))
-        }
-        Some(("https", _)) => Err(Error::not_implemented(format!(
-            "{path}: plugins behind TLS are not built: use unix:// or tcp://"
+        // To say what TLS shall be like and then go without it cannot be meant.
+        Some(("tcp" | "http", _)) if trust != Trust::default() => Err(Error::internal(format!(
+            "{path}: it has a TLSConfig, but the plugin's address {text:?} does not begin with https://"
         ))),
+        Some(("tcp" | "http", name)) if !name.is_empty() => Ok(Address::Tcp(host(name))),
+        Some(("https", name)) if !name.is_empty() => Ok(Address::Tls(host(name), trust)),
         _ => Err(Error::internal(format!(
-            "{path}: {text:?} is no plugin's address: expected unix:///path or tcp://host:port"
+            "{path}: {text:?} is no plugin's address: expected unix:///path, tcp://host:port or https://host:port"
         ))),
     }
 }
 
-/// The JSON form: a name, an address, and settings for TLS.
+/// The JSON form: a name, an address, and files for TLS.
 fn described(path: &str, text: &str) -> Result<Address> {
     #[derive(Deserialize)]
     struct Described {
         #[serde(rename = "Addr")]
         address: String,
         #[serde(rename = "TLSConfig", default)]
-        tls: BTreeMap<String, Value>,
+        tls: Option<Files>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(rename_all = "PascalCase", default)]
+    struct Files {
+        insecure_skip_verify: bool,
+        #[serde(rename = "CAFile")]
+        authority: PathBuf,
+        cert_file: PathBuf,
+        key_file: PathBuf,
     }
     let found: Described = serde_json::from_str(text)
         .map_err(|error| Error::internal(format!("{path} does not describe a plugin")).because(error))?;
-    if !found.tls.is_empty() {
-        return Err(Error::not_implemented(format!(
-            "{path}: plugins behind TLS are not built: leave TLSConfig out"
-        )));
-    }
-    address(path, &found.address)
+    let files = found.tls.unwrap_or_default();
+    let given = |file: PathBuf| (!file.as_os_str().is_empty()).then_some(file);
+    let identity = match (given(files.cert_file), given(files.key_file)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        (Some(_), None) | (None, Some(_)) => {
+            return Err(Error::internal(format!("{path}: CertFile and KeyFile belong together: give both")));
+        }
+    };
+    let trust = Trust {
+        authorities: given(files.authority).into_iter().collect(),
+        identity,
+        skip_verify: files.insecure_skip_verify,
+    };
+    address(path, &found.address, trust)
 }
 
 /// One call.
@@ -223,6 +254,16 @@ async fn exchange(
     match address {
         Address::Unix(path) => converse(UnixStream::connect(path).await?, request).await,
         Address::Tcp(host) => converse(TcpStream::connect(host.as_str()).await?, request).await,
+        Address::Tls(host, trust) => {
+            let authority: http::uri::Authority = host.parse()?;
+            let name = authority.host().trim_matches(['[', ']']);
+            let port = authority.port_u16().unwrap_or(443);
+            let trust = trust.clone();
+            let config = tokio::task::spawn_blocking(move || tls::client_config(&trust)).await??;
+            let stream = TcpStream::connect((name, port)).await?;
+            let stream = TlsConnector::from(config).connect(tls::server_name(name)?, stream).await?;
+            converse(stream, request).await
+        }
     }
 }
 
@@ -258,14 +299,25 @@ mod tests {
 
     #[test]
     fn addresses_are_sockets_or_hosts() {
-        assert_eq!(address("f", "unix:///run/p.sock").unwrap(), Address::Unix("/run/p.sock".into()));
-        assert_eq!(address("f", "tcp://h:1/").unwrap(), Address::Tcp("h:1".to_owned()));
-        assert!(address("f", "p.sock").unwrap_err().to_string().contains("is no plugin's address"));
+        let address = |text: &str| address("f", text, Trust::default());
+        assert_eq!(address("unix:///run/p.sock").unwrap(), Address::Unix("/run/p.sock".into()));
+        assert_eq!(address("tcp://h:1/").unwrap(), Address::Tcp("h:1".to_owned()));
+        assert_eq!(address("https://h").unwrap(), Address::Tls("h".to_owned(), Trust::default()));
+        assert!(address("p.sock").unwrap_err().to_string().contains("is no plugin's address"));
         let found = described("f", r#"{"Name":"p","Addr":"tcp://h:1"}"#).unwrap();
         assert_eq!(found, Address::Tcp("h:1".to_owned()));
-        let error =
-            described("f", r#"{"Name":"p","Addr":"https://h","TLSConfig":{"CAFile":"/c"}}"#).unwrap_err();
-        assert!(error.to_string().contains("behind TLS"), "{error}");
+        let tls = r#""TLSConfig":{"CAFile":"/ca","CertFile":"/cert","KeyFile":"/key"}"#;
+        let found = described("f", &format!(r#"{{"Name":"p","Addr":"https://h:1",{tls}}}"#)).unwrap();
+        let trust = Trust {
+            authorities: vec!["/ca".into()],
+            identity: Some(("/cert".into(), "/key".into())),
+            skip_verify: false,
+        };
+        assert_eq!(found, Address::Tls("h:1".to_owned(), trust));
+        let error = described("f", &format!(r#"{{"Name":"p","Addr":"tcp://h:1",{tls}}}"#)).unwrap_err();
+        assert!(error.to_string().contains("does not begin with https://"), "{error}");
+        let error = described("f", r#"{"Addr":"https://h","TLSConfig":{"KeyFile":"/k"}}"#).unwrap_err();
+        assert!(error.to_string().contains("belong together"), "{error}");
         assert_eq!(find("../../x").unwrap(), None);
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: containers do not depend on this process. Ending it ends the serving, nothing else.
 
+pub mod authorization;
 pub mod lock;
 pub mod logging;
 pub mod metrics;
@@ -48,6 +49,12 @@ impl Daemon {
         Self { live: RwLock::new(options.live.clone()), options }
     }
 
+    /// Authorization plugins, in the order that they are asked in.
+    pub fn authorization(&self) -> Arc<[String]> {
+        let live = self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Arc::clone(&live.authorization_plugins)
+    }
+
     /// The settings that a SIGHUP may have changed, as they are now.
     pub fn live(&self) -> Live {
         self.live.read().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
@@ -63,6 +70,8 @@ enum StartError {
     Listen(#[from] socket::ListenError),
     #[error("start the engine: {0}")]
     Engine(String),
+    #[error("use the authorization plugins: {0}")]
+    Authorization(String),
     #[error("start the runtime for requests")]
     Io(#[from] std::io::Error),
 }
@@ -165,7 +174,10 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     let engine = Engine::open(config).await.map_err(|error| StartError::Engine(error.report()))?;
     let daemon = Arc::new(Daemon::new(options));
     let state = State::new(engine.clone(), Arc::clone(&daemon));
-    let server = Arc::new(Server::new(routes::bind(), state.clone()));
+    let authorization = Arc::new(authorization::Authorization::new(Arc::clone(&daemon)));
+    authorization.check().await.map_err(|error| StartError::Authorization(error.report()))?;
+    let state = state.with_gate(authorization.clone());
+    let server = Arc::new(Server::new(routes::bind(), state.clone()).with_gate(authorization));
     state.sockets.open_all(&state);
 
     let (stop, stopped) = watch::channel(false);

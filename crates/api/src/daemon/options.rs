@@ -6,8 +6,10 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
 use brigantine_engine::Config;
+use brigantine_engine::config::{DefaultCgroupns, DefaultIpc};
 use brigantine_engine::runtimes::{OWN, Runtime, RuntimeTable};
 use brigantine_engine::userns::Remap;
 use serde_json::Value;
@@ -46,6 +48,7 @@ pub struct Live {
     pub https_proxy: Option<String>,
     pub no_proxy: Option<String>,
     pub runtimes: RuntimeTable,
+    pub authorization_plugins: Arc<[String]>,
 }
 
 /// Least severe messages to log.
@@ -128,6 +131,39 @@ impl Options {
         engine.firewall = switch(given, "iptables", engine.firewall);
         engine.ip_masq = switch(given, "ip-masq", engine.ip_masq);
         engine.default_ip = parsed(given, "ip", "an IP address")?;
+        engine.default_gateway = parsed(given, "default-gateway", "an IPv4 address")?;
+        engine.default_gateway_v6 = parsed(given, "default-gateway-v6", "an IPv6 address")?;
+        if engine.default_gateway_v6.is_some() && !engine.ipv6 {
+            return Err(value("default-gateway-v6", "it needs --ipv6"));
+        }
+        for (driver, options) in
+            given.get("default-network-opts").and_then(Value::as_object).into_iter().flatten()
+        {
+            let options = options.as_object().into_iter().flatten();
+            let options =
+                options.filter_map(|(name, value)| Some((name.clone(), value.as_str()?.to_owned())));
+            engine.network_options.insert(driver.clone(), options.collect());
+        }
+        engine.default_ipc = match text(given, "default-ipc-mode") {
+            None | Some("" | "private") => DefaultIpc::Private,
+            Some("shareable") => DefaultIpc::Shareable,
+            Some(other) => {
+                return Err(value(
+                    "default-ipc-mode",
+                    &format!("{other:?} is neither private nor shareable"),
+                ));
+            }
+        };
+        engine.default_cgroupns = match text(given, "default-cgroupns-mode") {
+            None | Some("" | "private") => DefaultCgroupns::Private,
+            Some("host") => DefaultCgroupns::Host,
+            Some(other) => {
+                return Err(value(
+                    "default-cgroupns-mode",
+                    &format!("{other:?} is neither private nor host"),
+                ));
+            }
+        };
         engine.host_gateway = parsed(given, "host-gateway-ip", "an IP address")?;
         for pool in given.get("default-address-pools").and_then(Value::as_array).into_iter().flatten() {
             engine.default_address_pools.push(address_pool(pool)?);
@@ -265,6 +301,7 @@ impl Live {
             https_proxy: owned("https-proxy"),
             no_proxy: owned("no-proxy"),
             runtimes: runtimes(given)?,
+            authorization_plugins: list(given, "authorization-plugins").into(),
         })
     }
 

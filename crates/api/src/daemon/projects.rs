@@ -40,7 +40,11 @@ impl ProjectSockets {
         let Some(listener) = socket.listener.take() else { return Ok(()) };
         let (stop, stopped) = watch::channel(false);
         let name = record.name.clone();
-        let server = Arc::new(Server::new(scoped::bind(), Scoped::new(state.clone(), record)));
+        let mut server = Server::new(scoped::bind(), Scoped::new(state.clone(), record));
+        if let Some(gate) = &state.gate {
+            server = server.with_gate(Arc::clone(gate));
+        }
+        let server = Arc::new(server);
         let task = tokio::spawn(server.serve(listener, stopped));
         self.table().insert(name, Served { stop, task, socket });
         Ok(())

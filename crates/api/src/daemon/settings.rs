@@ -197,7 +197,7 @@ pub fn help() -> String {
             Switch => "",
             Number => " N",
             Size => " BYTES",
-            Kind::Map | Ulimits | Kind::Runtimes => " NAME=VALUE",
+            Kind::Map | Ulimits | Kind::Runtimes | Kind::NetworkOptions => " NAME=VALUE",
             Text | List | Pools | Any => " VALUE",
         };
         line(setting.short, setting.flag, value, setting.help);
@@ -241,6 +241,15 @@ fn add_flag(given: &mut Given, setting: &'static Setting, text: &str) -> Result<
         Kind::Map => {
             let (name, value) = text.split_once('=').unwrap_or((text, ""));
             entry(given, name, json!(value));
+        }
+        Kind::NetworkOptions => {
+            let wrong = || format!("{text:?}: expected driver=option=value");
+            let (driver, option) = text.split_once('=').ok_or_else(wrong)?;
+            let (name, value) = option.split_once('=').ok_or_else(wrong)?;
+            let known = given.get(setting.key).and_then(|all| all.get(driver)).cloned();
+            let mut options = known.unwrap_or_else(|| json!({}));
+            options[name] = json!(value);
+            entry(given, driver, options);
         }
         Kind::Runtimes => {
             let (name, path) = text.split_once('=').ok_or_else(|| format!("{text:?}: expected name=path"))?;
@@ -294,6 +303,14 @@ fn check(setting: &Setting, value: Value) -> Result<Value, String> {
         (List, value) => wrong("a list of strings", &value),
         (Kind::Map, Value::Object(items)) if items.values().all(Value::is_string) => Ok(Value::Object(items)),
         (Kind::Map, value) => wrong("an object of strings", &value),
+        (Kind::NetworkOptions, Value::Object(items))
+            if items
+                .values()
+                .all(|options| options.as_object().is_some_and(|all| all.values().all(Value::is_string))) =>
+        {
+            Ok(Value::Object(items))
+        }
+        (Kind::NetworkOptions, value) => wrong("an object of objects of strings", &value),
         (Kind::Runtimes, Value::Object(items)) => {
             let items: Result<Map<String, Value>, String> = items
                 .into_iter()

@@ -18,6 +18,8 @@ pub enum Kind {
     Pools,
     /// Resource limits: the flag takes `name=soft:hard`, the file objects.
     Ulimits,
+    /// Networks' options by driver: the flag takes `driver=option=value`, the file objects.
+    NetworkOptions,
     /// OCI runtimes: the flag takes `name=path`, the file objects.
     Runtimes,
     /// Any JSON; there is no flag.
@@ -360,19 +362,16 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "default-cgroupns-mode",
         Text,
-        Refuse(
-            &["", "private"],
-            "containers get a private cgroup namespace; ask for --cgroupns host on each instead",
-        ),
-        "Default cgroup namespace: private",
+        Yes,
+        "Cgroup namespace of containers that name none: private or host (default private)",
     ),
     setting(
         "default-ipc-mode",
         None,
         "default-ipc-mode",
         Text,
-        Refuse(&["", "private"], "containers get a private IPC namespace; ask for --ipc on each instead"),
-        "Default IPC namespace: private",
+        Yes,
+        "IPC namespace of containers that name none: private or shareable (default private)",
     ),
     setting(
         "userns-remap",
@@ -395,24 +394,17 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "default-gateway",
         Text,
-        Refuse(&[""], "another default gateway is not built yet"),
-        "Default gateway: not built yet",
+        Yes,
+        "Router that containers of the default network use, an address of its subnet (default: the bridge's own)",
     ),
-    setting(
-        "default-gateway-v6",
-        None,
-        "default-gateway-v6",
-        Text,
-        Refuse(&[""], "IPv6 on the default network is not built yet"),
-        "IPv6 gateway: not built yet",
-    ),
+    setting("default-gateway-v6", None, "default-gateway-v6", Text, Yes, "The same for IPv6"),
     setting(
         "default-network-opt",
         None,
         "default-network-opts",
-        Any,
-        Refuse(&[], "default network options are not built yet"),
-        "Default network options: not built yet",
+        Kind::NetworkOptions,
+        Yes,
+        "Options of new networks by driver: driver=option=value; may be repeated",
     ),
     setting(
         "experimental",
@@ -435,11 +427,8 @@ pub static SETTINGS: &[Setting] = &[
         None,
         "authorization-plugins",
         List,
-        Refuse(
-            &[],
-            "authorization plugins are not supported; giving their requests a pass would be worse than refusing",
-        ),
-        "Authorization plugins: not supported",
+        Yes,
+        "Plugin that is asked about every request; may be repeated",
     ),
     setting("tls", None, "tls", Switch, Yes, "Use TLS on TCP sockets; --tlsverify is needed as well"),
     setting(

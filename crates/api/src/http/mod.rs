@@ -3,6 +3,7 @@
 pub mod bridge;
 pub mod error;
 pub mod filters;
+pub mod gate;
 pub mod hijack;
 pub mod json;
 pub mod progress;

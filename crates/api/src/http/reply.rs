@@ -27,11 +27,13 @@ pub struct Reply {
     pub(crate) headers: HeaderMap,
     pub(crate) body: ReplyBody,
     pub(crate) hijack: Option<Hijack>,
+    /// The body once more, when all of it is there.
+    pub(crate) whole: Option<Bytes>,
 }
 
 impl Reply {
     fn with_body(status: StatusCode, body: ReplyBody) -> Self {
-        Self { status, headers: HeaderMap::new(), body, hijack: None }
+        Self { status, headers: HeaderMap::new(), body, hijack: None, whole: None }
     }
 
     /// A status without a body: `Reply::empty(StatusCode::NO_CONTENT)`.
@@ -63,8 +65,10 @@ impl Reply {
 
     /// A body that is all there.
     pub fn bytes(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Self {
-        let body = Full::new(body.into()).map_err(|never| match never {}).boxed_unsync();
-        Self::with_body(status, body).header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
+        let whole = body.into();
+        let body = Full::new(whole.clone()).map_err(|never| match never {}).boxed_unsync();
+        let reply = Self { whole: Some(whole), ..Self::with_body(status, body) };
+        reply.header(header::CONTENT_TYPE, HeaderValue::from_static(content_type))
     }
 
     /// 200 and a stream. The header goes out at once, before the first chunk exists.

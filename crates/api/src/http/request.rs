@@ -4,13 +4,14 @@
 //! nor waited for longer than [`BODY_STALL`].
 
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use http::{HeaderMap, Method, header};
-use http_body_util::{BodyExt, BodyStream};
-use hyper::body::{Body, Incoming};
+use http_body_util::{BodyExt, BodyStream, Full};
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use serde::de::DeserializeOwned;
 use tokio::io::AsyncRead;
 
@@ -30,7 +31,42 @@ pub struct Request {
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
     pub(crate) version: ApiVersion,
-    pub(crate) body: Option<Incoming>,
+    pub(crate) body: Option<RequestBody>,
+}
+
+/// A body that comes, or one that was read before.
+pub(crate) enum RequestBody {
+    Coming(Incoming),
+    Whole(Full<Bytes>),
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        match self.get_mut() {
+            Self::Coming(body) => Pin::new(body).poll_frame(cx),
+            Self::Whole(body) => Pin::new(body).poll_frame(cx).map_err(|never| match never {}),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Coming(body) => body.is_end_stream(),
+            Self::Whole(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Coming(body) => body.size_hint(),
+            Self::Whole(body) => body.size_hint(),
+        }
+    }
 }
 
 /// A body as a byte stream, for archives.

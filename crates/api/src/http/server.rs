@@ -23,8 +23,10 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
+use super::gate::{self, Answered, Asked, Gate, Peer};
 use super::hijack::{Hijack, Hijacked};
 use super::reply::ReplyBody;
+use super::request::RequestBody;
 use super::{ApiVersion, Class, Error, Query, Reply, Request, Router, version};
 
 /// How long a client may take to send a request's header once it began.
@@ -50,6 +52,7 @@ pub struct Server<S> {
     state: S,
     common: HeaderMap,
     header_time: Duration,
+    gate: Option<Arc<dyn Gate>>,
 }
 
 /// Where connections come from.
@@ -69,7 +72,13 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
         common.insert(HeaderName::from_static("docker-experimental"), HeaderValue::from_static("false"));
         common.insert(HeaderName::from_static("ostype"), HeaderValue::from_static("linux"));
         common.insert(header::SERVER, text(format!("Brigantine/{} (linux)", env!("CARGO_PKG_VERSION"))));
-        Self { router, state, common, header_time: HEADER_TIME }
+        Self { router, state, common, header_time: HEADER_TIME, gate: None }
+    }
+
+    /// Has somebody asked about every request.
+    pub fn with_gate(mut self, gate: Arc<dyn Gate>) -> Self {
+        self.gate = Some(gate);
+        self
     }
 
     /// Another bound for sending a request's header than [`HEADER_TIME`].
@@ -99,11 +108,14 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
             let alive = alive.clone();
             tokio::spawn(async move {
                 match io {
-                    Accepted::Unix(io) => server.connection(io, stop).await,
-                    Accepted::Tcp(io) => server.connection(io, stop).await,
+                    Accepted::Unix(io) => server.connection(io, Arc::default(), stop).await,
+                    Accepted::Tcp(io) => server.connection(io, Arc::default(), stop).await,
                     Accepted::Tls(io, acceptor) => {
                         match tokio::time::timeout(HEADER_TIME, acceptor.accept(io)).await {
-                            Ok(Ok(io)) => server.connection(io, stop).await,
+                            Ok(Ok(io)) => {
+                                let peer = Arc::new(peer_of(&io));
+                                server.connection(io, peer, stop).await;
+                            }
                             Ok(Err(error)) => tracing::info!(%error, "a client was not let in"),
                             Err(_elapsed) => tracing::debug!("a client did not finish its TLS handshake"),
                         }
@@ -120,7 +132,7 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
     }
 
     /// Serves one connection until it closes, is hijacked and ends, or the server stops.
-    pub async fn connection<I>(self: Arc<Self>, io: I, mut stop: watch::Receiver<bool>)
+    pub async fn connection<I>(self: Arc<Self>, io: I, peer: Arc<Peer>, mut stop: watch::Receiver<bool>)
     where
         I: AsyncRead + AsyncWrite + Unread + Send + Unpin + 'static,
     {
@@ -134,8 +146,9 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
                 let server = Arc::clone(&server);
                 let takeover = takeover.clone();
                 let answering = Answering(Arc::clone(&pace));
+                let peer = Arc::clone(&peer);
                 Box::pin(async move {
-                    let response = server.answer(request, takeover).await?;
+                    let response = server.answer(request, peer, takeover).await?;
                     Ok::<_, Infallible>(response.map(|body| Paced { body, _answering: answering }))
                 })
             })
@@ -212,12 +225,13 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
     async fn answer(
         self: Arc<Self>,
         request: hyper::Request<Incoming>,
+        peer: Arc<Peer>,
         takeover: mpsc::Sender<Hijack>,
     ) -> Result<hyper::Response<ReplyBody>, Infallible> {
         let began = Instant::now();
         let method = request.method().clone();
         let shown = request.uri().path().to_owned();
-        let (result, plain) = self.dispatch(request).await;
+        let (result, plain) = self.dispatch(request, peer).await;
         let mut reply = match result {
             Ok(reply) => reply,
             Err(error) => {
@@ -242,7 +256,11 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
         Ok(response)
     }
 
-    async fn dispatch(&self, request: hyper::Request<Incoming>) -> (Result<Reply, Error>, bool) {
+    async fn dispatch(
+        &self,
+        request: hyper::Request<Incoming>,
+        peer: Arc<Peer>,
+    ) -> (Result<Reply, Error>, bool) {
         let (head, body) = request.into_parts();
         let Some(path) = percent_decode(head.uri.path()) else {
             return (Err(Error::invalid("the path is not valid UTF-8 when decoded")), false);
@@ -263,15 +281,29 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
             return (Err(Error::not_found("page not found")), plain);
         };
         let reads_only = matches!(head.method, Method::GET | Method::HEAD);
-        let request = Request {
+        let gate = self.gate.as_deref().filter(|gate| gate.is_manned());
+        let asked = gate.map(|_| Asked {
+            method: head.method.clone(),
+            uri: head.uri.to_string(),
+            headers: head.headers.clone(),
+            body: None,
+            peer,
+        });
+        let mut request = Request {
             path: path.to_owned(),
             method: head.method,
             params,
             query: Query::parse(head.uri.query().unwrap_or("")),
             headers: head.headers,
             version,
-            body: Some(body),
+            body: Some(RequestBody::Coming(body)),
         };
+        let mut gate = gate.zip(asked);
+        if let Some((gate, asked)) = &mut gate
+            && let Err(error) = ask(*gate, asked, &mut request).await
+        {
+            return (Err(error), plain);
+        }
         let handling = handler(self.state.clone(), request);
         let result = if reads_only {
             handling.await
@@ -285,8 +317,56 @@ impl<S: Clone + Send + Sync + 'static> Server<S> {
                 }
             }
         };
-        (result, plain)
+        match gate {
+            Some((gate, asked)) => (ask_again(gate, &asked, result, plain).await, plain),
+            None => (result, plain),
+        }
     }
+}
+
+/// Asks about a request, with its body if it is one that is shown.
+async fn ask(gate: &dyn Gate, asked: &mut Asked, request: &mut Request) -> Result<(), Error> {
+    if request.has_body() && gate::shows(&asked.headers, &request.path) {
+        let body = request.bytes(gate::BODY_LIMIT).await?;
+        request.body = Some(RequestBody::Whole(body.clone().into()));
+        asked.body = Some(body);
+    }
+    gate.before(asked).await
+}
+
+/// Asks about what will be answered, be it an error.
+async fn ask_again(
+    gate: &dyn Gate,
+    asked: &Asked,
+    result: Result<Reply, Error>,
+    plain: bool,
+) -> Result<Reply, Error> {
+    let answered = |reply: &Reply| Answered {
+        status: reply.status,
+        headers: reply.headers.clone(),
+        body: reply.whole.clone().filter(|_| gate::shows(&reply.headers, "")),
+    };
+    let answered = match &result {
+        Ok(reply) => answered(reply),
+        Err(error) => answered(&Reply::error(error, plain)),
+    };
+    gate.after(asked, &answered).await?;
+    result
+}
+
+/// Whose certificate was shown.
+fn peer_of(io: &tokio_rustls::server::TlsStream<tokio::net::TcpStream>) -> Peer {
+    let (_, connection) = io.get_ref();
+    let shown = connection.peer_certificates().unwrap_or_default();
+    let name = shown.first().and_then(|first| common_name(first)).unwrap_or_default();
+    Peer { name, certificates: shown.iter().map(|one| one.to_vec()).collect() }
+}
+
+/// The common name of a certificate's subject.
+fn common_name(certificate: &[u8]) -> Option<String> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let name = certificate.subject().iter_common_name().next()?;
+    name.as_str().ok().map(str::to_owned)
 }
 
 /// A connection that may know what of our bytes its other end has taken.

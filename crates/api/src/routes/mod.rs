@@ -67,6 +67,7 @@ use crate::daemon::Daemon;
 use crate::daemon::options::Live;
 use crate::daemon::projects::ProjectSockets;
 use crate::http::Router;
+use crate::http::gate::Gate;
 
 /// What every handler shares. Cheap to clone.
 #[derive(Clone)]
@@ -76,12 +77,19 @@ pub struct State {
     pub daemon: Arc<Daemon>,
     /// Where projects' sockets are served.
     pub sockets: Arc<ProjectSockets>,
+    /// Who is asked about requests, for further sockets.
+    pub gate: Option<Arc<dyn Gate>>,
 }
 
 impl State {
     pub fn new(engine: Engine, daemon: Arc<Daemon>) -> Self {
         let registry = Client::new(registry_config(&daemon.live()));
-        Self { engine, registry, daemon, sockets: Arc::default() }
+        Self { engine, registry, daemon, sockets: Arc::default(), gate: None }
+    }
+
+    /// The same with somebody who is asked about requests.
+    pub fn with_gate(self, gate: Arc<dyn Gate>) -> Self {
+        Self { gate: Some(gate), ..self }
     }
 
     /// Takes over settings that changed while running.

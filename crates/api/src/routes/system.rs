@@ -133,6 +133,7 @@ pub(super) fn about(
         .map(|(base, size)| json!({ "Base": base.to_string(), "Size": size }))
         .collect();
     let system = host::os_release();
+    let authorization = state.daemon.authorization();
     let mut document = json!({
         "ID": state.engine.id(),
         "Containers": running + paused + stopped,
@@ -144,8 +145,8 @@ pub(super) fn about(
         "DriverStatus": [["Backing Filesystem", host::filesystem(&config.data_root)], ["Supports d_type", "true"], ["Layers", state.engine.images().store().storage().as_str()]],
         "Plugins": {
             "Volume": volume_drivers(),
-            "Network": ["bridge", "host", "null"],
-            "Authorization": null,
+            "Network": ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"],
+            "Authorization": if authorization.is_empty() { Value::Null } else { json!(*authorization) },
             "Log": brigantine_engine::containers::logging::DRIVERS,
         },
         "MemoryLimit": cgroups.memory,

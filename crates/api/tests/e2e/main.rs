@@ -22,6 +22,7 @@ macro_rules! both {
     };
 }
 
+mod authorization;
 mod bad_input;
 mod build;
 mod clients;
@@ -32,6 +33,7 @@ mod dockerfile;
 mod drivers;
 mod endpoints;
 mod files;
+mod flags;
 mod images;
 mod isolation;
 mod leftovers;
@@ -52,6 +54,7 @@ mod shim;
 mod sockets;
 mod storage;
 mod streams;
+mod tls;
 mod unkillable;
 mod userns;
 mod verbs;

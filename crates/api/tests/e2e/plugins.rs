@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use brigantine_testkit::{Client, Engine, eventually};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
 
 use crate::Host;
@@ -38,12 +41,34 @@ impl Plugin {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let state = (Arc::clone(&calls), Arc::new(Mutex::new(BTreeMap::new())), root);
         std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
+            for mut stream in listener.incoming().flatten() {
                 let (calls, volumes, root) = state.clone();
-                std::thread::spawn(move || serve(&stream, manner, &calls, &volumes, &root));
+                std::thread::spawn(move || serve(&mut stream, manner, &calls, &volumes, &root));
             }
         });
         Self { calls, socket }
+    }
+
+    /// The same inside TLS, for clients with a certificate of the directory's authority.
+    fn start_tls(dir: &Path, listener: TcpListener) -> Self {
+        let config = server_config(dir);
+        let root = dir.join("tls-volumes");
+        fs::create_dir(&root).unwrap();
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let state = (Arc::clone(&calls), Arc::new(Mutex::new(BTreeMap::new())), root);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (calls, volumes, root) = state.clone();
+                let connection = rustls::ServerConnection::new(Arc::clone(&config)).unwrap();
+                std::thread::spawn(move || {
+                    let mut stream = rustls::StreamOwned::new(connection, stream);
+                    serve(&mut stream, Manner::Good, &calls, &volumes, &root);
+                    stream.conn.send_close_notify();
+                    stream.flush().ok();
+                });
+            }
+        });
+        Self { calls, socket: PathBuf::new() }
     }
 
     /// Where the engine's sandbox finds it: a file of the plugin's name.
@@ -60,17 +85,12 @@ impl Plugin {
 
 type Volumes = Mutex<BTreeMap<String, Value>>;
 
-fn serve(
-    stream: &UnixStream,
-    manner: Manner,
-    calls: &Mutex<Vec<(String, Value)>>,
-    volumes: &Volumes,
-    root: &Path,
-) {
+/// One call, if there is one: its method and its body.
+pub(crate) fn receive(stream: &mut impl Read) -> Option<(String, Value)> {
     let mut reader = BufReader::new(stream);
     let mut line = String::new();
     if reader.read_line(&mut line).unwrap_or_default() == 0 {
-        return;
+        return None;
     }
     let method = line.split_whitespace().nth(1).unwrap_or_default().trim_start_matches('/').to_owned();
     let mut length = 0;
@@ -87,7 +107,25 @@ fn serve(
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body).unwrap();
-    let body: Value = serde_json::from_slice(&body).unwrap_or_default();
+    Some((method, serde_json::from_slice(&body).unwrap_or_default()))
+}
+
+pub(crate) fn reply(stream: &mut impl Write, answer: &str) {
+    let head =
+        "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.plugins.v1.1+json\r\nConnection: close\r\n";
+    // Who asked may have gone.
+    write!(stream, "{head}Content-Length: {}\r\n\r\n{answer}", answer.len()).ok();
+    stream.flush().ok();
+}
+
+fn serve(
+    stream: &mut (impl Read + Write),
+    manner: Manner,
+    calls: &Mutex<Vec<(String, Value)>>,
+    volumes: &Volumes,
+    root: &Path,
+) {
+    let Some((method, body)) = receive(stream) else { return };
     calls.lock().unwrap().push((method.clone(), body.clone()));
     if manner == Manner::Hangs && method != "Plugin.Activate" {
         std::thread::sleep(Duration::from_mins(2));
@@ -95,10 +133,7 @@ fn serve(
     }
     let answer =
         if manner == Manner::Lies { lie(&method) } else { answer(&method, &body, volumes, root).to_string() };
-    let head =
-        "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.docker.plugins.v1.1+json\r\nConnection: close\r\n";
-    let mut stream = stream;
-    write!(stream, "{head}Content-Length: {}\r\n\r\n{answer}", answer.len()).unwrap();
+    reply(stream, &answer);
 }
 
 fn answer(method: &str, body: &Value, volumes: &Volumes, root: &Path) -> Value {
@@ -275,5 +310,70 @@ fn a_plugin_that_lies_is_quoted() {
     );
     assert_eq!(listed["Volumes"][0]["Name"], "tale");
     host.cli(["volume", "rm", "tale"]).ok();
+    host.assert_nothing_left();
+}
+
+fn server_config(dir: &Path) -> Arc<rustls::ServerConfig> {
+    let certificates = |name: &str| {
+        CertificateDer::pem_file_iter(dir.join(name)).unwrap().collect::<Result<Vec<_>, _>>().unwrap()
+    };
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(certificates("ca.pem"));
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider));
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(
+            certificates("server-cert.pem"),
+            PrivateKeyDer::from_pem_file(dir.join("server-key.pem")).unwrap(),
+        );
+    Arc::new(config.unwrap())
+}
+
+#[test]
+fn a_plugin_inside_tls_is_shown_a_certificate_and_has_to_show_one() {
+    let dir = tempfile::tempdir().unwrap();
+    crate::tls::certificates(dir.path());
+    let at = |name: &str| dir.path().join(name);
+    let described = |authority: &str, who: &str, more: Value| {
+        let mut tls = json!({
+            "CAFile": at(authority),
+            "CertFile": at(&format!("{who}-cert.pem")),
+            "KeyFile": at(&format!("{who}-key.pem")),
+        });
+        tls.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({ "Name": "shelf", "Addr": "https://127.0.0.1:7443", "TLSConfig": tls }).to_string()
+    };
+    let host = Host {
+        engine: Engine::builder()
+            .busybox()
+            .etc("docker/plugins/known.json", described("ca.pem", "client", json!({})))
+            .etc("docker/plugins/stranger.json", described("ca.pem", "stranger", json!({})))
+            .etc("docker/plugins/doubted.json", described("other-ca.pem", "client", json!({})))
+            .etc(
+                "docker/plugins/trusting.json",
+                described("other-ca.pem", "client", json!({ "InsecureSkipVerify": true })),
+            )
+            .start(),
+        client: Client::Docker,
+    };
+    let listener = host.sandbox().within_net(|| TcpListener::bind("127.0.0.1:7443").unwrap());
+    let plugin = Plugin::start_tls(dir.path(), listener);
+    host.cli(["volume", "create", "-d", "known", "books"]).ok();
+    assert_eq!(host.get("/volumes/books")["Mountpoint"], json!(at("tls-volumes/books")));
+    host.script(&["-v", "books:/b"], "echo kept >/b/note");
+    assert_eq!(fs::read_to_string(at("tls-volumes/books/note")).unwrap(), "kept\n");
+    let made = plugin.calls("VolumeDriver.Create").len();
+    for name in ["stranger", "doubted"] {
+        host.cli(["volume", "create", "-d", name, "none"])
+            .exits(1)
+            .expect_stderr(&format!("plugin {name}: Plugin.Activate: cannot be reached"));
+    }
+    assert_eq!(plugin.calls("VolumeDriver.Create").len(), made);
+    host.cli(["volume", "create", "-d", "trusting", "more"]).ok();
+    host.cli(["volume", "rm", "books", "more"]).ok();
     host.assert_nothing_left();
 }

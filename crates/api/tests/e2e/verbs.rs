@@ -290,7 +290,7 @@ fn verbs_of(group: &str) -> Vec<String> {
 }
 
 /// A command line's words; `'` and `"` quote, one inside the other.
-fn words(line: &str) -> Vec<String> {
+pub(crate) fn words(line: &str) -> Vec<String> {
     let mut all = Vec::new();
     let (mut word, mut quoted) = (String::new(), false);
     for letter in line.chars() {

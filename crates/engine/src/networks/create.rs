@@ -100,7 +100,14 @@ impl Networks {
         };
         let ipam = request.ipam.unwrap_or_default();
         let id = new_id();
-        let options: BTreeMap<String, String> = request.options.unwrap_or_default().into_iter().collect();
+        let mut options: BTreeMap<String, String> = request.options.unwrap_or_default().into_iter().collect();
+        if let Some(defaults) =
+            self.config.network_options.get(driver.as_str()).filter(|_| request.config_from.is_none())
+        {
+            for (name, value) in defaults {
+                options.entry(name.clone()).or_insert_with(|| value.clone());
+            }
+        }
         let internal = request.internal.unwrap_or_default();
         let has_ipv6_subnet =
             ipam.config.iter().flatten().any(|one| one.subnet.as_deref().is_some_and(|s| s.contains(':')));

@@ -1,17 +1,22 @@
 //! The networks that always exist, `bridge`, `host` and `none`; `bridge` is as the daemon's flags say now.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use brigantine_network::BridgeSpec;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::record::{DEFAULT_GATEWAY, DEFAULT_GATEWAY6};
 use super::{Driver, Networks, Record, VERSION, first_host, first_host6};
 use crate::db::{Batch, Durability, Table};
 use crate::error::Context;
 use crate::ids::new_id;
 use crate::sync::lock;
 use crate::{Error, Result};
+
+/// Reserved addresses of both families.
+type Routers = (BTreeMap<String, Ipv4Addr>, BTreeMap<String, Ipv6Addr>);
 
 impl Networks {
     /// Makes `bridge`, `host` and `none` if they are not there, and gives `bridge` what the flags say now.
@@ -29,7 +34,15 @@ impl Networks {
                 _ => None,
             };
             let range = self.config.fixed_cidr.filter(|_| driver == Driver::Bridge);
-            if found.as_ref().is_some_and(|found| found.bridge == bridge && found.ip_range == range) {
+            let (reserved, reserved6) =
+                bridge.as_ref().map_or(Ok(Default::default()), |it| self.routers(it))?;
+            let is_same = |found: &Record| {
+                found.bridge == bridge
+                    && found.ip_range == range
+                    && found.reserved == reserved
+                    && found.reserved6 == reserved6
+            };
+            if found.as_ref().is_some_and(is_same) {
                 continue;
             }
             let record = Record {
@@ -43,10 +56,10 @@ impl Networks {
                 options: self.default_options(driver),
                 labels: BTreeMap::new(),
                 ipam_options: BTreeMap::new(),
-                ip_range: self.config.fixed_cidr.filter(|_| driver == Driver::Bridge),
-                reserved: BTreeMap::new(),
+                ip_range: range,
+                reserved,
                 ip_range6: None,
-                reserved6: BTreeMap::new(),
+                reserved6,
                 ipv6_by_default: false,
                 bridge,
                 parent: None,
@@ -59,6 +72,33 @@ impl Networks {
             self.enter(record)?;
         }
         self.db.apply(batch, Durability::Written).await.doing(|| "store the predefined networks".to_owned())
+    }
+
+    /// The routers that containers of the default bridge use instead of it, which nobody else may have.
+    fn routers(&self, bridge: &BridgeSpec) -> Result<Routers> {
+        let outside = |flag: &str, router: IpAddr| {
+            Error::invalid(format!("--{flag} {router} is not an address of the default bridge's subnet"))
+        };
+        let mut routers = Routers::default();
+        if let Some(router) = self.config.default_gateway {
+            if !bridge.subnet.is_some_and(|subnet| subnet.contains(&router)) {
+                return Err(outside("default-gateway", router.into()));
+            }
+            routers.0.extend(
+                [(DEFAULT_GATEWAY.to_owned(), router)].into_iter().filter(|_| bridge.gateway != Some(router)),
+            );
+        }
+        if let Some(router) = self.config.default_gateway_v6 {
+            if !bridge.subnet6.is_some_and(|subnet| subnet.contains(&router)) {
+                return Err(outside("default-gateway-v6", router.into()));
+            }
+            routers.1.extend(
+                [(DEFAULT_GATEWAY6.to_owned(), router)]
+                    .into_iter()
+                    .filter(|_| bridge.gateway6 != Some(router)),
+            );
+        }
+        Ok(routers)
     }
 
     fn default_options(&self, driver: Driver) -> BTreeMap<String, String> {

@@ -90,6 +90,10 @@ impl Driver {
     }
 }
 
+/// Reserved addresses of these names are routers (docker's, for its bridge driver).
+pub(super) const DEFAULT_GATEWAY: &str = "DefaultGatewayIPv4";
+pub(super) const DEFAULT_GATEWAY6: &str = "DefaultGatewayIPv6";
+
 impl Record {
     /// Its subnets and gateways, if containers have interfaces on it.
     pub(crate) fn layout(&self) -> Option<Layout> {
@@ -101,6 +105,15 @@ impl Record {
     pub(crate) fn segment(&self) -> Option<&str> {
         let bridge = self.bridge.as_ref().map(|bridge| &bridge.name);
         bridge.or_else(|| self.parent.as_ref().map(|parent| &parent.name)).map(String::as_str)
+    }
+
+    /// The routers that containers get out by: its gateways, or those that take their place.
+    pub(crate) fn exits(&self) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+        let (ipv4, ipv6) = self.layout().map(|layout| layout.exits()).unwrap_or_default();
+        (
+            ipv4.map(|gateway| self.reserved.get(DEFAULT_GATEWAY).copied().unwrap_or(gateway)),
+            ipv6.map(|gateway| self.reserved6.get(DEFAULT_GATEWAY6).copied().unwrap_or(gateway)),
+        )
     }
 
     /// Whether containers get out by it.

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use super::{LOCAL, MountRecord, Record, Volumes};
 use crate::plugins::{ASKING, DOING};
 use crate::sync::lock;
-use crate::{Error, Result};
+use crate::{Class, Error, Result};
 
 const KIND: &str = "VolumeDriver";
 
@@ -81,7 +81,13 @@ impl Volumes {
         body: Value,
         limit: std::time::Duration,
     ) -> Result<A> {
-        self.plugins.call(driver, KIND, method, &body, limit).await
+        let called = self.plugins.call(driver, KIND, &format!("{KIND}.{method}"), &body, limit).await;
+        called.map_err(|error| {
+            if error.class() != Class::NotFound {
+                return error;
+            }
+            Error::not_found(format!("error looking up volume plugin {driver}")).because(error)
+        })
     }
 
     /// Has the plugin make a volume.
