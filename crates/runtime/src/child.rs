@@ -136,7 +136,7 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         }
     }
     // Its descriptors are closed in one call with all others that are not needed any more.
-    let may_start = stage.heard.start;
+    let may_start = stage.may_start();
     std::mem::forget(stage);
     finish::run(plan, channel, may_start)
 }
@@ -314,6 +314,14 @@ impl<'a> Stage<'a> {
             }
             *self.heard.of(message).ok_or(Errno::PROTO)? = true;
         }
+    }
+
+    /// Whether the parent has said already that the program may start.
+    fn may_start(&self) -> bool {
+        let mut bytes = [0_u8; MESSAGE_LENGTH];
+        self.heard.start
+            || matches!(rustix::net::recv(self.channel, &mut bytes[..], RecvFlags::DONTWAIT), Ok((length, _))
+                if bytes.get(..length).and_then(Message::decode) == Some(Message::Start))
     }
 
     /// The parent's next message; the descriptors that come with it are what is handed over.

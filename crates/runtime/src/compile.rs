@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use brigantine_sys::netns::Coming;
 use brigantine_sys::seccomp::{Writer, pending};
 use brigantine_sys::spawn::ns;
-use brigantine_sys::{Replacement, VeiledExe};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::process::{Gid, Uid};
 
@@ -40,9 +39,6 @@ pub(crate) struct Compiled {
     pub network: Option<Coming>,
     /// Takes the filter that is not compiled yet.
     pub filter: Option<Writer>,
-    /// Keeps what [`Plan::executable`] is seen through.
-    #[expect(dead_code, reason = "held for its effect")]
-    pub veil: Option<VeiledExe>,
 }
 
 /// Namespaces that need not belong to the user namespace that is joined with them.
@@ -357,7 +353,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     Ok(Compiled {
         plan: Plan {
             steps: draft.steps,
-            executable: launch.veil.as_ref().map(replacement).transpose()?,
+            executable: launch.executable,
             process: plan,
             stdio: stdio(launch.stdio)?,
             proc: host_proc()?,
@@ -373,12 +369,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         hands: draft.hands,
         network: launch.network.filter(|_| made_network),
         filter: writer,
-        veil: launch.veil,
     })
-}
-
-pub(crate) fn replacement(veil: &VeiledExe) -> Result<Replacement, Error> {
-    veil.replacement().map_err(|e| Error::os("taking the runtime's own executable out of reach", e))
 }
 
 /// Whether the caller may make mounts.

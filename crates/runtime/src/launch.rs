@@ -5,9 +5,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use brigantine_sys::Replacement;
 use brigantine_sys::netns::Coming;
 use brigantine_sys::spawn::{self, ns};
-use brigantine_sys::{Replacement, VeiledExe};
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType,
@@ -99,7 +99,7 @@ pub struct Launch {
     /// A filter compiled before from the same spec; otherwise it is compiled while the process sets itself up.
     pub seccomp: Option<seccomp::Program>,
     /// What the container's process runs instead of the caller's executable, unless that is out of reach already.
-    pub veil: Option<VeiledExe>,
+    pub executable: Option<Replacement>,
     /// Descriptors 3 and up that the process inherits (count, as `--preserve-fds`).
     pub preserve_fds: u32,
     /// A listening socket (`SOCK_SEQPACKET`) on which [`start_waiting`] will be heard: for a caller
@@ -128,7 +128,7 @@ impl Launch {
             rootless: false,
             die_with_parent: false,
             seccomp: None,
-            veil: None,
+            executable: None,
             preserve_fds: 0,
             start_listener: None,
             at_once: false,
@@ -341,8 +341,8 @@ pub struct ExecRequest {
     pub common: Common,
     pub die_with_parent: bool,
     pub preserve_fds: u32,
-    /// As [`Launch::veil`].
-    pub veil: Option<VeiledExe>,
+    /// As [`Launch::executable`].
+    pub executable: Option<Replacement>,
 }
 
 /// What a container's spec says about all of its processes, beside what each is given.
@@ -890,7 +890,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
             steps,
             process,
             stdio: compile::stdio(request.stdio)?,
-            executable: request.veil.as_ref().map(compile::replacement).transpose()?,
+            executable: request.executable,
             proc: compile::host_proc()?,
             gate: Gate::Channel,
             hide: true,
@@ -904,7 +904,6 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
         hands,
         network: None,
         filter: None,
-        veil: request.veil,
     };
     let subject = Subject::of(&compiled.plan);
     let target = request.cgroup.as_ref().map(Cgroup::clone_target).transpose()?.flatten();

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
 use brigantine_sys::signals::{self, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -24,17 +24,17 @@ const OWN: &[i32] = &[
 ];
 
 /// `args`: the program and its arguments (after `init --`).
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let mut args = args.into_iter();
     let Some(program) = args.next() else {
         complain("no program is given");
-        return ExitCode::from(125);
+        return 125;
     };
     match supervise(&program, args) {
-        Ok(status) => ExitCode::from(status),
+        Ok(status) => status,
         Err((status, text)) => {
             complain(&text);
-            ExitCode::from(status)
+            status
         }
     }
 }

@@ -323,7 +323,7 @@ container_tests! {
             let process = other.spec.process().clone().unwrap();
             brigantine_runtime::exec(brigantine_runtime::ExecRequest {
                 process, stdio: Stdio::Null, pid: created.pid(), cgroup: None, seccomp: None, listener: None, common: brigantine_runtime::Common::default(), die_with_parent: true, preserve_fds: 0,
-                veil: None,
+                executable: None,
             }).unwrap_err()
         };
         assert_eq!((error.kind(), error.to_string().as_str()), (Kind::NotFound, "exec: \"/nonexistent\": stat /nonexistent: no such file or directory"));
@@ -363,7 +363,7 @@ container_tests! {
         process.set_args(Some(vec!["tty".to_owned()]));
         let done = brigantine_runtime::exec(brigantine_runtime::ExecRequest {
             process, stdio: Stdio::Terminal, pid: created.pid(), cgroup: None, seccomp: None, listener: None, common: brigantine_runtime::Common::default(), die_with_parent: true, preserve_fds: 0,
-            veil: None,
+            executable: None,
         }).unwrap();
         let mut said = Vec::new();
         // A terminal gives what is there, not whole lines.

@@ -14,26 +14,42 @@ use crate::{check, process};
 
 const PAGE: usize = 4096;
 
-/// How the program is mapped, and the file to map it from. For the process that made it and its clones.
+/// How the program is mapped, and the file to map it from. For the process that made it and its clones. Dropping it may
+/// take the kernel a tenth of a millisecond.
 #[derive(Debug)]
 pub struct Replacement {
     file: OwnedFd,
+    _mount: OwnedFd,
     segments: Vec<Segment>,
     /// All but the end of the heap, which moves.
     description: Description,
 }
 
+/// A [`Replacement`] but for its descriptors.
+#[derive(Debug)]
+pub(crate) struct Found {
+    segments: Vec<Segment>,
+    description: Description,
+}
+
+impl Found {
+    pub fn of(self, file: OwnedFd, mount: OwnedFd) -> Replacement {
+        let Self { segments, description } = self;
+        Replacement { file, _mount: mount, segments, description }
+    }
+}
+
 impl Replacement {
     /// The caller says that `file` holds the very bytes that run: the same file, reached by another mount. The
     /// system's page size must be 4096 bytes.
-    pub(crate) fn by(file: OwnedFd) -> io::Result<Self> {
+    pub(crate) fn by(file: BorrowedFd<'_>) -> io::Result<Found> {
         let refused = |what: &str| io::Error::new(io::ErrorKind::Unsupported, what.to_owned());
         if rustix::param::page_size() != PAGE {
             return Err(refused("pages are not of 4096 bytes"));
         }
-        let description = describe(file.as_fd())?;
+        let description = describe(file)?;
         let segments = segments().ok_or_else(|| refused("the executable does not say how it is mapped"))?;
-        Ok(Self { file, segments, description })
+        Ok(Found { segments, description })
     }
 
     /// Makes the file the calling process's executable. On an error the process goes on as before, with its old

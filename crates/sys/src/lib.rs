@@ -6,6 +6,7 @@
 
 pub mod bpf;
 pub mod daemonize;
+pub mod entry;
 pub mod exec;
 mod executable;
 pub mod fd;

@@ -19,8 +19,8 @@ use crate::executable::Replacement;
 #[derive(Debug)]
 pub struct VeiledExe {
     fd: OwnedFd,
-    /// Closed, it is taken apart, which takes the kernel a tenth of a millisecond: when that is depends on who holds this.
-    _mount: OwnedFd,
+    /// Closed, it is taken apart, which takes the kernel a tenth of a millisecond.
+    mount: OwnedFd,
 }
 
 impl VeiledExe {
@@ -47,7 +47,7 @@ impl VeiledExe {
         if veiled.st_ino != own.st_ino || veiled.st_size != own.st_size {
             return Err(refused());
         }
-        Ok(Self { fd, _mount: mount })
+        Ok(Self { fd, mount })
     }
 
     /// Whether the running executable is one.
@@ -60,19 +60,12 @@ impl VeiledExe {
             && rustix::fs::statvfs("/proc/self/exe").is_ok_and(read_only)
     }
 
-    /// What a clone of this process does to go on as one that was executed from it: a tenth of the time that an exec
-    /// takes.
-    pub fn replacement(&self) -> io::Result<Replacement> {
-        Replacement::by(self.fd.try_clone()?)
-    }
-
-    /// Does so in this process, which has one thread. On an error, execute [`Self::path`].
-    pub fn become_current(&self) -> io::Result<()> {
-        self.replacement()?.apply()?;
-        if Self::is_current() {
-            Ok(())
-        } else {
-            Err(io::Error::other("the kernel did not take another executable for this process"))
+    /// What this process or a clone of it does to go on as one that was executed from it: a tenth of the time that an
+    /// exec takes. Where that cannot be, execute [`Self::path`].
+    pub fn into_replacement(self) -> Result<Replacement, Self> {
+        match Replacement::by(self.fd.as_fd()) {
+            Ok(found) => Ok(found.of(self.fd, self.mount)),
+            Err(_) => Err(self),
         }
     }
 

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use brigantine_sys::netns::Coming;
-use brigantine_sys::{VeiledExe, signals};
+use brigantine_sys::{Replacement, signals};
 use lexopt::{Arg, Parser, ValueExt};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::attend::{attend, ends_within, forwarded};
 use super::notify::{self, Proxy};
-use super::options::{COMMANDS, Command, Options, on, parse, signal, text, wrong};
+use super::options::{COMMANDS, Command, Options, parse, signal, wrong};
 use super::record::{Dir, Record, Status, started, timestamp};
 use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
 use crate::error::{Error, Kind};
@@ -36,37 +36,19 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
         };
         match arg {
             Arg::Value(command) => break command.string().map_err(wrong)?,
-            Arg::Long("root") => global.root = Some(text(&mut parser)?.into()),
-            Arg::Long("log") => global.log = Some(text(&mut parser)?.into()),
-            Arg::Long("log-format") => {
-                global.log_json = match text(&mut parser)?.as_str() {
-                    "json" => true,
-                    "text" => false,
-                    other => return Err(Error::invalid(format!("log format {other:?} is not text or json"))),
-                };
-            }
-            Arg::Long("systemd-cgroup") => global.systemd_cgroup = on(&mut parser, "systemd-cgroup")?,
-            Arg::Long("debug") => global.debug = on(&mut parser, "debug")?,
-            Arg::Long("rootless") => {
-                global.rootless = match text(&mut parser)?.as_str() {
-                    "auto" => None,
-                    "true" => Some(true),
-                    "false" => Some(false),
-                    other => {
-                        return Err(Error::invalid(format!(
-                            "--rootless: {other:?} is not true, false or auto"
-                        )));
-                    }
-                };
-            }
-            Arg::Long("criu") => global.criu = Some(text(&mut parser)?.into()),
             Arg::Short('h') | Arg::Long("help") => return help(None).map(|()| 0),
             Arg::Short('v') | Arg::Long("version") => {
                 let version = env!("CARGO_PKG_VERSION");
                 return print(&format!("brig-runtime version {version}\nspec: {}", crate::OCI_VERSION))
                     .map(|()| 0);
             }
-            other => return Err(wrong(other.unexpected())),
+            Arg::Long(option) => {
+                let option = option.to_owned();
+                if !global.option(&option, &mut parser)? {
+                    return Err(wrong(Arg::Long(&option).unexpected()));
+                }
+            }
+            other @ Arg::Short(_) => return Err(wrong(other.unexpected())),
         }
     };
     if name == "help" {
@@ -79,11 +61,11 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
         return Err(Error::invalid(format!("{name:?} is not a command; see brig-runtime --help")));
     };
     global.command = command.name;
-    let options = parse(command, &mut parser)?;
+    let options = parse(command, &mut parser, |option, parser| global.option(option, parser))?;
     if options.help {
         return help(Some(command)).map(|()| 0);
     }
-    let (mut veil, mut config, mut network) = (None, None, None);
+    let (mut executable, mut config, mut network) = (None, None, None);
     if matches!(command.name, "create" | "run" | "exec" | "restore") {
         // Before anything is opened: what is not open now must not be one of ours later.
         check_preserved(preserved(&options)?)?;
@@ -92,24 +74,24 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
             network = read.begin_network();
             config = Some(read);
         }
-        veil = seal()?;
+        executable = seal()?;
     }
     global.debug(&format!("{name} {:?}", options.words));
     let done = match command.name {
         "create" | "run" => {
             let config = config.map_or_else(|| Config::read(&options), Ok)?;
-            let begun = Begun { config, network, veil };
+            let begun = Begun { config, network, executable };
             return if command.name == "run" {
                 run_command(global, &options, begun)
             } else {
                 create_command(global, &options, begun).map(|()| 0)
             };
         }
-        "exec" => return exec::run(global, &options, veil),
+        "exec" => return exec::run(global, &options, executable),
         "restore" => {
             // What it lets loose is no clone of this process that could be told to.
-            if let Some(veil) = &veil {
-                veil.become_current().map_err(|e| Error::os("protecting the runtime's executable", e))?;
+            if let Some(executable) = &executable {
+                executable.apply().map_err(|e| Error::os("protecting the runtime's executable", e))?;
             }
             return criu::restore(global, &options);
         }
@@ -317,12 +299,12 @@ struct Made {
 struct Begun {
     config: Config,
     network: Option<Coming>,
-    veil: Option<VeiledExe>,
+    executable: Option<Replacement>,
 }
 
 fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Result<Made, Error> {
     let id = options.id()?;
-    let Begun { config: Config { bundle, bytes }, network, veil } = begun;
+    let Begun { config: Config { bundle, bytes }, network, executable } = begun;
     let mut spec = parse_config(&bundle, &bytes, global)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = bundle.join(root.path());
@@ -343,7 +325,7 @@ fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Resu
             let flags = seccomp::flags(filter)?.unwrap_or_default();
             global.debug(&format!("seccomp filter flags: {flags}"));
         }
-        launch.veil = veil;
+        launch.executable = executable;
         launch.bundle = Some(bundle.clone());
         launch.network = network;
         launch.systemd_cgroup = global.systemd_cgroup;

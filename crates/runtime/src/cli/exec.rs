@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 
-use brigantine_sys::VeiledExe;
+use brigantine_sys::Replacement;
 
 use super::attend::{attend, forwarded};
 use super::options::Options;
@@ -17,7 +17,7 @@ use crate::spec::{Capability, Process};
 use crate::{hooks, seccomp};
 
 /// The process's exit status; docker and others take 255 for "could not be run".
-pub(super) fn run(global: &Global, options: &Options, veil: Option<VeiledExe>) -> Result<u8, Error> {
+pub(super) fn run(global: &Global, options: &Options, executable: Option<Replacement>) -> Result<u8, Error> {
     let (dir, record) = commands::open(global, options.id()?)?;
     if record.status(&dir) != Status::Paused {
         commands::need(&record, &dir, &[Status::Running, Status::Created], "entered")?;
@@ -53,7 +53,7 @@ pub(super) fn run(global: &Global, options: &Options, veil: Option<VeiledExe>) -
         common: Common::of(&record.spec),
         die_with_parent: false,
         preserve_fds: commands::preserved(options)?,
-        veil,
+        executable,
     })?;
     if let Some(file) = options.path("pid-file") {
         commands::write_pid(&file, done.pid)?;

@@ -24,11 +24,13 @@ use std::fs::File;
 use std::io::Write;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, ExitCode};
+use std::process::Command;
 
-use brigantine_sys::{SealedExe, VeiledExe};
+use brigantine_sys::{Replacement, SealedExe, VeiledExe};
 
 use crate::error::Error;
+use lexopt::Parser;
+use options::{on, text};
 
 /// Options before the command.
 #[derive(Debug, Default)]
@@ -53,6 +55,37 @@ impl Global {
         }
         let own = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty() && self.is_rootless());
         own.map_or_else(|| PathBuf::from("/run/brig-runtime"), |dir| PathBuf::from(dir).join("brig-runtime"))
+    }
+
+    /// Takes an option that all commands have; whether there is one of that name.
+    fn option(&mut self, name: &str, parser: &mut Parser) -> Result<bool, Error> {
+        match name {
+            "root" => self.root = Some(text(parser)?.into()),
+            "log" => self.log = Some(text(parser)?.into()),
+            "log-format" => {
+                self.log_json = match text(parser)?.as_str() {
+                    "json" => true,
+                    "text" => false,
+                    other => return Err(Error::invalid(format!("log format {other:?} is not text or json"))),
+                };
+            }
+            "systemd-cgroup" => self.systemd_cgroup = on(parser, name)?,
+            "debug" => self.debug = on(parser, name)?,
+            "rootless" => {
+                self.rootless = match text(parser)?.as_str() {
+                    "auto" => None,
+                    "true" => Some(true),
+                    "false" => Some(false),
+                    other => {
+                        let what = format!("--rootless: {other:?} is not true, false or auto");
+                        return Err(Error::invalid(what));
+                    }
+                };
+            }
+            "criu" => self.criu = Some(text(parser)?.into()),
+            _ => return Ok(false),
+        }
+        Ok(true)
     }
 
     fn root_is_given(&self) -> bool {
@@ -97,11 +130,11 @@ impl Global {
     }
 }
 
-/// `args`: without the program's name.
-pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+/// `args`: without the program's name; the result is the exit status.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     let mut global = Global::default();
     match commands::run(&mut global, args) {
-        Ok(status) => ExitCode::from(status),
+        Ok(status) => status,
         Err(error) => {
             // On stderr for people, and in the log for the program that called.
             writeln!(std::io::stderr(), "brig-runtime: error: {error}").ok();
@@ -109,7 +142,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
                 global.write(&error.to_string(), "error");
             }
             // A program's own status is not mistaken for it.
-            ExitCode::from(if global.command == "exec" { 255 } else { 1 })
+            if global.command == "exec" { 255 } else { 1 }
         }
     }
 }
@@ -117,7 +150,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Goes on in an executable that cannot be written to, unless it is one already; or tells what a container's process has
 /// to take for its own before anything else. That process is a copy of the one that makes it, and reaches its executable
 /// as `/proc/self/exe`: a file on disk could be overwritten from there as soon as nobody runs it (CVE-2019-5736).
-fn seal() -> Result<Option<VeiledExe>, Error> {
+fn seal() -> Result<Option<Replacement>, Error> {
     let failed = |e| Error::os("copying the runtime's executable into memory", e);
     let current = File::open("/proc/self/exe").map_err(failed)?;
     if SealedExe::from_fd(current.into()).is_ok() || VeiledExe::is_current() {
@@ -130,10 +163,10 @@ fn seal() -> Result<Option<VeiledExe>, Error> {
     };
     // An overlay takes a tenth of a copy's time and no memory, but privileges.
     if let Ok(veiled) = VeiledExe::from_current() {
-        if veiled.replacement().is_ok() {
-            return Ok(Some(veiled));
-        }
-        let error = go_on(veiled.path());
+        let error = match veiled.into_replacement() {
+            Ok(replacement) => return Ok(Some(replacement)),
+            Err(veiled) => go_on(veiled.path()),
+        };
         return Err(Error::os("executing the runtime through an overlay", error));
     }
     let copy = SealedExe::from_current().map_err(failed)?;

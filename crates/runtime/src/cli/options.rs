@@ -267,12 +267,17 @@ pub(crate) fn on(parser: &mut Parser, name: &str) -> Result<bool, Error> {
     }
 }
 
-/// Parses what follows the command's name.
-pub(crate) fn parse(command: &Command, parser: &mut Parser) -> Result<Options, Error> {
+/// Parses what follows the command's name. What the command does not know is offered to `global`, which says whether it
+/// is one of its own: options of all commands may come behind the command's name too.
+pub(crate) fn parse(
+    command: &Command,
+    parser: &mut Parser,
+    mut global: impl FnMut(&str, &mut Parser) -> Result<bool, Error>,
+) -> Result<Options, Error> {
     let mut o = Options::default();
     while let Some(arg) = parser.next().map_err(wrong)? {
         let long = matches!(arg, Arg::Long(_));
-        let found = match arg {
+        let flag = match arg {
             Arg::Value(word) => {
                 o.words.push(word);
                 if command.passes_on {
@@ -286,11 +291,19 @@ pub(crate) fn parse(command: &Command, parser: &mut Parser) -> Result<Options, E
                 o.help = true;
                 return Ok(o);
             }
-            Arg::Short(letter) => command.flags.iter().find(|f| f.short == Some(letter)),
-            Arg::Long(name) => command.flags.iter().find(|f| f.long == name),
-        };
-        let Some(flag) = found else {
-            return Err(Error::invalid(format!("{}: {}", command.name, arg.unexpected())));
+            Arg::Short(letter) => {
+                let unknown = || Error::invalid(format!("{}: invalid option '-{letter}'", command.name));
+                command.flags.iter().find(|f| f.short == Some(letter)).ok_or_else(unknown)?
+            }
+            Arg::Long(name) => {
+                let name = name.to_owned();
+                let known = command.flags.iter().find(|f| f.long == name);
+                if known.is_none() && global(&name, parser)? {
+                    continue;
+                }
+                let unknown = || Error::invalid(format!("{}: invalid option '--{name}'", command.name));
+                known.ok_or_else(unknown)?
+            }
         };
         if flag.value.is_some() {
             o.given.push((flag.long, text(parser)?));
@@ -425,7 +438,7 @@ mod tests {
         let mut parser = Parser::from_args(words.iter().copied());
         let Some(Arg::Value(name)) = parser.next().unwrap() else { panic!("no command") };
         let command = COMMANDS.iter().find(|c| name == c.name).unwrap();
-        parse(command, &mut parser)
+        parse(command, &mut parser, |option, parser| Ok(option == "root" && text(parser)? == "DIR"))
     }
 
     #[test]
@@ -438,6 +451,8 @@ mod tests {
         assert_eq!(o.words, ["id", "sh", "-c"]);
         assert!(parsed(&["state"]).is_err() && parsed(&["state", "a", "b"]).is_err());
         assert!(parsed(&["run", "--force", "a"]).is_err());
+        assert_eq!(parsed(&["state", "--root", "DIR", "a"]).unwrap().words, ["a"]);
+        assert_eq!(parsed(&["exec", "a", "sh", "--root", "DIR"]).unwrap().words.len(), 4);
     }
 
     #[test]

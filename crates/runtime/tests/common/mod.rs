@@ -161,7 +161,7 @@ impl Case {
             common: brigantine_runtime::Common::of(&self.spec),
             die_with_parent: true,
             preserve_fds: 0,
-            veil: None,
+            executable: None,
         })?;
         let mut out = String::new();
         reader.read_to_string(&mut out).unwrap();

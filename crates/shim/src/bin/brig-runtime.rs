@@ -2,11 +2,14 @@
 //! `brig-runtime init -- …` (or a name ending in `init`) is the reaper inside a container, and anything else is the OCI
 //! runtime command.
 
+#![no_main]
+
 use std::ffi::OsString;
 use std::path::Path;
-use std::process::ExitCode;
 
-fn main() -> ExitCode {
+brigantine_sys::entry!(program);
+
+fn program() -> u8 {
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_default();
     let named_init =
@@ -25,7 +28,7 @@ fn main() -> ExitCode {
 }
 
 /// The reaper takes the program and its arguments, with or without a `--` before them.
-fn reaper(args: impl Iterator<Item = OsString>) -> ExitCode {
+fn reaper(args: impl Iterator<Item = OsString>) -> u8 {
     let mut args = args.peekable();
     args.next_if(|a| a == "--");
     brigantine_runtime::reaper::main(args)

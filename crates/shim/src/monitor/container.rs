@@ -74,7 +74,7 @@ impl Container {
                 pid: own.created.pid(),
                 cgroup: Some(own.created.cgroup().clone()),
                 // The monitor's executable is out of reach itself.
-                veil: None,
+                executable: None,
                 seccomp: own.lasting.filter.clone(),
                 listener: own.lasting.notified.clone(),
                 common: own.lasting.common.clone(),

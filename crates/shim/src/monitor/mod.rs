@@ -19,7 +19,6 @@ mod viewer;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use brigantine_runtime::Cgroup;
@@ -119,14 +118,14 @@ struct Monitor {
     finished: bool,
 }
 
-/// Run the monitor; what `brig-runtime shim` does. Its standard input is the socket that [`crate::spawn`] talks to.
-pub fn main() -> ExitCode {
+/// Run the monitor to its exit status; what `brig-runtime shim` does. Its standard input is the socket that [`crate::spawn`] talks to.
+pub fn main() -> u8 {
     match boot::boot() {
         Ok(mut monitor) => {
             monitor.run();
-            ExitCode::SUCCESS
+            0
         }
-        Err(()) => ExitCode::FAILURE,
+        Err(()) => 1,
     }
 }
 
