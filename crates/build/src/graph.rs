@@ -71,6 +71,7 @@ pub enum Op {
         subdir: String,
         keep_git_dir: bool,
         checksum: Option<String>,
+        submodules: bool,
     },
     Run(Box<Run>),
     Files(Vec<Action>),

@@ -329,7 +329,7 @@ impl Builder {
         let dockerfile = std::mem::take(&mut request.dockerfile);
         let given = request.dockerfile_text.take();
         let Source { tree: main, ignore, text, name } =
-            source::source(&self.solver, context, &scratch.dir, dockerfile, given).await?;
+            source::source(&self.solver, context, &scratch.dir, dockerfile, given, &request.secrets).await?;
         let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
         let resolver = resolve::Images::new(
             self.solver.store.clone(),

@@ -31,7 +31,7 @@ use crate::hashes::Hashes;
 use crate::history::Steps;
 use crate::pattern::Ignore;
 use crate::records::{self, Records, Snapshot};
-use crate::remote::Downloaded;
+use crate::remote::{Downloaded, Downloads};
 use crate::run::{Executor, resolve_source};
 use crate::snapshot::{Fresh, Layer, Mounts, Snap, disk_usage, hold};
 use crate::tree::Tree;
@@ -90,6 +90,7 @@ pub(crate) struct Solver {
     pub mounts: Mounts,
     pub executor: Executor,
     pub caches: Caches,
+    pub downloads: Downloads,
     pub snapshots: PathBuf,
     pub tmp: PathBuf,
     live: Mutex<HashMap<String, Weak<Snap>>>,
@@ -183,6 +184,8 @@ impl Solver {
         snapshots: PathBuf,
         tmp: PathBuf,
     ) -> Self {
+        let downloads = Downloads::new(snapshots.with_file_name("downloads"));
+        downloads.sweep();
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         Self {
             store,
@@ -191,6 +194,7 @@ impl Solver {
             mounts: Mounts::default(),
             executor,
             caches,
+            downloads,
             snapshots,
             tmp,
             live: Mutex::default(),
@@ -458,7 +462,7 @@ impl Job {
 
     async fn download(&self, url: &str, checksum: Option<&str>, name: &str) -> Result<Arc<Output>> {
         let path = self.solver.tmp.join(format!("{}-{}", self.id, digest_of(&[url])));
-        let found = crate::remote::download(url, checksum, &path).await?;
+        let found = self.solver.downloads.fetch(url, checksum, &self.secrets, &path).await?;
         let mut output =
             Output::layers(Vec::new(), format!("http:{}:{}:{:?}", found.sha256, name, found.modified), 0);
         output.file = Some(Arc::new(Download { path, name: name.to_owned(), found }));
@@ -467,7 +471,7 @@ impl Job {
 
     async fn checkout(&self, op: &Op) -> Result<Arc<Output>> {
         let dir = self.solver.tmp.join(format!("{}-git-{}", self.id, digest_of(&[&definition(op)?])));
-        let commit = crate::remote::checkout(op, &dir).await?;
+        let commit = crate::remote::checkout(op, &self.secrets, &dir).await?;
         let Op::Git { subdir, .. } = op else { return Err(invalid("not a git source")) };
         let (hashes, subdir) = (Arc::clone(&self.solver.hashes), subdir.clone());
         let tree = blocking(move || {

@@ -3,7 +3,7 @@
 //! Invariant: nothing of the client's is followed out of its folder; what is left out by the ignore file is seen by
 //! nobody but the frontend (the Dockerfile itself).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -37,8 +37,9 @@ pub(crate) async fn source(
     dir: &Path,
     dockerfile: String,
     text: Option<String>,
+    secrets: &BTreeMap<String, Vec<u8>>,
 ) -> Result<Source> {
-    let loaded = load(solver, context, dir, &dockerfile).await?;
+    let loaded = load(solver, context, dir, &dockerfile, secrets).await?;
     let hashes = Arc::clone(&solver.hashes);
     blocking(move || look(loaded, &dockerfile, text, hashes)).await
 }
@@ -57,6 +58,7 @@ async fn load(
     source: ContextSource,
     dir: &Path,
     dockerfile: &str,
+    secrets: &BTreeMap<String, Vec<u8>>,
 ) -> Result<Option<Loaded>> {
     let make = |dir: &Path| {
         fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
@@ -75,7 +77,7 @@ async fn load(
         }
         ContextSource::Remote(url) => {
             if let op @ Op::Git { .. } = crate::remote::source(&url) {
-                crate::remote::checkout(&op, dir).await?;
+                crate::remote::checkout(&op, secrets, dir).await?;
                 let Op::Git { subdir, .. } = &op else { return Err(invalid("not a git source")) };
                 let path = if subdir.is_empty() {
                     dir.to_owned()
@@ -91,7 +93,7 @@ async fn load(
             } else {
                 make(dir)?;
                 let file = dir.with_extension("download");
-                crate::remote::download(&url, None, &file).await?;
+                solver.downloads.fetch(&url, None, secrets, &file).await?;
                 let (target, from) = (dir.to_owned(), file.clone());
                 let loaded = blocking(move || {
                     let open = || fs::File::open(&from).doing(|| format!("open {}", from.display()));
