@@ -16,7 +16,7 @@ use cargo_metadata::Message;
 use crate::{build, packages, root, say};
 
 /// Test binaries of these packages run in the machine.
-const PACKAGES: &[&str] = &["brigantine-sys", "brigantine-runtime", "brigantine-shim"];
+const PACKAGES: &[&str] = &["brigantine-sys", "brigantine-runtime", "brigantine-shim", "brigantine-network"];
 
 /// Where the machine's script is, beside the repository.
 const SCRIPT: &str = "../shared/vm/run-in-vm";

@@ -38,8 +38,13 @@ pub struct Config {
     pub icc: bool,
     /// Set up the firewall (masquerading, published ports).
     pub firewall: bool,
+    /// What the firewall is made with.
+    pub firewall_backend: brigantine_network::FirewallBackend,
     /// The host's own rules for incoming packets decide about published ports, too.
     pub host_firewall: bool,
+    /// Directories of CNI plugins, in the order of searching, and that of the configurations of their networks.
+    pub cni_plugin_dirs: Vec<PathBuf>,
+    pub cni_config_dir: PathBuf,
     /// The command that starts the network helper; without one containers have no names for each other.
     pub network_helper: Vec<OsString>,
     /// Routers that containers of the default bridge use, other than the bridge itself.
@@ -120,7 +125,10 @@ impl Default for Config {
             mtu: 0,
             icc: true,
             firewall: true,
+            firewall_backend: brigantine_network::FirewallBackend::default(),
             host_firewall: true,
+            cni_plugin_dirs: ["/opt/cni/bin", "/usr/libexec/cni", "/usr/lib/cni"].map(PathBuf::from).into(),
+            cni_config_dir: PathBuf::from("/etc/cni/net.d"),
             network_helper: Vec::new(),
             default_gateway: None,
             default_gateway_v6: None,

@@ -18,15 +18,16 @@ const ROUNDS: u8 = 60;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("{:44} {:>10} {:>10} {:>10} {:>10}", "median (p90), µs", "connect", "", "disconnect", "");
     for (warm, pause) in [(0, 0), (4, 20)] {
-        for (name, interface, ports) in [
-            ("namespace only", false, 0),
-            ("interface", true, 0),
-            ("interface, 1 port", true, 1),
-            ("interface, 10 ports", true, 10),
+        for (name, interface, ports, names) in [
+            ("namespace only", false, 0, false),
+            ("interface", true, 0, false),
+            ("interface, names", true, 0, true),
+            ("interface, 1 port", true, 1, false),
+            ("interface, 10 ports", true, 10, false),
         ] {
             let host = netns::create()?;
             let measured = netns::within(host.as_fd(), || {
-                measure(warm, Duration::from_millis(pause), interface, ports)
+                measure(warm, Duration::from_millis(pause), interface, ports, names)
             })?;
             let (mut connects, mut disconnects) = measured.map_err(|error| error.to_string())?;
             let ((c50, c90), (d50, d90)) = (quantiles(&mut connects), quantiles(&mut disconnects));
@@ -68,9 +69,11 @@ fn open(warm: usize) -> Result<(Fabric, BridgeSpec), brigantine_network::Error> 
     let fabric = Fabric::open(Config {
         table: "brigantine-bench".to_owned(),
         warm,
+        backend: brigantine_network::FirewallBackend::default(),
         owner: None,
         host_firewall: true,
         relay: false,
+        cni: brigantine_network::cni::Places::default(),
     })?;
     let subnet = ipnet::Ipv4Net::new_assert([172, 30, 0, 0].into(), 16);
     let bridge = BridgeSpec::new("brig0", subnet, [172, 30, 0, 1].into());
@@ -98,6 +101,7 @@ fn spec(number: u8, bridge: &BridgeSpec, with_interface: bool, ports: u16) -> Sa
     });
     SandboxSpec {
         owned: false,
+        named: false,
         id: format!("container-{number}"),
         name: format!("container-{number}"),
         interfaces: interfaces.into_iter().collect(),
@@ -118,12 +122,13 @@ fn measure(
     pause: Duration,
     with_interface: bool,
     ports: u16,
+    names: bool,
 ) -> Result<Times, brigantine_network::Error> {
     let (fabric, bridge) = open(warm)?;
     let (mut connects, mut disconnects) = (Vec::new(), Vec::new());
     for round in 0..ROUNDS {
         std::thread::sleep(pause);
-        let spec = spec(round, &bridge, with_interface, ports);
+        let spec = SandboxSpec { named: names, ..spec(round, &bridge, with_interface, ports) };
         let start = Instant::now();
         let sandbox = fabric.connect(&spec)?;
         connects.push(start.elapsed());

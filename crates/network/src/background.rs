@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use brigantine_sys::netns;
 
 use crate::error::Error;
-use crate::fabric::Owner;
+use crate::fabric::{NameSockets, Owner, enter};
 use crate::link;
 use crate::socket::Socket;
 use crate::sysctl;
@@ -26,19 +26,22 @@ const GRACE: Duration = Duration::from_secs(3);
 pub(crate) struct Ready {
     pub netns: OwnedFd,
     pub socket: Socket,
+    /// Sockets by which names are asked for, if they were made along with it.
+    pub names: Option<NameSockets>,
     /// Whether interfaces in it will be safe from each other; a container with interfaces needs that.
     pub guarded: Result<(), Error>,
 }
 
 impl Ready {
     /// With an owner, the namespace belongs to a new user namespace with its maps.
-    pub fn make(owner: Option<&Owner>) -> Result<Self, Error> {
+    pub fn make(owner: Option<&Owner>, is_named: bool) -> Result<Self, Error> {
         let inside = || {
             let mut socket = Socket::route()?;
             let mut batch = Messages::new();
             link::set_up(&mut batch, link::LOOPBACK, "lo");
             socket.execute(batch)?;
-            Ok((socket, guard()))
+            let names = is_named.then(NameSockets::make).transpose()?;
+            Ok((socket, names, guard()))
         };
         let made = match owner {
             None => netns::create_with(inside),
@@ -54,8 +57,8 @@ impl Ready {
             detail: None,
             source: source.into(),
         })?;
-        let (socket, guarded) = socket?;
-        Ok(Self { netns, socket, guarded })
+        let (socket, names, guarded) = socket?;
+        Ok(Self { netns, socket, names, guarded })
     }
 }
 
@@ -71,9 +74,21 @@ fn guard() -> Result<(), Error> {
 
 #[derive(Debug, Default)]
 struct State {
-    ready: Vec<Ready>,
+    plain: Vec<Ready>,
+    /// Those with sockets for names. Half of all are such once one was asked for.
+    named: Vec<Ready>,
+    wants_named: bool,
     leaving: VecDeque<(Instant, String)>,
     closing: bool,
+}
+
+impl State {
+    /// Whether one more is to be made, and whether with sockets for names.
+    fn lacks(&self, capacity: usize) -> Option<bool> {
+        let for_names = if self.wants_named { capacity / 2 } else { 0 };
+        let has_room = self.plain.len() + self.named.len() < capacity;
+        has_room.then_some(self.named.len() < for_names)
+    }
 }
 
 #[derive(Debug, Default)]
@@ -113,18 +128,28 @@ impl Background {
         Self { shared, owner, thread }
     }
 
-    /// One that waits, or a new one; `owned` by the configured owner, if there is one, or by the host's users.
-    pub fn take(&self, owned: bool) -> Result<Ready, Error> {
+    /// One that waits, or a new one; `owned` by the configured owner, if there is one, or by the host's users. One that is
+    /// `named` has sockets for names, which take longer than all the rest.
+    pub fn take(&self, owned: bool, is_named: bool) -> Result<Ready, Error> {
         if self.owner.is_some() && !owned {
-            return Ready::make(None);
+            return Ready::make(None, is_named);
         }
-        let waiting = self.shared.lock().ready.pop();
-        match waiting {
-            Some(ready) => {
-                self.shared.changed.notify_one();
+        let (named, plain) = {
+            let mut state = self.shared.lock();
+            state.wants_named |= is_named;
+            let named = if is_named { state.named.pop() } else { None };
+            let plain = if named.is_none() { state.plain.pop() } else { None };
+            (named, plain)
+        };
+        self.shared.changed.notify_one();
+        match (named, plain) {
+            (Some(ready), _) => Ok(ready),
+            (None, Some(mut ready)) if is_named => {
+                ready.names = Some(enter(ready.netns.as_fd(), NameSockets::make)??);
                 Ok(ready)
             }
-            None => Ready::make(self.owner.as_ref()),
+            (None, Some(ready)) => Ok(ready),
+            (None, None) => Ready::make(self.owner.as_ref(), is_named),
         }
     }
 
@@ -154,12 +179,12 @@ fn run(shared: &Shared, capacity: usize, owner: Option<&Owner>) {
     let mut making_failed = false;
     while !state.closing {
         let due = state.leaving.front().map(|(due, _)| due.saturating_duration_since(Instant::now()));
-        if state.ready.len() < capacity && !making_failed {
+        if let Some(is_named) = state.lacks(capacity).filter(|_| !making_failed) {
             drop(state);
-            match Ready::make(owner) {
+            match Ready::make(owner, is_named) {
                 Ok(ready) => {
                     state = shared.lock();
-                    state.ready.push(ready);
+                    if is_named { state.named.push(ready) } else { state.plain.push(ready) }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot make network namespaces ahead; they are made on demand");

@@ -25,6 +25,21 @@ pub enum Error {
     /// The kernel was built without what is asked for.
     #[error("this kernel has no {what} ({option}); load the module, or use another driver")]
     Unsupported { what: &'static str, option: &'static str },
+    /// What is said of a CNI network is no configuration for one.
+    #[error("CNI network configuration {place}: {reason}")]
+    InvalidCni { place: String, reason: String },
+    /// An executable of a CNI network is not there.
+    #[error("CNI plugin {plugin} is not in {}; install it there, or name its directory with --cni-plugin-dir", dirs.join(", "))]
+    NoCniPlugin { plugin: String, dirs: Vec<String> },
+    /// A CNI plugin has failed, by its own words.
+    #[error("CNI plugin {plugin} ({command}, network {network}): {reason}")]
+    CniPlugin { plugin: String, command: &'static str, network: String, reason: String },
+    /// What the plugins of a network have answered is no result.
+    #[error("the plugins of CNI network {network} gave no usable result: {reason}")]
+    CniResult { network: String, reason: String },
+    /// The files about connections to CNI networks.
+    #[error("connections to CNI networks: {what}")]
+    CniCache { what: String, source: io::Error },
     /// A description of a sandbox that cannot be made.
     #[error("network of container {container}: {reason}")]
     InvalidSandbox { container: String, reason: String },
@@ -74,6 +89,9 @@ pub enum Error {
         "the firewall cannot be set up: {missing} is missing in this kernel or not permitted here; load it, or use --network none or host"
     )]
     FirewallUnavailable { missing: String, source: io::Error },
+    /// The programs that write the firewall are not there, or refuse to.
+    #[error("the firewall cannot be set up: {program}: {reason}")]
+    FirewallProgram { program: String, reason: String },
     /// A kernel setting that could not be written.
     #[error("cannot write {value} to {path}; set it on the host with: sysctl -w {key}={value}")]
     Sysctl { path: String, key: String, value: String, source: io::Error },
@@ -94,6 +112,8 @@ impl Error {
                 | Self::InvalidBridge { .. }
                 | Self::InvalidParent { .. }
                 | Self::InvalidSandbox { .. }
+                | Self::InvalidCni { .. }
+                | Self::NoCniPlugin { .. }
                 | Self::ContainerSysctl { .. }
         )
     }

@@ -5,6 +5,7 @@
 //! so containers are connected in parallel as far as the kernel lets them.
 
 mod endpoints;
+mod foreign;
 mod lay;
 mod leaves;
 mod live;
@@ -26,15 +27,16 @@ pub use names::NameSockets;
 
 use crate::background::Background;
 use crate::bridge::BridgeSpec;
+use crate::cni::{NetworkList, Places, Plugins};
 use crate::error::Error;
-use crate::firewall::Firewall;
+use crate::firewall::{Firewall, FirewallBackend};
 use crate::link::{self, Link};
 use crate::ports::PortTable;
 use crate::sandbox::{Attachment, Counters, Sandbox, SandboxSpec};
 use crate::socket::Socket;
 use crate::wire::Messages;
 use endpoints::Endpoints;
-use lay::enter;
+pub(crate) use lay::enter;
 use segments::{Bridge, Parent};
 use shield::GateState;
 
@@ -43,6 +45,8 @@ use shield::GateState;
 pub struct Config {
     /// Name of the engine's nf_tables table, unique on the host: `brigantine-brig0`.
     pub table: String,
+    /// What the firewall is made with.
+    pub backend: FirewallBackend,
     /// How many network namespaces to keep ready. 0: none.
     pub warm: usize,
     /// Whether the host's own rules for input decide about published ports, too.
@@ -52,6 +56,8 @@ pub struct Config {
     pub relay: bool,
     /// Whom the namespaces of sandboxes that ask for it ([`SandboxSpec::owned`]) belong to.
     pub owner: Option<Owner>,
+    /// Where the plugins of CNI networks are.
+    pub cni: Places,
 }
 
 /// The id maps of user namespaces that own network namespaces: lines of `INSIDE HOST COUNT`, as
@@ -87,6 +93,9 @@ pub struct Fabric {
     background: Background,
     bridges: RwLock<BTreeMap<String, Bridge>>,
     parents: RwLock<BTreeMap<String, Parent>>,
+    /// Networks of CNI plugins.
+    foreign: RwLock<BTreeMap<String, NetworkList>>,
+    plugins: Plugins,
     endpoints: Mutex<Endpoints>,
     ports: Mutex<PortTable>,
     /// Idle sockets of the host's namespace.
@@ -111,10 +120,12 @@ impl Fabric {
             });
         }
         Ok(Self {
-            firewall: Firewall::new(config.table),
+            firewall: Firewall::open(config.table, config.backend),
             background: Background::start(config.warm, config.owner),
             bridges: RwLock::default(),
             parents: RwLock::default(),
+            foreign: RwLock::default(),
+            plugins: Plugins::new(config.cni),
             endpoints: Mutex::default(),
             ports: Mutex::default(),
             sockets: Mutex::default(),
@@ -167,6 +178,7 @@ impl Fabric {
                 report.missing_links.push((attachment.id.clone(), interface.name.clone()));
             }
         }
+        self.collect_foreign(live);
         if !self.bridges().is_empty() {
             self.load()?;
             report.obstacles = self.firewall.obstacles()?;
@@ -185,7 +197,7 @@ impl Fabric {
     pub fn connect(&self, spec: &SandboxSpec) -> Result<Sandbox, Error> {
         let mut plan = self.plan(spec)?;
         self.claim(spec, &mut plan)?;
-        let result = self.build(spec, &plan);
+        let result = self.build(spec, &mut plan);
         if result.is_err() {
             lock(&self.endpoints).remove(&spec.id);
         }
@@ -195,11 +207,19 @@ impl Fabric {
     /// Removes what does not die with the container. Unknown ids are fine: the call is repeatable.
     pub fn disconnect(&self, id: &str) -> Result<(), Error> {
         let Some(attachment) = lock(&self.endpoints).remove(id) else { return Ok(()) };
-        lock(&self.ports).release(&attachment.parked);
-        let withdrawn = self.withdraw(&attachment.ports);
+        {
+            let led: Vec<_> =
+                attachment.ports.iter().copied().filter(|port| attachment.is_led_by_plugins(port)).collect();
+            let mut ports = lock(&self.ports);
+            ports.release(&attachment.parked);
+            ports.release(&led);
+        }
+        let own: Vec<_> = attachment.own_ports().collect();
+        let withdrawn = self.withdraw(&own);
+        let unplugged = self.unplug(id, &attachment.interfaces);
         let host_names = attachment.interfaces.into_iter().map(|interface| interface.host_name);
         self.background.expect_gone(host_names.filter(|name| !name.is_empty()));
-        withdrawn
+        withdrawn.and(unplugged)
     }
 
     /// The destinations the host has routes for, other than default routes; for [`crate::subnet::choose`].

@@ -35,8 +35,9 @@ const OWN4: Ipv4Addr = Ipv4Addr::new(169, 254, 77, 2);
 /// The pair, as the firewall needs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Gate {
-    /// Index of the end that packets leave by.
+    /// Index and name of the end that packets leave by.
     pub way_out: u32,
+    pub way_out_name: String,
     /// Name of the end that they come in by.
     pub way_in: String,
     pub neighbour4: Ipv4Addr,
@@ -94,7 +95,13 @@ impl Gate {
         for name in [&out, &back] {
             link::wait_until_ready(socket, name)?;
         }
-        Ok(Self { way_out: way_out.index, way_in: back, neighbour4: NEIGHBOUR4, neighbour6: NEIGHBOUR6 })
+        Ok(Self {
+            way_out: way_out.index,
+            way_out_name: out,
+            way_in: back,
+            neighbour4: NEIGHBOUR4,
+            neighbour6: NEIGHBOUR6,
+        })
     }
 
     /// Removes the pair, if it is there.

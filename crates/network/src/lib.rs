@@ -1,8 +1,8 @@
 //! Bridges, addresses, ports and the firewall of containers.
 //!
 //! [`Fabric`] is the plumbing of one engine: it owns the engine's bridges, its nf_tables table and the
-//! network sandboxes of its containers, all spoken to over netlink; no program is ever executed. Everything
-//! it makes dies with the container's network namespace, except firewall elements, which
+//! network sandboxes of its containers, all spoken to over netlink; no program is executed, but for networks that are made by
+//! plugins ([`cni`]) and on hosts where the firewall is made with iptables ([`FirewallBackend`]). Everything it makes dies with the container's network namespace, except firewall elements, which
 //! [`Fabric::disconnect`] and [`Fabric::reconcile`] remove. What to connect where (records, names, policy) is
 //! the engine's business; what is pure is here as functions and values: [`Ipam`], [`subnet`], [`names`].
 //!
@@ -12,6 +12,7 @@
 
 mod background;
 mod bridge;
+pub mod cni;
 mod conntrack;
 mod device;
 mod error;
@@ -39,6 +40,7 @@ mod wire;
 pub use bridge::{BridgeSpec, GatewayMode};
 pub use error::Error;
 pub use fabric::{Config, DefaultRoutes, Fabric, Live, NameSockets, Owner, Reconciled};
+pub use firewall::FirewallBackend;
 pub use ipam::{Ipam, IpamError};
 pub use layout::Layout;
 pub use mac::{MacAddr, MacParseError};

@@ -7,6 +7,7 @@ use std::os::fd::OwnedFd;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::fabric::NameSockets;
 use crate::mac::MacAddr;
 use crate::ports::{PortRequest, PublishedPort};
 
@@ -17,6 +18,8 @@ pub struct SandboxSpec {
     pub id: String,
     /// The container's name, for messages.
     pub name: String,
+    /// It gets sockets by which names are asked for.
+    pub named: bool,
     /// The namespace belongs to the fabric's configured owner, and so may its processes.
     pub owned: bool,
     pub interfaces: Vec<InterfaceSpec>,
@@ -29,13 +32,14 @@ pub struct SandboxSpec {
 /// One interface of a container on one network.
 #[derive(Clone, Debug, Default)]
 pub struct InterfaceSpec {
-    /// The name of the network; it was given to `ensure_bridge` or `ensure_parent` before.
+    /// The name of the network; it was given to `ensure_bridge`, `ensure_parent` or `ensure_foreign` before.
     pub bridge: String,
     /// Name inside the container: `eth0`.
     pub name: String,
     /// Derived from the first address if not given.
     pub mac: Option<MacAddr>,
-    /// Addresses with the prefix length of their subnet, each within the bridge's subnets.
+    /// Addresses with the prefix length of their subnet, each within the bridge's subnets. On a network of CNI plugins
+    /// those that are asked for; their prefix does not matter.
     pub addresses: Vec<IpNet>,
     /// Addresses of the link beside those: each within 169.254.0.0/16 or fe80::/64.
     pub link_local: Vec<IpAddr>,
@@ -51,6 +55,8 @@ pub struct InterfaceSpec {
 #[derive(Debug)]
 pub struct Sandbox {
     pub netns: OwnedFd,
+    /// For whoever answers names, if that was asked for.
+    pub names: Option<NameSockets>,
     /// Bound, not listening sockets: as long as one copy is open no program on the host can take the port.
     pub held: Vec<OwnedFd>,
     /// What to persist with the container's record.
@@ -69,6 +75,20 @@ pub struct Attachment {
     pub parked: Vec<PublishedPort>,
 }
 
+impl Attachment {
+    /// Whether CNI plugins lead to a port's address, and not the engine's own firewall.
+    pub fn is_led_by_plugins(&self, port: &PublishedPort) -> bool {
+        let is_at =
+            |interface: &&Interface| interface.addresses.iter().any(|net| net.addr() == port.container_ip);
+        self.interfaces.iter().find(is_at).is_some_and(|interface| interface.by_plugins)
+    }
+
+    /// The ports that the engine's own firewall leads.
+    pub(crate) fn own_ports(&self) -> impl Iterator<Item = PublishedPort> {
+        self.ports.iter().copied().filter(|port| !self.is_led_by_plugins(port))
+    }
+}
+
 /// An interface as made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interface {
@@ -76,6 +96,9 @@ pub struct Interface {
     /// Which of the bridge's leaves it is on; 0 is the bridge itself.
     #[serde(default)]
     pub leaf: u16,
+    /// Plugins have made it, and take it away.
+    #[serde(default)]
+    pub by_plugins: bool,
     /// Name inside the container.
     pub name: String,
     /// Name of the other end, a port of the bridge, on the host; empty if there is none.

@@ -18,7 +18,8 @@ const DELETIONS: [u16; 5] = [0x0a02, 0x0a05, 0x0a08, 0x0a0b, 0x0a0e];
 /// What the kernel tells about its tables.
 #[derive(Debug)]
 pub struct FirewallEvents {
-    socket: Raw,
+    /// `None` where nobody tells.
+    socket: Option<Raw>,
 }
 
 impl FirewallEvents {
@@ -31,18 +32,27 @@ impl FirewallEvents {
             socket.set_non_blocking(true)?;
             Ok(socket)
         };
-        open().map(|socket| Self { socket }).map_err(|source| Error::Kernel {
+        open().map(|socket| Self { socket: Some(socket) }).map_err(|source| Error::Kernel {
             what: "watch the firewall".to_owned(),
             detail: None,
             source,
         })
     }
 
+    /// For a firewall whose changes nobody tells of.
+    pub fn none() -> Self {
+        Self { socket: None }
+    }
+
     /// Waits for at most `patience`; whether something was taken out of the table `table`, or may have been.
     pub fn wait(&mut self, table: &str, own: &[u32], patience: Duration) -> bool {
         let timeout =
             Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
-        let mut fds = [PollFd::new(&self.socket, PollFlags::IN)];
+        let Some(socket) = &self.socket else {
+            std::thread::sleep(patience);
+            return false;
+        };
+        let mut fds = [PollFd::new(socket, PollFlags::IN)];
         if !matches!(rustix::event::poll(&mut fds, Some(&timeout)), Ok(1..)) {
             return false;
         }
@@ -50,7 +60,7 @@ impl FirewallEvents {
         let mut buffer = Vec::with_capacity(64 << 10);
         loop {
             buffer.clear();
-            match self.socket.recv(&mut buffer, 0) {
+            match socket.recv(&mut buffer, 0) {
                 Ok(_) => {}
                 // More happened than fits: look.
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched = true,

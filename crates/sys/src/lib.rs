@@ -20,6 +20,7 @@ pub mod seccomp;
 pub mod signals;
 pub mod spawn;
 pub mod umask;
+pub mod xtables;
 
 pub use executable::Replacement;
 pub use rustix::io::Errno;

@@ -120,6 +120,19 @@ impl Options {
         if engine.fixed_cidr_v6.is_some() && !engine.ipv6 {
             return Err(value("fixed-cidr-v6", "it needs --ipv6"));
         }
+        let plugin_dirs = list(given, "cni-plugin-dirs");
+        if !plugin_dirs.is_empty() {
+            engine.cni_plugin_dirs =
+                plugin_dirs.iter().map(|dir| absolute("cni-plugin-dirs", dir)).collect::<Result<_, _>>()?;
+        }
+        if let Some(dir) = text(given, "cni-config-dir").filter(|dir| !dir.is_empty()) {
+            engine.cni_config_dir = absolute("cni-config-dir", dir)?;
+        }
+        if let Some(name) = text(given, "firewall-backend") {
+            engine.firewall_backend = name.parse().map_err(|()| {
+                value("firewall-backend", &format!("{name:?} is none: nftables, iptables or auto"))
+            })?;
+        }
         engine.host_firewall = switch(given, "host-firewall", engine.host_firewall);
         if let Some(mtu) = number(given, "mtu") {
             engine.mtu = u32::try_from(mtu)

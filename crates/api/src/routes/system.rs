@@ -145,7 +145,7 @@ pub(super) fn about(
         "DriverStatus": [["Backing Filesystem", host::filesystem(&config.data_root)], ["Supports d_type", "true"], ["Layers", state.engine.images().store().storage().as_str()]],
         "Plugins": {
             "Volume": volume_drivers(),
-            "Network": ["bridge", "host", "ipvlan", "macvlan", "null", "overlay"],
+            "Network": ["bridge", "cni", "host", "ipvlan", "macvlan", "null", "overlay"],
             "Authorization": if authorization.is_empty() { Value::Null } else { json!(*authorization) },
             "Log": brigantine_engine::containers::logging::DRIVERS,
         },
@@ -211,6 +211,7 @@ pub(super) fn about(
         "SecurityOptions": security,
         "CDISpecDirs": config.cdi_dirs,
         "DefaultAddressPools": pools,
+        "FirewallBackend": state.engine.networks().firewall_backend().map(|driver| json!({ "Driver": driver })),
         "ProductLicense": "Apache-2.0",
         "Warnings": warnings,
     });

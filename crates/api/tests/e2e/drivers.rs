@@ -1,7 +1,7 @@
 //! Networks of other drivers than bridge, and of other forms than the usual: seen from containers, and from another
 //! machine on the engine's LAN.
 
-use brigantine_testkit::{Client, Outside};
+use brigantine_testkit::{Client, Outside, until, wait::PATIENCE};
 use serde_json::json;
 
 use crate::Host;
@@ -219,6 +219,27 @@ fn containers_of_two_engines_reach_each_other_through_an_overlay() {
             assert!(text.contains(" 0% packet loss"), "{to}: {text}");
         }
     }
+    // Names of the other engine's containers, also such as come later, and until they are gone.
+    let answered = |host: &Host, id: &str, name: &str| {
+        let text = host.cli(["exec", id, "nslookup", "-type=a", name]).run().stdout;
+        text.lines().filter(|line| line.contains("Address: 10.9.")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let late = machines[1]
+        .background(&["--network", "fleet", "--network-alias", "svc", "--name", "late"], "sleep 1000");
+    let other = machines[0]
+        .background(&["--network", "fleet", "--network-alias", "svc", "--name", "other"], "sleep 1000");
+    for (host, id) in machines.iter().zip(&ids) {
+        let is_known = |name: &str, number: usize| {
+            until(PATIENCE, || (answered(host, id, name).len() == number).then_some(())).is_some()
+        };
+        assert!(is_known("late", 1) && is_known("other.fleet", 1), "{}", host.daemon_log());
+        assert!(is_known("svc", 2), "an alias on both hosts: {:?}", answered(host, id, "svc"));
+    }
+    let text = machines[0].cli(["exec", &ids[0], "ping", "-c", "1", "-W", "3", "late"]).ok();
+    assert!(text.contains(" 0% packet loss"), "{text}");
+    machines[1].cli(["rm", "-f", &late]).ok();
+    assert!(until(PATIENCE, || answered(&machines[0], &ids[0], "late").is_empty().then_some(())).is_some());
+    machines[0].cli(["rm", "-f", &other]).ok();
     for (host, id) in machines.iter().zip(&ids) {
         host.cli(["rm", "-f", id]).ok();
         host.cli(["network", "rm", "fleet"]).ok();

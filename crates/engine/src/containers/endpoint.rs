@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use bollard_stubs::models::EndpointSettings;
 use brigantine_network::{DefaultRoutes, Interface, InterfaceSpec, MacAddr};
+use ipnet::IpNet;
 
 use crate::networks::{self, Networks, Wanted};
 use crate::{Error, Result};
@@ -124,7 +125,14 @@ pub(super) fn interface(
     let Some(segment) = network.segment() else { return Ok(None) };
     let (mac, sysctls) = (mac(settings)?, sysctls(settings, &name)?);
     let link_local = link_local(settings)?;
-    let addresses = networks.take_addresses(&network.id, &wanted(settings)?)?;
+    let wanted = wanted(settings)?;
+    let addresses = if network.foreign.is_some() {
+        // Their plugins give them out.
+        let asked = wanted.ipv4.map(IpAddr::V4).into_iter().chain(wanted.ipv6.map(IpAddr::V6));
+        asked.map(IpNet::from).collect()
+    } else {
+        networks.take_addresses(&network.id, &wanted)?
+    };
     Ok(Some(InterfaceSpec {
         bridge: segment.to_owned(),
         name,
@@ -181,10 +189,11 @@ pub(super) fn addresses(
     network: &networks::Record,
     interface: &Interface,
 ) -> [(&'static str, serde_json::Value); 6] {
-    let (gateway4, gateway6) = network.exits();
+    let of_plugins = (interface.gateway, interface.gateway6);
+    let (gateway4, gateway6) = if network.foreign.is_some() { of_plugins } else { network.exits() };
     let net = |is_ipv4: bool| interface.addresses.iter().find(|net| net.addr().is_ipv4() == is_ipv4);
     let address = |is_ipv4| net(is_ipv4).map_or_else(String::new, |net| net.addr().to_string());
-    let length = |is_ipv4| net(is_ipv4).map_or(0, ipnet::IpNet::prefix_len);
+    let length = |is_ipv4| net(is_ipv4).map_or(0, IpNet::prefix_len);
     let gateway = |gateway: Option<IpAddr>| {
         let router = gateway.filter(|gateway| !gateway.is_unspecified());
         router.map_or_else(String::new, |router| router.to_string())

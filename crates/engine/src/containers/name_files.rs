@@ -2,8 +2,9 @@
 
 use std::net::IpAddr;
 
+use brigantine_network::Attachment;
 use brigantine_network::names::{
-    DnsChoice, hostname_file, hosts_file, resolv_conf, resolv_conf_of_names, resolv_conf_on_host,
+    DnsChoice, hostname_file, hosts_file, own_entry, resolv_conf, resolv_conf_of_names, resolv_conf_on_host,
 };
 
 use super::names;
@@ -55,6 +56,27 @@ pub(super) fn write(plan: &Plan, wires: &Wires, host_name: &str) -> Result<()> {
         std::fs::write(&path, text).doing(|| format!("write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Enters the addresses that CNI plugins have chosen, which nobody knew when the files were written.
+pub(super) fn add_own(plan: &Plan, attachment: &Attachment) -> Result<()> {
+    let theirs = attachment.interfaces.iter().filter(|interface| interface.by_plugins);
+    let addresses: Vec<IpAddr> =
+        theirs.flat_map(|one| one.addresses.iter().map(ipnet::IpNet::addr)).collect();
+    if addresses.is_empty() || plan.names_dir != plan.dir {
+        return Ok(());
+    }
+    let config = &plan.record.config;
+    let host_name = host_name();
+    let hostname = config.hostname.as_deref().filter(|name| !name.is_empty()).unwrap_or(&host_name);
+    let domain = config.domainname.as_deref().unwrap_or_default();
+    let path = plan.dir.join("hosts");
+    let lines: String = addresses.iter().map(|address| own_entry(*address, hostname, domain)).collect();
+    let append = || {
+        use std::io::Write as _;
+        std::fs::OpenOptions::new().append(true).open(&path)?.write_all(lines.as_bytes())
+    };
+    append().doing(|| format!("write {}", path.display()))
 }
 
 /// `name:address` or `name=address`; `host-gateway` stands for `gateway`.

@@ -153,6 +153,7 @@ impl Containers {
                 return;
             }
         };
+        self.networks.share_names();
         let mut unknown: Vec<String> = Vec::new();
         for id in &served {
             if self.find(id).ok().and_then(|container| container.live()).is_none() {
@@ -209,7 +210,7 @@ impl Containers {
 pub(super) fn enter(
     plumbing: &Plumbing,
     resident: Option<Resident>,
-    sandbox: &brigantine_network::Sandbox,
+    sandbox: &mut brigantine_network::Sandbox,
 ) -> Result<()> {
     let id = sandbox.attachment.id.clone();
     let relayed =
@@ -218,7 +219,10 @@ pub(super) fn enter(
         plumbing.relay(&id, &relayed)?;
     }
     match resident {
-        Some(resident) => plumbing.put_resident(resident, Some(sandbox.netns.as_fd()), false),
+        Some(resident) => {
+            let made = sandbox.names.take();
+            plumbing.enter_resident(resident, sandbox.netns.as_fd(), made)
+        }
         None => Ok(()),
     }
 }

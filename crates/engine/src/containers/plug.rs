@@ -78,7 +78,8 @@ impl Containers {
         };
         let mut endpoints = before.endpoints.clone();
         endpoints.insert(network.name.clone(), new_id());
-        let own = interface.addresses.iter().map(ipnet::IpNet::addr).collect::<Vec<_>>();
+        let made = attachment.interfaces.iter().find(|made| made.name == interface.name);
+        let own: Vec<IpAddr> = made.iter().flat_map(|made| &made.addresses).map(ipnet::IpNet::addr).collect();
         let sandbox = Sandbox {
             attachment: Some(attachment),
             named: before.named || super::names::has_names(&self.networks, &names),

@@ -187,6 +187,9 @@ impl Containers {
         let Some(attachment) = &sandbox.attachment else { return };
         for (network, interface) in sandbox.networks.iter().zip(&attachment.interfaces) {
             let Ok(network) = self.networks.find(network) else { continue };
+            if network.foreign.is_some() {
+                continue;
+            }
             let wanted = Wanted { ipv4: interface.ipv4(), ipv6: interface.ipv6() };
             if let Err(error) = self.networks.take_addresses(&network.id, &wanted) {
                 tracing::warn!(

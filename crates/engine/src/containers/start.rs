@@ -336,7 +336,8 @@ fn connect_and_spawn(
         named: wires.has_names,
         held: false,
     };
-    if let Some(sandbox) = &sandbox {
+    if let Some(sandbox) = &mut sandbox {
+        name_files::add_own(plan, &sandbox.attachment)?;
         let resident = wires
             .has_names
             .then(|| names::resident(&plan.networks, &plan.config, record, plan.aliases.clone(), &note));

@@ -87,6 +87,7 @@ impl Wires {
             spec.ports = port_requests(record, &plan.config, exit.map(|(network, ..)| network))?;
         }
         self.has_names = names::has_names(&plan.networks, &self.networks);
+        spec.named = self.has_names;
         self.spec = Some(spec);
         Ok(())
     }

@@ -48,6 +48,9 @@ impl Networks {
         self.db.apply(batch, Durability::Synced).await.doing(what)?;
         let id = record.id.clone();
         self.enter(record.clone())?;
+        if record.driver == Driver::Overlay {
+            self.share_names();
+        }
         self.publish("create", &record, &[]);
         Ok(json!({ "Id": id, "Warning": "" }))
     }
@@ -91,6 +94,7 @@ impl Networks {
             Some("macvlan") => Driver::Macvlan,
             Some("ipvlan") => Driver::Ipvlan,
             Some("overlay") => Driver::Overlay,
+            Some("cni") => return self.make_foreign(request).await,
             Some(driver @ ("host" | "null")) => {
                 return Err(Error::forbidden(format!(
                     "only one instance of \"{driver}\" network is allowed"
@@ -138,6 +142,7 @@ impl Networks {
             ipv6_by_default: request.enable_ipv6.is_none() && !has_ipv6_subnet,
             bridge,
             parent,
+            foreign: None,
             template: None,
             config_from: request.config_from.and_then(|from| from.network).unwrap_or_default(),
         };
@@ -164,7 +169,7 @@ fn carrier(
         Driver::Macvlan => Carrier::Parent(drivers::macvlan(id, internal, options, plan)?),
         Driver::Ipvlan => Carrier::Parent(drivers::ipvlan(id, internal, options, plan)?),
         Driver::Overlay => Carrier::Bridge(drivers::overlay(name, id, internal, options, plan)?),
-        Driver::Bridge | Driver::Host | Driver::Null => {
+        Driver::Bridge | Driver::Cni | Driver::Host | Driver::Null => {
             Carrier::Bridge(options::bridge(id, internal, options, plan)?)
         }
     })
@@ -206,6 +211,7 @@ fn template(request: NetworkCreateRequest) -> Result<Record> {
         ipv6_by_default: false,
         bridge: None,
         parent: None,
+        foreign: None,
         template: Some(Template { ipam, ipv4: request.enable_ipv4, ipv6: request.enable_ipv6 }),
         config_from: String::new(),
     })

@@ -3,6 +3,7 @@
 //! `bridge`, `host` and `none` always exist. Who is on a network is derived from the containers' records; which
 //! addresses are taken is known here.
 
+mod cni;
 mod create;
 mod drivers;
 mod options;
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex};
 
+use brigantine_network::helper::SharedNetwork;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 pub(crate) use options::Wanted;
@@ -77,6 +79,39 @@ impl Networks {
         Ok(networks)
     }
 
+    /// Tells the helper which networks have other hosts whose containers' names are wanted. What fails is logged: the
+    /// networks work without.
+    pub(crate) fn share_names(&self) {
+        let networks: Vec<SharedNetwork> = {
+            let index = lock(&self.index);
+            let of_tunnel = |record: &Record| {
+                let bridge = record.bridge.as_ref().filter(|bridge| bridge.tunnel.is_some())?;
+                let tunnel = self.plumbing.tunnel(&bridge.name)?;
+                Some(SharedNetwork {
+                    network: record.id.clone(),
+                    network_name: record.name.clone(),
+                    vni: tunnel.vni,
+                    local: tunnel.local?,
+                    port: tunnel.port,
+                    peers: tunnel.peers,
+                    subnets: bridge.layout().subnets(),
+                })
+            };
+            index.records.values().filter_map(of_tunnel).collect()
+        };
+        if let Err(error) = self.plumbing.share(networks) {
+            tracing::warn!(error = error.report(), "share names with the other hosts of overlay networks");
+        }
+    }
+
+    /// What the firewall is made with, as docker calls it; `None` if there is none.
+    pub fn firewall_backend(&self) -> Option<&'static str> {
+        self.plumbing.firewall_backend().map(|backend| match backend {
+            brigantine_network::FirewallBackend::Iptables => "iptables",
+            _ => "nftables",
+        })
+    }
+
     pub(crate) fn plumbing(&self) -> Arc<Plumbing> {
         Arc::clone(&self.plumbing)
     }
@@ -87,6 +122,11 @@ impl Networks {
         Carriers {
             bridges: index.records.values().filter_map(|record| record.bridge.clone()).collect(),
             parents: index.records.values().filter_map(|record| record.parent.clone()).collect(),
+            foreign: index
+                .records
+                .values()
+                .filter_map(|record| Some((record.id.clone(), record.foreign.clone()?)))
+                .collect(),
         }
     }
 
@@ -171,11 +211,17 @@ impl Networks {
             index.addresses.remove(&record.id);
         }
         if let Some(name) = record.segment() {
-            let (plumbing, name, is_bridge) = (self.plumbing(), name.to_owned(), record.bridge.is_some());
-            crate::blocking(move || {
-                if is_bridge { plumbing.remove_bridge(&name) } else { plumbing.remove_parent(&name) }
+            let (plumbing, name) = (self.plumbing(), name.to_owned());
+            let (is_bridge, is_foreign) = (record.bridge.is_some(), record.foreign.is_some());
+            crate::blocking(move || match (is_bridge, is_foreign) {
+                (true, _) => plumbing.remove_bridge(&name),
+                (false, true) => plumbing.remove_foreign(&name),
+                (false, false) => plumbing.remove_parent(&name),
             })
             .await?;
+        }
+        if record.driver == Driver::Overlay {
+            self.share_names();
         }
         self.publish("destroy", record, &[]);
         Ok(())

@@ -6,10 +6,11 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use brigantine_network::helper::{self, Relayed, Resident, Sockets};
+use brigantine_network::cni::{NetworkList, Places};
+use brigantine_network::helper::{self, Relayed, Resident, SharedNetwork, Sockets};
 use brigantine_network::{
-    Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallEvents, InterfaceSpec, Live, NameSockets, Owner,
-    PortRequest, Sandbox, SandboxSpec, SubinterfaceSpec,
+    Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallBackend, FirewallEvents, InterfaceSpec, Live,
+    NameSockets, Owner, PortRequest, Sandbox, SandboxSpec, SubinterfaceSpec, Tunnel,
 };
 use ipnet::IpNet;
 
@@ -38,10 +39,16 @@ impl Plumbing {
         });
         let how = brigantine_network::Config {
             table,
+            backend: config.firewall_backend,
             warm: WARM,
             owner,
             host_firewall: config.host_firewall,
             relay: !config.network_helper.is_empty(),
+            cni: Places {
+                plugins: config.cni_plugin_dirs.clone(),
+                cache: config.data_root.join("cni"),
+                namespaces: config.exec_root.join("netns"),
+            },
         };
         let fabric = Fabric::open(how).map_err(|error| {
             let error = refused(error).report();
@@ -57,10 +64,15 @@ impl Plumbing {
 
     /// Watches over the firewall's tables as long as the engine is there.
     pub(crate) fn keep_firewall(self: &Arc<Self>) {
-        if self.fabric.is_err() || !self.firewall {
+        let Ok(fabric) = self.fabric.as_ref() else { return };
+        if !self.firewall {
             return;
         }
-        let mut events = match FirewallEvents::open() {
+        let opened = match fabric.firewall_backend() {
+            FirewallBackend::Iptables => Ok(FirewallEvents::none()),
+            FirewallBackend::Nftables | FirewallBackend::Auto => FirewallEvents::open(),
+        };
+        let mut events = match opened {
             Ok(events) => events,
             Err(error) => {
                 tracing::warn!(
@@ -85,6 +97,11 @@ impl Plumbing {
         }
     }
 
+    /// What the firewall is made with, if there is one.
+    pub(crate) fn firewall_backend(&self) -> Option<FirewallBackend> {
+        self.fabric.as_ref().ok().filter(|_| self.firewall).map(Fabric::firewall_backend)
+    }
+
     pub(crate) fn helper(&self) -> Option<Arc<helper::Client>> {
         self.helper.clone()
     }
@@ -101,13 +118,38 @@ impl Plumbing {
         let sockets = match netns {
             None => None,
             Some(netns) => {
-                let NameSockets { udp, tcp } = Fabric::name_sockets(netns, again).map_err(refused)?;
-                let netns = netns.try_clone_to_owned().doing(|| "keep a network namespace".to_owned())?;
-                Some(Sockets { udp, tcp, netns })
+                Some(Fabric::name_sockets(netns, again).map_err(refused).and_then(|made| keep(made, netns))?)
             }
         };
         let id = resident.id.clone();
         helper.put(resident, sockets).doing(|| format!("enter the names of container {id}"))
+    }
+
+    /// The same for a container that is about to start, with the sockets that came with its sandbox.
+    pub(crate) fn enter_resident(
+        &self,
+        resident: Resident,
+        netns: BorrowedFd<'_>,
+        made: Option<NameSockets>,
+    ) -> Result<()> {
+        let (Some(helper), Some(made)) = (&self.helper, made) else {
+            return self.put_resident(resident, Some(netns), false);
+        };
+        let id = resident.id.clone();
+        let sockets = keep(made, netns)?;
+        helper.put(resident, Some(sockets)).doing(|| format!("enter the names of container {id}"))
+    }
+
+    /// The tunnel of a network's bridge, as it was made.
+    pub(crate) fn tunnel(&self, bridge: &str) -> Option<Tunnel> {
+        self.fabric.as_ref().ok()?.tunnel(bridge)
+    }
+
+    pub(crate) fn share(&self, networks: Vec<SharedNetwork>) -> Result<()> {
+        match &self.helper {
+            Some(helper) => helper.share(networks).doing(|| "tell the network helper of networks".to_owned()),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn relay(&self, id: &str, relayed: &[(OwnedFd, Relayed)]) -> Result<()> {
@@ -153,6 +195,16 @@ impl Plumbing {
         self.fabric()?.remove_parent(name).map_err(refused)
     }
 
+    /// Makes a network of CNI plugins known, if its plugins are there.
+    pub(crate) fn ensure_foreign(&self, name: &str, list: &NetworkList) -> Result<()> {
+        let fabric = self.fabric()?;
+        fabric.find_plugins(list).and_then(|()| fabric.ensure_foreign(name, list)).map_err(refused)
+    }
+
+    pub(crate) fn remove_foreign(&self, name: &str) -> Result<()> {
+        self.fabric()?.remove_foreign(name).map_err(refused)
+    }
+
     /// Makes the bridges, takes up what still runs, loads the firewall. What fails is logged: it will fail again,
     /// with its reason, for the container that needs it.
     pub(crate) fn reconcile(&self, carriers: &Carriers, live: Vec<Attachment>) {
@@ -167,13 +219,22 @@ impl Plumbing {
                 );
             }
         }
+        for (name, list) in &carriers.foreign {
+            if let Err(error) = fabric.ensure_foreign(name, list) {
+                tracing::warn!(
+                    network = list.name(),
+                    error = refused(error).report(),
+                    "take up a CNI network"
+                );
+            }
+        }
         for bridge in &carriers.bridges {
             if let Err(error) = fabric.ensure_bridge(bridge) {
                 tracing::warn!(bridge = bridge.name, error = refused(error).report(), "set up a bridge");
             }
         }
         let live: Vec<Live> = live.into_iter().map(|attachment| Live { attachment }).collect();
-        if !self.firewall && live.is_empty() {
+        if !self.firewall && live.is_empty() && carriers.foreign.is_empty() {
             return;
         }
         match fabric.reconcile(&live) {
@@ -278,6 +339,8 @@ pub(crate) struct Judges {
 pub(crate) struct Carriers {
     pub bridges: Vec<BridgeSpec>,
     pub parents: Vec<SubinterfaceSpec>,
+    /// Networks of CNI plugins by id.
+    pub foreign: Vec<(String, NetworkList)>,
 }
 
 /// Where a container's default routes and published ports shall be.
@@ -295,6 +358,12 @@ fn place(
 ) -> Result<(Attachment, Vec<OwnedFd>)> {
     fabric.set_default_routes(container, netns, &wanted.routes).map_err(refused)?;
     fabric.republish(container, &wanted.ports).map_err(refused)
+}
+
+/// Sockets with the namespace that they are in, for the helper.
+fn keep(made: NameSockets, netns: BorrowedFd<'_>) -> Result<Sockets> {
+    let netns = netns.try_clone_to_owned().doing(|| "keep a network namespace".to_owned())?;
+    Ok(Sockets { udp: made.udp, tcp: made.tcp, netns })
 }
 
 /// The network crate's refusal as the engine's, by class.

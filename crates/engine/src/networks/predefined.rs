@@ -63,6 +63,7 @@ impl Networks {
                 ipv6_by_default: false,
                 bridge,
                 parent: None,
+                foreign: None,
                 template: None,
                 config_from: String::new(),
             };

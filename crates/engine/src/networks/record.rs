@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bollard_stubs::models::Ipam as IpamRequest;
+use brigantine_network::cni::NetworkList;
 use brigantine_network::{BridgeSpec, Layout, SubinterfaceSpec};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use jiff::Timestamp;
@@ -49,6 +50,9 @@ pub(crate) struct Record {
     /// The interface of the host below which containers have theirs, for networks that work so.
     #[serde(default)]
     pub parent: Option<SubinterfaceSpec>,
+    /// What CNI plugins are told, for networks that they make.
+    #[serde(default)]
+    pub foreign: Option<NetworkList>,
     /// It is no network but what others are made from.
     #[serde(default)]
     pub template: Option<Template>,
@@ -73,6 +77,7 @@ pub(crate) enum Driver {
     Macvlan,
     Ipvlan,
     Overlay,
+    Cni,
     Host,
     Null,
 }
@@ -84,6 +89,7 @@ impl Driver {
             Self::Macvlan => "macvlan",
             Self::Ipvlan => "ipvlan",
             Self::Overlay => "overlay",
+            Self::Cni => "cni",
             Self::Host => "host",
             Self::Null => "null",
         }
@@ -103,6 +109,9 @@ impl Record {
 
     /// What the network crate knows it by.
     pub(crate) fn segment(&self) -> Option<&str> {
+        if self.foreign.is_some() {
+            return Some(&self.id);
+        }
         let bridge = self.bridge.as_ref().map(|bridge| &bridge.name);
         bridge.or_else(|| self.parent.as_ref().map(|parent| &parent.name)).map(String::as_str)
     }
@@ -118,7 +127,8 @@ impl Record {
 
     /// Whether containers get out by it.
     pub(crate) fn has_exit(&self) -> bool {
-        self.layout().is_some_and(|layout| layout.exits() != (None, None))
+        // What plugins make leads out as far as anybody knows.
+        self.foreign.is_some() || self.layout().is_some_and(|layout| layout.exits() != (None, None))
     }
 
     /// What the names of its interfaces begin with in containers.
@@ -180,7 +190,7 @@ pub(crate) fn document(record: &Record, containers: Value) -> Value {
         "EnableIPv4": record.layout().is_none_or(|layout| layout.subnet.is_some()),
         "EnableIPv6": !record.ipv6_by_default
             && record.layout().is_some_and(|layout| layout.subnet6.is_some()),
-        "IPAM": { "Driver": "default", "Options": ipam_options, "Config": config },
+        "IPAM": { "Driver": if record.foreign.is_some() { "cni" } else { "default" }, "Options": ipam_options, "Config": config },
         "Internal": record.internal,
         "Attachable": record.attachable,
         "Ingress": false,

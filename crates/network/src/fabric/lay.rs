@@ -2,7 +2,7 @@
 //!
 //! Invariant: no lock is held while the kernel works; after an error nothing of the sandbox is left.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use brigantine_sys::netns;
@@ -10,11 +10,13 @@ use ipnet::IpNet;
 
 use super::plan::Plan;
 use super::segments::{Bridge, Parent, Segment};
-use super::{ALIAS, Fabric, lock};
+use super::{ALIAS, Fabric, NameSockets, foreign, lock};
 use crate::background::Ready;
+use crate::bridge::GatewayMode;
 use crate::device::{self, Subinterface};
 use crate::error::Error;
 use crate::link::{self, PortMode, Veth};
+use crate::ports::PublishedPort;
 use crate::sandbox::{Attachment, Interface, Sandbox, SandboxSpec};
 use crate::socket::Socket;
 use crate::subinterface::{MacvlanMode, SubinterfaceKind, unsupported};
@@ -25,18 +27,28 @@ use crate::wire::Messages;
 const MOST_INTRODUCED: usize = 400;
 
 impl Fabric {
-    pub(super) fn build(&self, spec: &SandboxSpec, plan: &Plan) -> Result<Sandbox, Error> {
+    pub(super) fn build(&self, spec: &SandboxSpec, plan: &mut Plan) -> Result<Sandbox, Error> {
         if plan.iter().any(|(_, segment)| matches!(segment, Segment::Bridge(_))) {
             // Without the firewall there would be neither isolation nor a way out.
             self.verify()?;
         }
-        let (ports, held) = self.reserve(spec, &self.outward(plan.iter().map(|(one, _)| one)))?;
-        let made = self.make_interfaces(spec, plan).and_then(|netns| {
-            self.publish(spec, &ports)?;
+        let outward = self.outward(plan.iter().map(|(one, _)| one));
+        let mapping = if outward.is_empty() { foreign::mapping(spec, plan)? } else { None };
+        // Where plugins lead to ports, their addresses are not known before.
+        let unknown = [(Ipv4Addr::UNSPECIFIED.into(), GatewayMode::Nat)];
+        let (mut ports, held) = self.reserve(spec, if mapping.is_some() { &unknown } else { &outward })?;
+        let mapped: &[PublishedPort] = if mapping.is_some() { &ports } else { &[] };
+        let made = self.make_interfaces(spec, plan, mapped).and_then(|netns| {
+            if let Some(at) = mapping {
+                self.settle(spec, plan, at, &mut ports);
+            } else {
+                self.settle_interfaces(&spec.id, plan);
+                self.publish(spec, &ports)?;
+            }
             Ok(netns)
         });
         match made {
-            Ok(netns) => {
+            Ok((netns, names)) => {
                 let interfaces = plan.iter().map(|(interface, _)| interface.clone()).collect();
                 let attachment = Attachment {
                     id: spec.id.clone(),
@@ -45,10 +57,14 @@ impl Fabric {
                     ports,
                     parked: Vec::new(),
                 };
-                Ok(Sandbox { netns, held, attachment })
+                Ok(Sandbox { netns, names, held, attachment })
             }
             Err(error) => {
                 lock(&self.ports).release(&ports);
+                let interfaces: Vec<Interface> = plan.iter().map(|(one, _)| one.clone()).collect();
+                if let Err(error) = self.unplug(&spec.id, &interfaces) {
+                    tracing::warn!(%error, "left over from a failed start");
+                }
                 // Those without an end here go with the namespace.
                 for (interface, _) in plan.iter().filter(|(interface, _)| !interface.host_name.is_empty()) {
                     let mut batch = Messages::new();
@@ -64,14 +80,20 @@ impl Fabric {
         }
     }
 
-    fn make_interfaces(&self, spec: &SandboxSpec, plan: &Plan) -> Result<OwnedFd, Error> {
-        let Ready { netns, socket: mut inside, guarded } = self.background.take(spec.owned)?;
+    fn make_interfaces(
+        &self,
+        spec: &SandboxSpec,
+        plan: &mut Plan,
+        mapped: &[PublishedPort],
+    ) -> Result<(OwnedFd, Option<NameSockets>), Error> {
+        let Ready { netns, socket: mut inside, names, guarded } =
+            self.background.take(spec.owned, spec.named)?;
         if !plan.is_empty() {
             guarded?;
-            self.lay(spec, plan, netns.as_fd(), &mut inside)?;
+            self.lay(spec, plan, mapped, netns.as_fd(), &mut inside)?;
         }
         apply_sysctls(netns.as_fd(), spec)?;
-        Ok(netns)
+        Ok((netns, names))
     }
 
     /// Makes an interface below a parent. It has no end on the host.
@@ -119,14 +141,18 @@ impl Fabric {
         })
     }
 
-    /// Makes the interfaces, in the host's namespace and in the container's, which `inside` is a socket of.
+    /// Makes the interfaces, in the host's namespace and in the container's, which `inside` is a socket of. Plugins come
+    /// first: routes of theirs give way to ours. They are told of the ports that are `mapped` by them.
     pub(super) fn lay(
         &self,
         spec: &SandboxSpec,
-        plan: &Plan,
+        plan: &mut Plan,
+        mapped: &[PublishedPort],
         netns: BorrowedFd<'_>,
         inside: &mut Socket,
     ) -> Result<(), Error> {
+        self.plug(spec, plan, mapped, netns)?;
+        let plan = &*plan;
         if plan.iter().any(|(interface, _)| interface.ipv6().is_some()) {
             allow_ipv6(netns)?;
         }
@@ -145,11 +171,12 @@ impl Fabric {
                     ports.push((interface, bridge, Some(leaf)));
                 }
                 Segment::Parent(parent) => self.add_below(spec, interface, parent, netns)?,
+                Segment::Foreign(_) => {}
             }
         }
         self.execute(host)?;
         let mut container = Messages::new();
-        for (interface, _) in plan {
+        for (interface, _) in plan.iter().filter(|(interface, _)| !interface.by_plugins) {
             let made = link::find(inside, &interface.name)?;
             let made = made.ok_or_else(|| Error::InvalidSandbox {
                 container: spec.name.clone(),
@@ -263,7 +290,7 @@ pub(super) fn apply_sysctls(netns: BorrowedFd<'_>, spec: &SandboxSpec) -> Result
     enter(netns, inside)?
 }
 
-pub(super) fn enter<T: Send>(netns: BorrowedFd<'_>, inside: impl FnOnce() -> T + Send) -> Result<T, Error> {
+pub(crate) fn enter<T: Send>(netns: BorrowedFd<'_>, inside: impl FnOnce() -> T + Send) -> Result<T, Error> {
     netns::within(netns, inside).map_err(|source| Error::Kernel {
         what: "enter a network namespace".to_owned(),
         detail: None,

@@ -44,7 +44,9 @@ impl Fabric {
             });
         }
         let mut plan = self.plan(&spec)?;
-        self.verify()?;
+        if plan.iter().any(|(interface, _)| !interface.by_plugins) {
+            self.verify()?;
+        }
         {
             let mut endpoints = lock(&self.endpoints);
             endpoints.place(&mut plan)?;
@@ -53,7 +55,8 @@ impl Fabric {
             endpoints.insert(attachment);
         }
         let made = enter(netns, Socket::route)?
-            .and_then(|mut inside| self.lay(&spec, &plan, netns, &mut inside))
+            .and_then(|mut inside| self.lay(&spec, &mut plan, &[], netns, &mut inside))
+            .map(|()| self.settle_interfaces(id, &plan))
             .and_then(|()| apply_sysctls(netns, &spec));
         if let Err(error) = made {
             if let Err(left) = self.detach(id, netns, &wanted.name) {
@@ -74,7 +77,9 @@ impl Fabric {
             endpoints.insert(attachment);
             gone
         };
-        if let Some(interface) = gone {
+        if let Some(interface) = gone.as_ref().filter(|interface| interface.by_plugins) {
+            self.pull(id, interface)?;
+        } else if let Some(interface) = gone {
             let mut batch = Messages::new();
             let taken = if interface.host_name.is_empty() {
                 link::delete_by_name(&mut batch, &interface.name);
@@ -101,7 +106,15 @@ impl Fabric {
         let mut inside = enter(netns, Socket::route)??;
         let ipv4 = wanted.ipv4.as_ref().map(|(name, gateway)| (name, IpAddr::V4(*gateway)));
         let ipv6 = wanted.ipv6.as_ref().map(|(name, gateway)| (name, IpAddr::V6(*gateway)));
+        let present = self.attachment(id)?;
         for (route, is_ipv4) in [(ipv4, true), (ipv6, false)] {
+            if has_route_of_plugins(&present, is_ipv4) {
+                if route.is_none() {
+                    continue;
+                }
+                // Theirs stands beside ours, and gives way.
+                clear_default_routes(&mut inside, is_ipv4)?;
+            }
             let mut batch = Messages::new();
             match route {
                 Some((name, gateway)) => {
@@ -125,7 +138,7 @@ impl Fabric {
         }
         let mut endpoints = lock(&self.endpoints);
         let attachment = endpoints.by_id.get_mut(id).ok_or_else(|| Error::NotConnected(id.to_owned()))?;
-        for interface in &mut attachment.interfaces {
+        for interface in attachment.interfaces.iter_mut().filter(|interface| !interface.by_plugins) {
             let (ipv4, ipv6) = (wanted.ipv4.as_ref(), wanted.ipv6.as_ref());
             interface.gateway = ipv4.filter(|(name, _)| *name == interface.name).map(|route| route.1);
             interface.gateway6 = ipv6.filter(|(name, _)| *name == interface.name).map(|route| route.1);
@@ -143,7 +156,8 @@ impl Fabric {
             |port: &PublishedPort| outward.iter().any(|(address, _)| *address == port.container_ip);
         let is_settled =
             !reserved.is_empty() && present.parked.is_empty() && reserved.iter().all(leads_there);
-        if requests.is_empty() || is_settled {
+        let is_led = reserved.iter().any(|port| present.is_led_by_plugins(port));
+        if requests.is_empty() || is_settled || is_led {
             return Ok((present, Vec::new()));
         }
         if reserved.is_empty() {
@@ -195,4 +209,25 @@ impl Fabric {
         }
         self.execute(batch)
     }
+}
+
+/// Whether CNI plugins have made a default route, which is theirs then.
+fn has_route_of_plugins(attachment: &Attachment, is_ipv4: bool) -> bool {
+    attachment.interfaces.iter().any(|interface| {
+        let has_one = if is_ipv4 { interface.gateway.is_some() } else { interface.gateway6.is_some() };
+        interface.by_plugins && has_one
+    })
+}
+
+/// Removes all default routes of a family; there may be several.
+fn clear_default_routes(inside: &mut Socket, is_ipv4: bool) -> Result<(), Error> {
+    for _ in 0..16 {
+        let mut batch = Messages::new();
+        link::delete_default_route(&mut batch, is_ipv4);
+        match inside.execute(batch) {
+            Err(error) if error.errno() == Some(libc::ESRCH) => return Ok(()),
+            result => result?,
+        }
+    }
+    Ok(())
 }

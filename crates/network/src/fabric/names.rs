@@ -35,20 +35,23 @@ impl Fabric {
             if again && let Err(error) = crate::conntrack::forget_udp(libc::AF_INET as u8, &[PORT]) {
                 tracing::debug!(%error, "forget questions to a former name server");
             }
-            match bound(0)
-                .and_then(|(udp, tcp)| Ok((udp.local_addr()?.port(), tcp.local_addr()?.port(), udp, tcp)))
-            {
-                Ok((udp_port, tcp_port, udp, tcp)) => match lead(udp_port, tcp_port) {
-                    Ok(()) => Ok(NameSockets { udp: udp.into(), tcp: tcp.into() }),
-                    Err(error) => {
-                        tracing::debug!(%error, "no rule for the name server's address: it takes port 53 itself");
-                        let (udp, tcp) = bound(PORT).map_err(refused)?;
-                        Ok(NameSockets { udp: udp.into(), tcp: tcp.into() })
-                    }
-                },
-                Err(source) => Err(refused(source)),
-            }
+            NameSockets::make()
         })?
+    }
+}
+
+impl NameSockets {
+    /// Makes them in the calling thread's network namespace.
+    pub(crate) fn make() -> Result<Self, Error> {
+        let (udp, tcp) = bound(0).map_err(refused)?;
+        let ports = udp.local_addr().and_then(|udp| Ok((udp.port(), tcp.local_addr()?.port())));
+        let (udp_port, tcp_port) = ports.map_err(refused)?;
+        if let Err(error) = lead(udp_port, tcp_port) {
+            tracing::debug!(%error, "no rule for the name server's address: it takes port 53 itself");
+            let (udp, tcp) = bound(PORT).map_err(refused)?;
+            return Ok(Self { udp: udp.into(), tcp: tcp.into() });
+        }
+        Ok(Self { udp: udp.into(), tcp: tcp.into() })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What is asked for a container, checked against the networks and entered as theirs before anything is made.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use super::segments::Segment;
 use super::{Fabric, leaves, lock};
@@ -26,8 +26,15 @@ impl Fabric {
                 return Err(invalid(format!("interface {} is there already", wanted.name)));
             }
             let segment = self.segment(&wanted.bridge)?;
-            check_addresses(wanted, &segment.layout()).map_err(invalid)?;
-            let mac = wanted.mac.or_else(|| wanted.addresses.first().map(|net| MacAddr::from_ip(net.addr())));
+            let by_plugins = matches!(segment, Segment::Foreign(_));
+            let addresses = if by_plugins { Vec::new() } else { wanted.addresses.clone() };
+            let mac = if by_plugins {
+                // Until they have said.
+                wanted.mac.or(Some(MacAddr::from_ip(Ipv4Addr::UNSPECIFIED.into())))
+            } else {
+                check_addresses(wanted, &segment.layout()).map_err(invalid)?;
+                wanted.mac.or_else(|| addresses.first().map(|net| MacAddr::from_ip(net.addr())))
+            };
             let mac = mac.ok_or_else(|| invalid(format!("interface {} has no address", wanted.name)))?;
             if !mac.is_usable() {
                 return Err(invalid(format!("{mac} is not an address for an interface")));
@@ -35,13 +42,14 @@ impl Fabric {
             let interface = Interface {
                 bridge: wanted.bridge.clone(),
                 leaf: 0,
+                by_plugins,
                 name: wanted.name.clone(),
                 host_name: match segment {
                     Segment::Bridge(_) => host_name()?,
-                    Segment::Parent(_) => String::new(),
+                    Segment::Parent(_) | Segment::Foreign(_) => String::new(),
                 },
                 mac,
-                addresses: wanted.addresses.clone(),
+                addresses,
                 link_local: wanted.link_local.clone(),
                 gateway: wanted.gateway,
                 gateway6: wanted.gateway6,

@@ -7,13 +7,14 @@ use ipnet::IpNet;
 
 use super::{Fabric, leaves, lock};
 use crate::bridge::{BridgeSpec, configure_forwarding, ensure_link};
+use crate::cni::NetworkList;
 use crate::error::Error;
 use crate::firewall::Change;
 use crate::layout::Layout;
 use crate::link;
 use crate::subinterface::{SubinterfaceKind, SubinterfaceSpec, check_sharing, ensure_parent, remove_parent};
 use crate::subnet::overlap;
-use crate::tunnel;
+use crate::tunnel::{self, Tunnel};
 use crate::wire::Messages;
 
 /// A bridge of the engine, as it is on the host.
@@ -55,6 +56,8 @@ impl Parent {
 pub(super) enum Segment {
     Bridge(Bridge),
     Parent(Parent),
+    /// What CNI plugins make.
+    Foreign(NetworkList),
 }
 
 impl Segment {
@@ -62,6 +65,7 @@ impl Segment {
         match self {
             Self::Bridge(bridge) => bridge.spec.layout(),
             Self::Parent(parent) => parent.spec.layout(),
+            Self::Foreign(_) => Layout::default(),
         }
     }
 }
@@ -150,6 +154,11 @@ impl Fabric {
         }
     }
 
+    /// The tunnel of a bridge, if it has one, with what was decided when it was made.
+    pub fn tunnel(&self, bridge: &str) -> Option<Tunnel> {
+        self.bridges().get(bridge)?.spec.tunnel.clone()
+    }
+
     /// Makes a network of sub-interfaces known, and its parent if there is none.
     pub fn ensure_parent(&self, spec: &SubinterfaceSpec) -> Result<(), Error> {
         spec.validate()?;
@@ -182,7 +191,7 @@ impl Fabric {
         self.with_socket(|socket| remove_parent(socket, parent.spec.parent_name()))
     }
 
-    fn refuse_used(&self, name: &str) -> Result<(), Error> {
+    pub(super) fn refuse_used(&self, name: &str) -> Result<(), Error> {
         let endpoints = lock(&self.endpoints);
         let in_use: Vec<String> = endpoints.on(name).map(|attachment| attachment.name.clone()).collect();
         if in_use.is_empty() {
@@ -196,6 +205,9 @@ impl Fabric {
     pub(super) fn segment(&self, name: &str) -> Result<Segment, Error> {
         if let Some(bridge) = self.bridges().get(name) {
             return Ok(Segment::Bridge(bridge.clone()));
+        }
+        if let Some(list) = self.foreign().get(name) {
+            return Ok(Segment::Foreign(list.clone()));
         }
         let known = self.parents().get(name).cloned();
         let mut parent = known.ok_or_else(|| Error::NoSuchBridge(name.to_owned()))?;

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::{Fabric, lock};
 use crate::error::Error;
-use crate::firewall::Contents;
+use crate::firewall::{Contents, FirewallBackend};
 use crate::gate::Gate;
 use crate::ports::PublishedPort;
+use crate::sandbox::Attachment;
 use crate::watch::FirewallEvents;
 
 /// What is known of the way round to published ports.
@@ -35,6 +36,11 @@ impl Fabric {
     /// Waits for somebody else to take something out of the firewall's tables, for at most `patience`, and loads them
     /// again if that happened; whether it did.
     pub fn reassert(&self, events: &mut FirewallEvents, patience: Duration) -> Result<bool, Error> {
+        if self.firewall.backend() == FirewallBackend::Iptables {
+            // The kernel does not tell: it is looked at, without a program being executed as long as nothing changes.
+            events.wait(self.firewall.table(), &[], patience);
+            return self.verify();
+        }
         let own: Vec<u32> = self.firewall.port().into_iter().collect();
         if !events.wait(self.firewall.table(), &own, patience) || !self.firewall.is_loaded() {
             return Ok(false);
@@ -63,6 +69,11 @@ impl Fabric {
         matches!(*lock(&self.gate), GateState::Open(_))
     }
 
+    /// What the firewall is made with.
+    pub fn firewall_backend(&self) -> FirewallBackend {
+        self.firewall.backend()
+    }
+
     pub(super) fn reload(&self) -> Result<(), Error> {
         let _changing = lock(&self.changing);
         self.load()
@@ -72,7 +83,7 @@ impl Fabric {
     pub(super) fn load(&self) -> Result<(), Error> {
         let ports: Vec<PublishedPort> = {
             let endpoints = lock(&self.endpoints);
-            endpoints.by_id.values().flat_map(|attachment| attachment.ports.iter().copied()).collect()
+            endpoints.by_id.values().flat_map(Attachment::own_ports).collect()
         };
         let bridges = self.specs();
         let mut state = lock(&self.gate);

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 use super::protocol::{self, Answer, MOST_FDS, Relayed, Request, Resident, Sockets, VERSION};
+use super::share::SharedNetwork;
 
 /// Failure of a request to the network helper.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +66,11 @@ impl Client {
             .map(|sockets| vec![sockets.udp.as_fd(), sockets.tcp.as_fd(), sockets.netns.as_fd()])
             .unwrap_or_default();
         self.done(&Request::Put(resident), &fds)
+    }
+
+    /// From now on the names of these networks are shared with their other hosts.
+    pub fn share(&self, networks: Vec<SharedNetwork>) -> Result<(), HelperError> {
+        self.done(&Request::Share(networks), &[])
     }
 
     /// Relays what comes to bound sockets.

@@ -8,13 +8,14 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, UdpSocket};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 
 use super::forward::{HostServers, Silent};
 use super::protocol::{self, Answer, Request, VERSION};
 use super::relay;
 use super::resolver::Server;
+use super::share::Sharing;
 use super::table::Table;
 
 /// How long it waits for the first daemon.
@@ -26,6 +27,8 @@ pub(super) struct Shared {
     pub table: RefCell<Table>,
     pub host_servers: RefCell<HostServers>,
     pub silent: RefCell<Silent>,
+    /// Counts what has changed of the containers, for those who tell other hosts.
+    pub changed: watch::Sender<u64>,
     turns: Cell<usize>,
 }
 
@@ -76,7 +79,11 @@ pub(super) async fn serve(listener: OwnedFd) {
     let local = LocalSet::new();
     local
         .run_until(async move {
-            let mut helper = Helper { shared: Rc::new(Shared::default()), kept: HashMap::new() };
+            let mut helper = Helper {
+                shared: Rc::new(Shared::default()),
+                kept: HashMap::new(),
+                sharing: Sharing::default(),
+            };
             let mut connections = 0_usize;
             let mut was_called = false;
             loop {
@@ -111,11 +118,16 @@ pub(super) async fn serve(listener: OwnedFd) {
 struct Helper {
     shared: Rc<Shared>,
     kept: HashMap<String, Kept>,
+    sharing: Sharing,
 }
 
 impl Helper {
     fn carry_out(&mut self, request: Request, fds: Vec<OwnedFd>) -> Answer {
         match request {
+            Request::Share(networks) => {
+                self.sharing.set(networks, &self.shared);
+                Answer::Done
+            }
             Request::Hello => Answer::Version(VERSION),
             Request::List => Answer::Served(
                 self.kept.iter().filter(|(_, kept)| kept.has_names).map(|(id, _)| id.clone()).collect(),
@@ -123,6 +135,7 @@ impl Helper {
             Request::Put(resident) => {
                 let id = resident.id.clone();
                 self.shared.table.borrow_mut().put(resident);
+                self.shared.changed.send_modify(|count| *count += 1);
                 let kept = self.kept.entry(id.clone()).or_default();
                 let Ok([udp, tcp, netns]) = <[OwnedFd; 3]>::try_from(fds) else { return Answer::Done };
                 let (udp, tcp) = match asynchronous(udp, tcp) {
@@ -151,6 +164,7 @@ impl Helper {
             }
             Request::Forget { id } => {
                 self.shared.table.borrow_mut().remove(&id);
+                self.shared.changed.send_modify(|count| *count += 1);
                 self.kept.remove(&id);
                 Answer::Done
             }

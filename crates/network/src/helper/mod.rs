@@ -13,10 +13,12 @@ mod forward;
 mod protocol;
 mod relay;
 mod resolver;
+mod share;
 mod table;
 
 pub use client::{Client, HelperError};
 pub use protocol::{Relayed, Residence, Resident, Sockets};
+pub use share::SharedNetwork;
 
 use std::os::fd::OwnedFd;
 use std::process::ExitCode;

@@ -14,10 +14,11 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::share::SharedNetwork;
 use crate::ports::Protocol;
 
 /// Raised when either side would misread the other.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 /// Most descriptors of one packet (the kernel takes 253).
 pub(super) const MOST_FDS: usize = 128;
 /// No document is larger.
@@ -70,6 +71,8 @@ pub(super) enum Request {
     List,
     /// Enters or changes a container. Descriptors: none, or UDP, TCP and network namespace.
     Put(Resident),
+    /// All overlay networks: what is known of them is shared with their other hosts.
+    Share(Vec<SharedNetwork>),
     /// Descriptors: bound sockets, one for each entry.
     Relay {
         id: String,

@@ -66,6 +66,22 @@ impl Table {
         }
     }
 
+    /// Removes all whose ids begin so.
+    pub fn remove_all(&mut self, prefix: &str) {
+        let ids: Vec<String> = self.residents.keys().filter(|id| id.starts_with(prefix)).cloned().collect();
+        for id in ids {
+            self.remove(&id);
+        }
+    }
+
+    /// The ids of those on a network, with their places there.
+    pub fn on<'a>(&'a self, network: &'a str) -> impl Iterator<Item = (&'a str, &'a Residence)> {
+        self.residents.values().filter_map(move |resident| {
+            let place = resident.residences.iter().find(|place| place.network == network)?;
+            Some((resident.id.as_str(), place))
+        })
+    }
+
     pub fn get(&self, id: &str) -> Option<&Resident> {
         self.residents.get(id)
     }

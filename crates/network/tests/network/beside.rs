@@ -1,6 +1,7 @@
 //! Beside the firewalls of others, with rules as they write them, loaded by their own programs.
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use brigantine_network::PortRequest;
 
@@ -98,31 +99,128 @@ fn docker_drops_forwarded_packets_but_for_its_users_chain() {
     );
 }
 
-/// The form of firewalld's table: zones by interface, everything else rejected, on input and on forward.
+/// firewalld itself with a bus of its own, in the host's namespace.
+struct Firewalld<'a> {
+    lab: &'a Lab,
+    dir: tempfile::TempDir,
+    /// It, and before it the bus.
+    running: Vec<Child>,
+}
+
+impl Drop for Firewalld<'_> {
+    fn drop(&mut self) {
+        for child in self.running.iter_mut().rev() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+impl<'a> Firewalld<'a> {
+    fn start(lab: &'a Lab) -> Self {
+        let mut one = Self { lab, dir: tempfile::tempdir().unwrap(), running: Vec::new() };
+        let bus = one.dir.path().join("bus");
+        let conf = one.dir.path().join("bus.conf");
+        let text = format!(
+            "<busconfig><type>system</type><listen>unix:path={}</listen><auth>EXTERNAL</auth><policy context=\"default\">\
+             <allow user=\"*\"/><allow own=\"*\"/><allow send_destination=\"*\"/><allow receive_sender=\"*\"/></policy></busconfig>",
+            bus.display()
+        );
+        std::fs::write(&conf, text).unwrap();
+        let mut daemon = Command::new("dbus-daemon");
+        daemon.args(["--nofork", "--config-file"]).arg(&conf);
+        one.spawn(daemon);
+        eventually("the bus is there", || bus.exists());
+        let etc = one.dir.path().join("etc");
+        assert!(Command::new("cp").args(["-r", "/etc/firewalld"]).arg(&etc).status().unwrap().success());
+        let mut firewalld = Command::new("firewalld");
+        firewalld.args(["--nofork", "--nopid", "--system-config"]).arg(&etc);
+        firewalld.arg("--log-file").arg(one.dir.path().join("log"));
+        one.spawn(firewalld);
+        eventually("firewalld runs", || one.command("--state").output().unwrap().status.success());
+        one
+    }
+
+    fn spawn(&mut self, mut command: Command) {
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", self.address()).stdout(Stdio::null()).stderr(Stdio::null());
+        self.running.push(within(&self.lab.host, || command.spawn().unwrap()));
+    }
+
+    fn address(&self) -> String {
+        format!("unix:path={}", self.dir.path().join("bus").display())
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new("firewall-cmd");
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", self.address()).args(line.split(' '));
+        command
+    }
+
+    fn cmd(&self, line: &str) {
+        let output = self.command(line).output().unwrap();
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+/// firewalld itself: what its zones allow for the host is allowed at published ports, and a reload of it neither loses nor
+/// opens anything.
 #[test]
 fn firewalld_decides_about_published_ports() {
     let lab = Lab::new();
-    let zones = "table inet firewalld {\n\
-        chain filter_INPUT { type filter hook input priority filter + 10; policy accept;\n\
-          ct state { established, related } accept\n ct status dnat accept\n iifname \"lo\" accept\n\
-          ct state invalid drop\n jump filter_INPUT_ZONES\n reject with icmpx admin-prohibited\n }\n\
-        chain filter_INPUT_ZONES {\n iifname \"brig0\" goto filter_IN_trusted\n goto filter_IN_public\n }\n\
-        chain filter_IN_trusted {\n accept\n }\n\
-        chain filter_IN_public {\n jump filter_IN_public_allow\n meta l4proto { icmp, ipv6-icmp } accept\n }\n\
-        chain filter_IN_public_allow {\n tcp dport 22 accept\n }\n\
-        chain filter_FORWARD { type filter hook forward priority filter + 10; policy accept;\n\
-          ct state { established, related } accept\n ct status dnat accept\n iifname \"brig0\" accept\n\
-          reject with icmpx admin-prohibited\n }\n}\n";
-    feed(&lab, "nft -f -", zones);
-    let (_fabric, web) = serving(&lab);
+    let firewalld = Firewalld::start(&lab);
+    let (fabric, web) = serving(&lab);
+    firewalld.cmd("--permanent --zone=trusted --add-interface=brig0");
+    firewalld.cmd("--reload");
     let (open, shut) = (format!("{HOST}:8080"), format!("{HOST}:8081"));
     assert!(ask_tcp(&lab.client, &open).is_err(), "no service of the zone");
-    run(&lab.host, "nft add rule inet firewalld filter_IN_public_allow tcp dport 8080 accept");
+    firewalld.cmd("--add-port=8080/tcp");
     assert_eq!(ask_tcp(&lab.client, &open).unwrap(), CLIENT);
     assert!(ask_tcp(&lab.client, &shut).is_err());
-    // A reload of its table, in one transaction as it does that.
-    feed(&lab, "nft -f -", &format!("table inet firewalld\ndelete table inet firewalld\n{zones}"));
-    assert!(ask_tcp(&lab.client, &open).is_err(), "what its new rules do not allow");
     serve_tcp(&lab.client, 90);
     ask_tcp(&web.netns, &format!("{CLIENT}:90")).expect("outwards");
+
+    // What was added for the time being is gone with a reload; what is permanent is not.
+    firewalld.cmd("--reload");
+    assert!(ask_tcp(&lab.client, &open).is_err(), "what its new rules do not allow");
+    firewalld.cmd("--permanent --add-port=8080/tcp");
+    firewalld.cmd("--reload");
+    ask_tcp(&lab.client, &open).unwrap();
+    assert!(ask_tcp(&lab.client, &shut).is_err());
+    ask_tcp(&web.netns, &format!("{CLIENT}:90")).expect("outwards");
+    firewalld.cmd("--complete-reload");
+    ask_tcp(&lab.client, &open).unwrap();
+    assert!(!lab.on_host(|| fabric.verify()).unwrap(), "ours was left alone");
+    // Panic mode drops everything, ours too.
+    firewalld.cmd("--panic-on");
+    assert!(ask_tcp(&lab.client, &open).is_err());
+    firewalld.cmd("--panic-off");
+    ask_tcp(&lab.client, &open).unwrap();
+}
+
+/// While firewalld and ufw load their rules anew nothing is let in that was not before.
+#[test]
+fn a_reload_opens_nothing_meanwhile() {
+    let lab = Lab::new();
+    let firewalld = Firewalld::start(&lab);
+    let (_fabric, web) = serving(&lab);
+    serve_tcp(&web.netns, 81);
+    run(&lab.client, &format!("ip route add 172.30.0.0/16 via {HOST}"));
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut reached = 0;
+            while !done.load(Ordering::Relaxed) {
+                for shut in ["172.30.0.2:80", "172.30.0.2:81"] {
+                    reached += u32::from(ask_tcp(&lab.client, shut).is_ok());
+                }
+            }
+            reached
+        });
+        for _ in 0..3 {
+            firewalld.cmd("--reload");
+        }
+        firewalld.cmd("--complete-reload");
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(asking.join().unwrap(), 0, "what is not published was reached");
+    });
 }

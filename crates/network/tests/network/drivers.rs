@@ -4,14 +4,14 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use brigantine_network::{
-    BridgeSpec, Error, Fabric, GatewayMode, IpvlanFlag, IpvlanMode, MacvlanMode, Sandbox, SandboxSpec,
-    SubinterfaceKind, SubinterfaceSpec, Tunnel,
+    BridgeSpec, Error, Fabric, FirewallBackend, GatewayMode, IpvlanFlag, IpvlanMode, MacvlanMode, Sandbox,
+    SandboxSpec, SubinterfaceKind, SubinterfaceSpec, Tunnel,
 };
 use brigantine_sys::netns;
 use ipnet::IpNet;
 
 use crate::lab::{
-    CLIENT, HOST, HOST6, Lab, ask_tcp, bridge, container, eventually, run, serve_tcp, tcp, within,
+    CLIENT, HOST, HOST6, Lab, ask_tcp, bridge, container, eventually, run, serve_tcp, skipped, tcp, within,
 };
 
 /// A network on the LAN between host and client, 198.51.100.0/24.
@@ -149,6 +149,7 @@ fn an_802_1q_interface_is_made_and_removed_with_the_last_network_on_it() {
     if let Err(error) = lab.on_host(|| fabric.ensure_parent(&network)) {
         assert!(matches!(error, Error::Unsupported { .. }), "{error}");
         assert!(error.to_string().contains("CONFIG_VLAN_8021Q"), "{error}");
+        skipped("802.1q interfaces", "CONFIG_VLAN_8021Q");
         assert!(!run(&lab.host, "ip -o link").contains("out.50"));
         return;
     }
@@ -214,21 +215,46 @@ fn what_cannot_be_a_parent_is_refused_by_name() {
     assert!(error.contains("spare") && error.contains("used otherwise"), "{error}");
 }
 
-/// Where the kernel has no ipvlan the error names what is missing; where it has, containers are reached.
+/// Where the kernel has no ipvlan the error names what is missing; where it has, containers are reached in every mode.
 #[test]
 fn ipvlan_works_or_says_what_the_kernel_lacks() {
-    let lab = Lab::new();
-    let fabric = lab.fabric();
-    let kind = SubinterfaceKind::Ipvlan(IpvlanMode::L2, IpvlanFlag::Bridge);
-    let network = SubinterfaceSpec { kind, ..macvlan(MacvlanMode::Bridge, "out") };
-    lab.on_host(|| fabric.ensure_parent(&network)).unwrap();
-    match lab.connect(&fabric, &below("one", &network, 10)) {
-        Ok(one) => assert!(pings(&one.netns, CLIENT)),
-        Err(error) => {
-            assert!(matches!(error, Error::Unsupported { .. }), "{error}");
-            assert!(error.to_string().contains("CONFIG_IPVLAN"), "{error}");
+    for mode in [IpvlanMode::L2, IpvlanMode::L3, IpvlanMode::L3s] {
+        let lab = Lab::new();
+        let fabric = lab.fabric();
+        let kind = SubinterfaceKind::Ipvlan(mode, IpvlanFlag::Bridge);
+        let mut network = SubinterfaceSpec { kind, ..macvlan(MacvlanMode::Bridge, "out") };
+        if mode != IpvlanMode::L2 {
+            (network.gateway, network.gateway6) = (Some([0; 4].into()), Some([0_u16; 8].into()));
         }
+        lab.on_host(|| fabric.ensure_parent(&network)).unwrap();
+        let one = match lab.connect(&fabric, &below("one", &network, 10)) {
+            Ok(one) => one,
+            Err(error) => {
+                assert!(matches!(error, Error::Unsupported { .. }), "{error}");
+                assert!(error.to_string().contains("CONFIG_IPVLAN"), "{error}");
+                skipped("ipvlan interfaces", "CONFIG_IPVLAN");
+                return;
+            }
+        };
+        let two = lab.connect(&fabric, &below("two", &network, 11)).unwrap();
+        assert!(pings(&two.netns, "198.51.100.10"), "{mode:?}: each other");
+        if mode != IpvlanMode::L2 {
+            // Nobody asks the LAN who has their addresses: it has to be told the way.
+            for own in ["198.51.100.10", "198.51.100.11"] {
+                run(
+                    &lab.client,
+                    &format!("ip neigh replace {own} lladdr {} dev eth0", address_of(&lab, "out")),
+                );
+            }
+        }
+        assert!(pings(&one.netns, CLIENT), "{mode:?}: the LAN");
     }
+}
+
+fn address_of(lab: &Lab, interface: &str) -> String {
+    let line = run(&lab.host, &format!("ip -o link show {interface}"));
+    let (_, rest) = line.split_once("link/ether ").unwrap();
+    rest.split(' ').next().unwrap().to_owned()
 }
 
 #[test]
@@ -310,15 +336,27 @@ struct Machine {
 }
 
 fn machine(lan: &OwnedFd, number: u8, others: &[u8], change: impl Fn(&mut BridgeSpec)) -> Machine {
+    machine_on("192.0.2.", lan, number, others, change)
+}
+
+/// On a LAN whose addresses begin so.
+fn machine_on(
+    prefix: &str,
+    lan: &OwnedFd,
+    number: u8,
+    others: &[u8],
+    change: impl Fn(&mut BridgeSpec),
+) -> Machine {
     use std::os::fd::AsRawFd;
     let netns = netns::create().unwrap();
     let there = format!("/proc/{}/fd/{}", std::process::id(), netns.as_raw_fd());
     run(&netns, "ip link set lo up");
     run(lan, &format!("ip link add port{number} type veth peer name lan0 netns {there}"));
     run(lan, &format!("ip link set port{number} master lan up"));
-    run(&netns, &format!("ip addr add 192.0.2.{number}/24 dev lan0"));
+    let length = if prefix.contains(':') { "64 nodad" } else { "24" };
+    run(&netns, &format!("ip addr add {prefix}{number}/{length} dev lan0"));
     run(&netns, "ip link set lan0 up");
-    let peers = others.iter().map(|other| format!("192.0.2.{other}").parse().unwrap()).collect();
+    let peers = others.iter().map(|other| format!("{prefix}{other}").parse().unwrap()).collect();
     let mut bridge = BridgeSpec {
         gateway: Some([10, 9, number, 1].into()),
         tunnel: Some(Tunnel { vni: 77, port: 4789, local: None, peers }),
@@ -328,10 +366,12 @@ fn machine(lan: &OwnedFd, number: u8, others: &[u8], change: impl Fn(&mut Bridge
     let fabric = within(&netns, || {
         let fabric = Fabric::open(brigantine_network::Config {
             table: crate::lab::TABLE.to_owned(),
+            backend: brigantine_network::FirewallBackend::default(),
             warm: 0,
             owner: None,
             host_firewall: true,
             relay: false,
+            cni: brigantine_network::cni::Places::default(),
         })
         .unwrap();
         fabric.ensure_bridge(&bridge).unwrap();
@@ -404,6 +444,69 @@ fn containers_of_three_hosts_reach_each_other_through_an_overlay() {
         first.fabric.remove_bridge("over0").unwrap();
     });
     assert!(!run(&first.netns, "ip -o link").contains("vx"));
+}
+
+/// The tunnel's outside is IPv6; its inside has both families.
+#[test]
+fn an_overlay_goes_by_ipv6_as_well() {
+    let lan = netns::create().unwrap();
+    run(&lan, "ip link add lan type bridge");
+    run(&lan, "ip link set lan up");
+    let change = |bridge: &mut BridgeSpec| {
+        let last = bridge.gateway.unwrap().octets()[2];
+        bridge.subnet6 = Some("fd09::/64".parse().unwrap());
+        bridge.gateway6 = Some(format!("fd09::{last}:1").parse().unwrap());
+    };
+    let hosts: Vec<Machine> =
+        [(1, 2), (2, 1)].map(|(own, peer)| machine_on("2001:db8:9::", &lan, own, &[peer], change)).into();
+    let containers: Vec<Sandbox> = (1..)
+        .zip(&hosts)
+        .map(|(number, host): (u8, &Machine)| {
+            let mut spec = container("one", &host.bridge, 5);
+            let six: IpNet = format!("fd09::{number}:5/64").parse().unwrap();
+            spec.interfaces[0].addresses = vec![IpNet::new([10, 9, number, 5].into(), 16).unwrap(), six];
+            within(&host.netns, || host.fabric.connect(&spec)).unwrap()
+        })
+        .collect();
+    serve_tcp(&containers[1].netns, 80);
+    eventually("IPv4 within IPv6", || ask_tcp(&containers[0].netns, "10.9.2.5:80").is_ok());
+    eventually("IPv6 within IPv6", || ask_tcp(&containers[0].netns, "[fd09::2:5]:80").is_ok());
+    assert!(run(&containers[0].netns, "ip -o link show eth0").contains("mtu 1430"), "room for the headers");
+    assert!(run(&hosts[0].netns, "bridge fdb show").contains("dst 2001:db8:9::2"));
+}
+
+/// A container could otherwise write frames of its own into any overlay network of the hosts.
+#[test]
+fn the_ends_of_tunnels_are_out_of_reach_for_containers() {
+    for backend in [FirewallBackend::Nftables, FirewallBackend::Iptables] {
+        let lab = Lab::on(backend);
+        let fabric = lab.fabric();
+        let tunnel = Tunnel { vni: 7, port: 4789, local: None, peers: vec![CLIENT.parse().unwrap()] };
+        let overlay = BridgeSpec { tunnel: Some(tunnel), ..bridge("over0", 31) };
+        lab.on_host(|| {
+            fabric.ensure_bridge(&bridge("brig0", 30)).unwrap();
+            fabric.reconcile(&[]).unwrap();
+        });
+        let one = lab.connect(&fabric, &container("one", &bridge("brig0", 30), 2)).unwrap();
+        for netns in [&lab.client, &lab.host] {
+            serve_tcp(netns, 4789);
+        }
+        let ends = [format!("{CLIENT}:4789"), format!("{HOST}:4789")];
+        for end in &ends {
+            ask_tcp(&one.netns, end).expect("no tunnel yet");
+        }
+        lab.on_host(|| fabric.ensure_bridge(&overlay)).unwrap();
+        let two = lab.connect(&fabric, &container("two", &overlay, 5)).unwrap();
+        for (from, end) in [&one, &two].into_iter().flat_map(|from| ends.iter().map(move |end| (from, end))) {
+            assert!(ask_tcp(&from.netns, end).is_err(), "{backend:?}: {end} by TCP");
+        }
+        assert!(ask_tcp(&lab.host, &ends[0]).is_ok(), "the host itself");
+        let rules = match backend {
+            FirewallBackend::Iptables => run(&lab.host, "iptables-legacy -t raw -S"),
+            _ => run(&lab.host, "nft list set inet brigantine-test tunnels4"),
+        };
+        assert!(rules.contains("udp"), "{rules}");
+    }
 }
 
 #[test]

@@ -7,8 +7,10 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use brigantine_network::cni::Places;
 use brigantine_network::{
-    BridgeSpec, Config, Error, Fabric, HostPort, InterfaceSpec, PortRequest, Protocol, Sandbox, SandboxSpec,
+    BridgeSpec, Config, Error, Fabric, FirewallBackend, HostPort, InterfaceSpec, PortRequest, Protocol,
+    Sandbox, SandboxSpec,
 };
 use brigantine_sys::netns;
 use ipnet::IpNet;
@@ -23,6 +25,7 @@ pub const CLIENT6: &str = "2001:db8::2";
 pub struct Lab {
     pub host: OwnedFd,
     pub client: OwnedFd,
+    backend: FirewallBackend,
 }
 
 pub fn within<T: Send>(netns: &OwnedFd, inside: impl FnOnce() -> T + Send) -> T {
@@ -41,7 +44,12 @@ pub fn run(netns: &OwnedFd, line: &str) -> String {
 
 impl Lab {
     pub fn new() -> Self {
-        let lab = Self { host: netns::create().unwrap(), client: netns::create().unwrap() };
+        Self::on(FirewallBackend::Nftables)
+    }
+
+    /// One whose fabrics make their firewall with that.
+    pub fn on(backend: FirewallBackend) -> Self {
+        let lab = Self { host: netns::create().unwrap(), client: netns::create().unwrap(), backend };
         let client = format!("/proc/{}/fd/{}", std::process::id(), lab.client.as_raw_fd());
         run(&lab.host, "ip link set lo up");
         run(&lab.client, "ip link set lo up");
@@ -60,16 +68,22 @@ impl Lab {
     }
 
     pub fn fabric(&self) -> Fabric {
-        self.on_host(|| {
-            Fabric::open(Config {
-                table: TABLE.to_owned(),
-                warm: 1,
-                owner: None,
-                host_firewall: true,
-                relay: false,
-            })
-        })
-        .unwrap()
+        self.fabric_with(|_| {})
+    }
+
+    /// A fabric that is otherwise than usual.
+    pub fn fabric_with(&self, change: impl FnOnce(&mut Config)) -> Fabric {
+        let mut config = Config {
+            table: TABLE.to_owned(),
+            backend: self.backend,
+            warm: 1,
+            owner: None,
+            host_firewall: true,
+            relay: false,
+            cni: Places::default(),
+        };
+        change(&mut config);
+        self.on_host(|| Fabric::open(config)).unwrap()
     }
 
     /// A fabric with bridge `brig0` 172.30.0.0/16, loaded.
@@ -114,7 +128,6 @@ pub fn container(id: &str, bridge: &BridgeSpec, last: u8) -> SandboxSpec {
         addresses.push(IpNet::new(octets.into(), subnet.prefix_len()).unwrap());
     }
     SandboxSpec {
-        owned: false,
         id: id.to_owned(),
         name: format!("name-{id}"),
         interfaces: vec![InterfaceSpec {
@@ -229,4 +242,10 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "{what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Says that a test ends early, and what for.
+#[expect(clippy::print_stderr, reason = "whoever reads a test's output shall see it")]
+pub fn skipped(what: &str, option: &str) {
+    eprintln!("skipped: this kernel has no {what} ({option})");
 }

@@ -3,8 +3,28 @@
 
 #![expect(clippy::unwrap_used, reason = "a step that fails fails the test")]
 
+/// One test per backend of the firewall for each of these functions.
+macro_rules! backends {
+    ($($name:ident),* $(,)?) => {
+        mod nftables {
+            $(#[test]
+            fn $name() {
+                super::$name(brigantine_network::FirewallBackend::Nftables);
+            })*
+        }
+        mod iptables {
+            $(#[test]
+            fn $name() {
+                super::$name(brigantine_network::FirewallBackend::Iptables);
+            })*
+        }
+    };
+}
+
 mod beside;
+mod cni;
 mod drivers;
+mod iptables;
 mod lab;
 mod lifecycle;
 mod matrix;

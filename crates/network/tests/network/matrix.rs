@@ -5,11 +5,19 @@ use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use brigantine_network::{BridgeSpec, GatewayMode, Protocol, Sandbox};
+use brigantine_network::{BridgeSpec, FirewallBackend, GatewayMode, Protocol, Sandbox};
 
 use crate::lab::{
     CLIENT, CLIENT6, HOST, HOST6, Lab, ask_tcp, ask_udp, bridge, container, port, run, serve_tcp, serve_udp,
 };
+
+backends![
+    a_network_with_translation_is_the_same_in_both_families,
+    routed_networks_are_the_same_in_both_families,
+    unprotected_networks_are_the_same_in_both_families,
+    internal_networks_are_the_same_in_both_families,
+    networks_without_traffic_among_containers_are_the_same_in_both_families,
+];
 
 /// One family of addresses, as the lab has them.
 struct Family {
@@ -58,8 +66,8 @@ struct Fleet {
     stranger: Sandbox,
 }
 
-fn fleet(change: impl Fn(&mut BridgeSpec)) -> Fleet {
-    let lab = Lab::new();
+fn fleet(backend: FirewallBackend, change: impl Fn(&mut BridgeSpec)) -> Fleet {
+    let lab = Lab::on(backend);
     let fabric = lab.fabric();
     let (mut main, other) = (dual("main0", 30), dual("other0", 31));
     change(&mut main);
@@ -116,9 +124,8 @@ fn somebody() -> Option<String> {
     Some("somebody".to_owned())
 }
 
-#[test]
-fn a_network_with_translation_is_the_same_in_both_families() {
-    let fleet = fleet(|_| {});
+fn a_network_with_translation_is_the_same_in_both_families(backend: FirewallBackend) {
+    let fleet = fleet(backend, |_| {});
     let Fleet { lab, web, neighbour, stranger, .. } = &fleet;
     for family in &FAMILIES {
         let inner = family.address(web);
@@ -145,9 +152,8 @@ fn a_network_with_translation_is_the_same_in_both_families() {
     }
 }
 
-#[test]
-fn routed_networks_are_the_same_in_both_families() {
-    let fleet = fleet(|main| (main.mode4, main.mode6) = (GatewayMode::Routed, GatewayMode::Routed));
+fn routed_networks_are_the_same_in_both_families(backend: FirewallBackend) {
+    let fleet = fleet(backend, |main| (main.mode4, main.mode6) = (GatewayMode::Routed, GatewayMode::Routed));
     let Fleet { lab, web, stranger, .. } = &fleet;
     for family in &FAMILIES {
         let inner = family.address(web);
@@ -161,10 +167,9 @@ fn routed_networks_are_the_same_in_both_families() {
     }
 }
 
-#[test]
-fn unprotected_networks_are_the_same_in_both_families() {
+fn unprotected_networks_are_the_same_in_both_families(backend: FirewallBackend) {
     let unprotected = GatewayMode::NatUnprotected;
-    let fleet = fleet(|main| (main.mode4, main.mode6) = (unprotected, unprotected));
+    let fleet = fleet(backend, |main| (main.mode4, main.mode6) = (unprotected, unprotected));
     let Fleet { lab, web, .. } = &fleet;
     for family in &FAMILIES {
         hold(&[
@@ -181,9 +186,8 @@ fn unprotected_networks_are_the_same_in_both_families() {
     }
 }
 
-#[test]
-fn internal_networks_are_the_same_in_both_families() {
-    let fleet = fleet(|main| main.internal = true);
+fn internal_networks_are_the_same_in_both_families(backend: FirewallBackend) {
+    let fleet = fleet(backend, |main| main.internal = true);
     let Fleet { lab, web, neighbour, stranger, .. } = &fleet;
     run(&web.netns, "ip route add default via 172.30.0.1");
     run(&web.netns, "ip -6 route add default via fd00:30::1");
@@ -199,9 +203,8 @@ fn internal_networks_are_the_same_in_both_families() {
     }
 }
 
-#[test]
-fn networks_without_traffic_among_containers_are_the_same_in_both_families() {
-    let fleet = fleet(|main| main.icc = false);
+fn networks_without_traffic_among_containers_are_the_same_in_both_families(backend: FirewallBackend) {
+    let fleet = fleet(backend, |main| main.icc = false);
     let Fleet { lab, web, neighbour, .. } = &fleet;
     for family in &FAMILIES {
         hold(&[

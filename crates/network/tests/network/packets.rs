@@ -2,13 +2,29 @@
 
 use crate::lab::{
     CLIENT, CLIENT6, HOST, HOST6, Lab, TABLE, ask_tcp, ask_udp, bridge, container, eventually, port, run,
-    serve_tcp, serve_udp, tcp, within,
+    serve_tcp, serve_udp, skipped, tcp, within,
 };
-use brigantine_network::{BridgeSpec, HostPort, PortRequest, Protocol};
+use brigantine_network::{BridgeSpec, FirewallBackend, HostPort, PortRequest, Protocol};
 
-#[test]
-fn outbound_traffic_has_the_hosts_address() {
-    let lab = Lab::new();
+backends![
+    outbound_traffic_has_the_hosts_address,
+    a_container_looks_as_dockers_do,
+    containers_of_a_bridge_reach_each_other_and_the_host_reaches_them,
+    a_published_port_is_reached_from_everywhere,
+    a_published_port_is_reached_with_and_without_bridge_filtering,
+    a_port_published_on_loopback_is_for_the_host_alone,
+    what_is_not_published_is_not_reached_from_outside,
+    bridges_are_isolated_but_for_published_ports,
+    an_internal_bridge_has_no_way_out_or_in,
+    without_icc_containers_reach_the_outside_but_not_each_other,
+    a_container_cannot_reach_the_hosts_loopback_by_crafted_packets,
+    ipv6_works_as_ipv4_does,
+    a_udp_flow_follows_its_port_to_the_next_container,
+    a_published_sctp_port_is_reached,
+];
+
+fn outbound_traffic_has_the_hosts_address(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let one = lab.connect(&fabric, &container("one", &bridge("brig0", 30), 2)).unwrap();
     serve_tcp(&lab.client, 80);
@@ -17,9 +33,8 @@ fn outbound_traffic_has_the_hosts_address() {
     assert_eq!(ask_udp(&one.netns, &format!("{CLIENT}:53")).unwrap(), HOST);
 }
 
-#[test]
-fn a_container_looks_as_dockers_do() {
-    let lab = Lab::new();
+fn a_container_looks_as_dockers_do(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let one = lab.connect(&fabric, &container("one", &bridge("brig0", 30), 2)).unwrap();
     let links = run(&one.netns, "ip -o addr");
@@ -39,9 +54,8 @@ fn lab_none(id: &str) -> brigantine_network::SandboxSpec {
     brigantine_network::SandboxSpec { id: id.to_owned(), ..Default::default() }
 }
 
-#[test]
-fn containers_of_a_bridge_reach_each_other_and_the_host_reaches_them() {
-    let lab = Lab::new();
+fn containers_of_a_bridge_reach_each_other_and_the_host_reaches_them(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let one = lab.connect(&fabric, &container("one", &bridge("brig0", 30), 2)).unwrap();
     let two = lab.connect(&fabric, &container("two", &bridge("brig0", 30), 3)).unwrap();
@@ -50,15 +64,13 @@ fn containers_of_a_bridge_reach_each_other_and_the_host_reaches_them() {
     assert_eq!(ask_tcp(&lab.host, "172.30.0.3:80").unwrap(), "172.30.0.1");
 }
 
-#[test]
-fn a_published_port_is_reached_from_everywhere() {
-    published_port_is_reached(&Lab::new());
+fn a_published_port_is_reached_from_everywhere(backend: FirewallBackend) {
+    published_port_is_reached(&Lab::on(backend));
 }
 
 /// Frames on bridges pass the firewall where br_netfilter is loaded (by docker, say) and not elsewhere.
-#[test]
-fn a_published_port_is_reached_with_and_without_bridge_filtering() {
-    let lab = Lab::new();
+fn a_published_port_is_reached_with_and_without_bridge_filtering(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     if std::path::Path::new("/proc/sys/net/bridge").exists() {
         run(
             &lab.host,
@@ -89,9 +101,8 @@ fn published_port_is_reached(lab: &Lab) {
     ask_tcp(&other.netns, "172.30.0.1:8080").expect("by the gateway's address");
 }
 
-#[test]
-fn a_port_published_on_loopback_is_for_the_host_alone() {
-    let lab = Lab::new();
+fn a_port_published_on_loopback_is_for_the_host_alone(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let mut spec = container("web", &bridge("brig0", 30), 2);
     spec.ports = vec![PortRequest { host_ip: Some([127, 0, 0, 1].into()), ..tcp(8080, 80) }];
@@ -102,9 +113,8 @@ fn a_port_published_on_loopback_is_for_the_host_alone() {
     assert!(ask_tcp(&lab.host, &format!("{HOST}:8080")).is_err());
 }
 
-#[test]
-fn what_is_not_published_is_not_reached_from_outside() {
-    let lab = Lab::new();
+fn what_is_not_published_is_not_reached_from_outside(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let mut spec = container("web", &bridge("brig0", 30), 2);
     spec.ports = vec![tcp(8080, 80)];
@@ -118,9 +128,8 @@ fn what_is_not_published_is_not_reached_from_outside() {
     ask_tcp(&lab.client, &format!("{HOST}:8080")).unwrap();
 }
 
-#[test]
-fn bridges_are_isolated_but_for_published_ports() {
-    let lab = Lab::new();
+fn bridges_are_isolated_but_for_published_ports(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let second = bridge("brig1", 31);
     lab.on_host(|| fabric.ensure_bridge(&second)).unwrap();
@@ -138,9 +147,8 @@ fn bridges_are_isolated_but_for_published_ports() {
     ask_tcp(&one.netns, "172.30.0.1:90").unwrap();
 }
 
-#[test]
-fn an_internal_bridge_has_no_way_out_or_in() {
-    let lab = Lab::new();
+fn an_internal_bridge_has_no_way_out_or_in(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let internal = BridgeSpec { internal: true, ..bridge("brig1", 31) };
     lab.on_host(|| fabric.ensure_bridge(&internal)).unwrap();
@@ -165,9 +173,8 @@ fn an_internal_bridge_has_no_way_out_or_in() {
     assert!(ask_tcp(&lab.client, "172.31.0.2:80").is_err());
 }
 
-#[test]
-fn without_icc_containers_reach_the_outside_but_not_each_other() {
-    let lab = Lab::new();
+fn without_icc_containers_reach_the_outside_but_not_each_other(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let apart = BridgeSpec { icc: false, ..bridge("brig1", 31) };
     lab.on_host(|| fabric.ensure_bridge(&apart)).unwrap();
@@ -180,9 +187,8 @@ fn without_icc_containers_reach_the_outside_but_not_each_other() {
     ask_tcp(&lab.host, "172.31.0.3:80").unwrap();
 }
 
-#[test]
-fn a_container_cannot_reach_the_hosts_loopback_by_crafted_packets() {
-    let lab = Lab::new();
+fn a_container_cannot_reach_the_hosts_loopback_by_crafted_packets(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let one = lab.connect(&fabric, &container("one", &bridge("brig0", 30), 2)).unwrap();
     within(&lab.host, || {
@@ -194,13 +200,15 @@ fn a_container_cannot_reach_the_hosts_loopback_by_crafted_packets() {
     run(&one.netns, "ip rule del pref 0");
     run(&one.netns, "ip route add 127.0.0.1/32 via 172.30.0.1 dev eth0 src 172.30.0.2");
     assert!(ask_tcp(&one.netns, "127.0.0.1:90").is_err());
-    let reachable = run(&lab.host, "nft list chain inet brigantine-test raw");
-    assert_eq!(reachable.matches(" drop").count(), 2, "{reachable}");
+    let rules = match backend {
+        FirewallBackend::Iptables => run(&lab.host, "iptables-legacy -t raw -S BRIG-test-RAW"),
+        _ => run(&lab.host, "nft list chain inet brigantine-test raw"),
+    };
+    assert_eq!(rules.to_lowercase().matches(" drop").count(), 2, "{rules}");
 }
 
-#[test]
-fn ipv6_works_as_ipv4_does() {
-    let lab = Lab::new();
+fn ipv6_works_as_ipv4_does(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.fabric();
     let dual = BridgeSpec {
         subnet6: Some("fd00:30::/64".parse().unwrap()),
@@ -232,9 +240,8 @@ fn ipv6_works_as_ipv4_does() {
     assert_eq!(ask_tcp(&two.netns, &format!("[{CLIENT6}]:80")).unwrap(), HOST6, "outbound is masqueraded");
 }
 
-#[test]
-fn a_udp_flow_follows_its_port_to_the_next_container() {
-    let lab = Lab::new();
+fn a_udp_flow_follows_its_port_to_the_next_container(backend: FirewallBackend) {
+    let lab = Lab::on(backend);
     let fabric = lab.with_bridge();
     let request = vec![port(Protocol::Udp, 5353, 53)];
     let client = within(&lab.client, || {
@@ -258,6 +265,51 @@ fn a_udp_flow_follows_its_port_to_the_next_container() {
         eventually(id, answered);
         lab.on_host(|| fabric.disconnect(id)).unwrap();
     }
+}
+
+fn sctp() -> rustix::io::Result<std::os::fd::OwnedFd> {
+    use rustix::net::{AddressFamily, SocketType, ipproto};
+    rustix::net::socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::SCTP))
+}
+
+fn a_published_sctp_port_is_reached(backend: FirewallBackend) {
+    use std::io::{Read, Write};
+    let lab = Lab::on(backend);
+    let fabric = lab.with_bridge();
+    let mut spec = container("web", &bridge("brig0", 30), 2);
+    spec.ports = vec![port(Protocol::Sctp, 8080, 80)];
+    let connected = lab.connect(&fabric, &spec);
+    if sctp().is_err() {
+        skipped("SCTP", "CONFIG_IP_SCTP");
+        let error = connected.unwrap_err().to_string();
+        assert!(error.contains("8080/sctp"), "{error}");
+        return;
+    }
+    let web = connected.unwrap();
+    let listener = within(&web.netns, || {
+        let socket = sctp().unwrap();
+        rustix::net::bind(&socket, &std::net::SocketAddr::from(([0, 0, 0, 0], 80))).unwrap();
+        rustix::net::listen(&socket, 8).unwrap();
+        std::net::TcpListener::from(socket)
+    });
+    std::thread::spawn(move || {
+        // Its calls are those of TCP.
+        while let Ok((mut stream, peer)) = listener.accept() {
+            drop(stream.write_all(peer.ip().to_string().as_bytes()));
+        }
+    });
+    let ask = |from: &std::os::fd::OwnedFd, to: &str| -> std::io::Result<String> {
+        within(from, || {
+            let socket = sctp()?;
+            rustix::net::connect(&socket, &to.parse::<std::net::SocketAddr>().unwrap())?;
+            let mut text = String::new();
+            std::net::TcpStream::from(socket).read_to_string(&mut text)?;
+            Ok(text)
+        })
+    };
+    assert_eq!(ask(&lab.client, &format!("{HOST}:8080")).unwrap(), CLIENT, "from outside");
+    ask(&lab.host, &format!("{HOST}:8080")).expect("from the host");
+    assert!(ask_tcp(&lab.client, &format!("{HOST}:8080")).is_err(), "by its protocol alone");
 }
 
 #[test]

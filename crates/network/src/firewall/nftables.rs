@@ -5,7 +5,7 @@
 //! engine's bridges and published ports. Other tables are never touched.
 //!
 //! ```text
-//! raw         (prerouting, raw)     from a bridge with a loopback address: drop
+//! raw         (prerouting, raw)     from a bridge with a loopback address, or to the end of a tunnel: drop
 //! prerouting  (prerouting, dstnat)  to an address of the host, from a bridge, the gate or (without a gate) anywhere:
 //!                                   jump ports
 //! output      (output, dstnat)      to an address of the host: jump ports
@@ -24,74 +24,21 @@
 use std::io;
 use std::sync::{Mutex, PoisonError};
 
-use crate::bridge::{BridgeSpec, GatewayMode};
+use super::sets::{
+    ANY4, ANY6, BRIDGE_SETS, BRIDGES, DIRECT, INNER4, INNER6, INTERNAL, MASQUERADE4, MASQUERADE6, OPEN4,
+    OPEN6, PINGED4, PINGED6, PORT_SETS, PORTS4, PORTS6, ROUTED4, ROUTED6, SELF4, SELF6, TRUSTED, TUNNELS4,
+    TUNNELS6, WITHIN, add_ports, bridge_elements, elements_for, single,
+};
+use super::{Change, Contents};
+use crate::bridge::BridgeSpec;
 use crate::error::Error;
 use crate::gate::Gate;
-use crate::link::octets;
 use crate::nft::{
-    ALL_CHAINS, Bytes, DroppingChain, Element, Expression as E, FAMILY_INET, FORWARD, Field, Hook, INPUT,
-    IPV4, IPV6, OUTPUT, POSTROUTING, PREROUTING, R0, Set, Transaction, dropping_chain, family_name,
-    get_table,
+    ALL_CHAINS, Bytes, DroppingChain, Element, Expression as E, FAMILY_INET, FORWARD, Hook, INPUT, IPV4,
+    IPV6, OUTPUT, POSTROUTING, PREROUTING, R0, Transaction, dropping_chain, family_name, get_table,
 };
 use crate::ports::PublishedPort;
 use crate::socket::Socket;
-
-const BRIDGES: Set = Set { name: "bridges", key: &[Field::Interface], value: &[] };
-const INTERNAL: Set = Set { name: "internal", key: &[Field::Interface], value: &[] };
-const MASQUERADE4: Set = Set { name: "masquerade4", key: &[Field::Interface], value: &[] };
-const MASQUERADE6: Set = Set { name: "masquerade6", key: &[Field::Interface], value: &[] };
-/// Bridges that let everything in that is addressed to their containers.
-const OPEN4: Set = Set { name: "open4", key: &[Field::Interface], value: &[] };
-const OPEN6: Set = Set { name: "open6", key: &[Field::Interface], value: &[] };
-/// Bridges whose containers answer to a ping from outside.
-const PINGED4: Set = Set { name: "pinged4", key: &[Field::Interface], value: &[] };
-const PINGED6: Set = Set { name: "pinged6", key: &[Field::Interface], value: &[] };
-/// Whose packets go to published ports without asking the host's own rules for input.
-const TRUSTED: Set = Set { name: "trusted", key: &[Field::Interface], value: &[] };
-/// Each bridge with itself: what stays on one bridge.
-const WITHIN: Set = Set { name: "within", key: &[Field::Interface, Field::Interface], value: &[] };
-const PORTS4: Set = Set {
-    name: "ports4",
-    key: &[Field::Ipv4, Field::Protocol, Field::Port],
-    value: &[Field::Ipv4, Field::Port],
-};
-const PORTS6: Set = Set {
-    name: "ports6",
-    key: &[Field::Ipv6, Field::Protocol, Field::Port],
-    value: &[Field::Ipv6, Field::Port],
-};
-const ANY4: Set =
-    Set { name: "any4", key: &[Field::Protocol, Field::Port], value: &[Field::Ipv4, Field::Port] };
-const ANY6: Set =
-    Set { name: "any6", key: &[Field::Protocol, Field::Port], value: &[Field::Ipv6, Field::Port] };
-/// Each container that publishes ports with itself.
-const SELF4: Set = Set { name: "self4", key: &[Field::Ipv4, Field::Ipv4], value: &[] };
-const SELF6: Set = Set { name: "self6", key: &[Field::Ipv6, Field::Ipv6], value: &[] };
-/// Ports that routed containers publish at their own addresses.
-const ROUTED4: Set = Set { name: "routed4", key: &[Field::Ipv4, Field::Protocol, Field::Port], value: &[] };
-const ROUTED6: Set = Set { name: "routed6", key: &[Field::Ipv6, Field::Protocol, Field::Port], value: &[] };
-/// Interfaces of the host with bridges whose published ports they reach at the containers' own addresses.
-const DIRECT: Set = Set { name: "direct", key: &[Field::Interface, Field::Interface], value: &[] };
-/// Ports that are published with translation, as the containers have them.
-const INNER4: Set = Set { name: "inner4", key: &[Field::Ipv4, Field::Protocol, Field::Port], value: &[] };
-const INNER6: Set = Set { name: "inner6", key: &[Field::Ipv6, Field::Protocol, Field::Port], value: &[] };
-/// What changes with bridges.
-const BRIDGE_SETS: [&Set; 11] = [
-    &BRIDGES,
-    &INTERNAL,
-    &MASQUERADE4,
-    &MASQUERADE6,
-    &OPEN4,
-    &OPEN6,
-    &PINGED4,
-    &PINGED6,
-    &TRUSTED,
-    &WITHIN,
-    &DIRECT,
-];
-/// What changes with containers.
-const PORT_SETS: [&Set; 10] =
-    [&PORTS4, &PORTS6, &ANY4, &ANY6, &SELF4, &SELF6, &ROUTED4, &ROUTED6, &INNER4, &INNER6];
 
 /// `established` and `related`.
 const ESTABLISHED: u32 = 2 | 4;
@@ -106,17 +53,9 @@ const LAST: i32 = i32::MAX - 1;
 
 /// Handle on the table. Changes are serialised here as the kernel would do anyway.
 #[derive(Debug)]
-pub(crate) struct Firewall {
+pub(crate) struct Nftables {
     table: String,
     state: Mutex<State>,
-}
-
-/// Everything the table follows from.
-#[derive(Debug)]
-pub(crate) struct Contents<'a> {
-    pub bridges: &'a [BridgeSpec],
-    pub ports: &'a [PublishedPort],
-    pub gate: Option<&'a Gate>,
 }
 
 #[derive(Debug, Default)]
@@ -139,16 +78,7 @@ impl State {
     }
 }
 
-/// Whether a change of elements could be made on the table as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub(crate) enum Change {
-    Done,
-    /// The table is not loaded, or somebody took it or parts of it away: load it whole.
-    Reload,
-}
-
-impl Firewall {
+impl Nftables {
     pub fn new(table: String) -> Self {
         Self { table, state: Mutex::default() }
     }
@@ -174,6 +104,9 @@ impl Firewall {
             transaction.add_set(set);
         }
         add_rules(&mut transaction, contents.gate.is_some());
+        if contents.bridges.iter().any(|bridge| bridge.tunnel.is_some()) {
+            close_tunnels(&mut transaction);
+        }
         for bridge in contents.bridges {
             add_bridge(&mut transaction, bridge);
         }
@@ -205,10 +138,18 @@ impl Firewall {
     }
 
     pub fn add_bridge(&self, bridge: &BridgeSpec) -> Result<Change, Error> {
+        if bridge.tunnel.is_some() {
+            // Perhaps the first one, which brings rules of its own.
+            return Ok(Change::Reload);
+        }
         self.change(|transaction| add_bridge(transaction, bridge))
     }
 
     pub fn remove_bridge(&self, bridge: &BridgeSpec) -> Result<Change, Error> {
+        if bridge.tunnel.is_some() {
+            // Other networks may have the same ends.
+            return Ok(Change::Reload);
+        }
         self.change(|transaction| {
             for (set, element) in bridge_elements(bridge) {
                 transaction.delete_elements(set, &[element]);
@@ -240,6 +181,17 @@ impl Firewall {
         let mut state = self.lock();
         state.loaded = false;
         state.socket()?.commit(transaction.finish())
+    }
+
+    /// Whether this kernel has nf_tables at all, or would not say.
+    pub fn answers(&self) -> bool {
+        match self.exists() {
+            Ok(_) => true,
+            Err(Error::FirewallUnavailable { source, .. } | Error::Kernel { source, .. }) => {
+                matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES))
+            }
+            Err(_) => false,
+        }
     }
 
     /// Whether the table is there.
@@ -336,12 +288,14 @@ fn add_gate(transaction: &mut Transaction<'_>, family: u8, gate: &Gate) {
         "the way round to published ports (nft_dup_ipv4, nft_dup_ipv6)",
         &[
             E::IsMark(GATE_MARK),
+            // The copy comes back with it, and to others its bits mean something else.
+            E::SetMark(0),
             E::Load { register: R0, value: neighbour },
             E::Load { register: device, value: Bytes::new(&gate.way_out.to_ne_bytes()) },
             E::Duplicate { address: R0, device },
+            E::Drop,
         ],
     );
-    transaction.add_rule("gate", "what went round", &[E::IsMark(GATE_MARK), E::Drop]);
 }
 
 fn add_rules(transaction: &mut Transaction<'_>, has_gate: bool) {
@@ -365,7 +319,8 @@ fn add_rules(transaction: &mut Transaction<'_>, has_gate: bool) {
         transaction.add_rule(
             "raw",
             what,
-            &[E::IsFamily(IPV4), input, E::In(&BRIDGES), first_byte(offset), is_loopback, E::Drop],
+            // Each packet comes by here: what is cheap is looked at first.
+            &[E::IsFamily(IPV4), first_byte(offset), is_loopback, input, E::In(&BRIDGES), E::Drop],
         );
     }
     let to_ports = [E::IsLocalDestination, E::Jump("ports")];
@@ -519,141 +474,37 @@ fn add_rules(transaction: &mut Transaction<'_>, has_gate: bool) {
     }
 }
 
+/// Containers could put frames into overlay networks, or ask their hosts for names, by the hosts' own ports.
+fn close_tunnels(transaction: &mut Transaction<'_>) {
+    for (family, offset, length, next, tunnels) in
+        [(IPV4, 16, 4, R0 + 1, &TUNNELS4), (IPV6, 24, 16, R0 + 4, &TUNNELS6)]
+    {
+        transaction.add_rule(
+            "raw",
+            "the ends of tunnels",
+            &[
+                E::IsFamily(family),
+                E::LoadInputInterface(R0),
+                E::In(&BRIDGES),
+                E::LoadNetwork { offset, length, register: R0 },
+                E::LoadProtocol(next),
+                E::LoadDestinationPort(next + 1),
+                E::In(tunnels),
+                E::Drop,
+            ],
+        );
+    }
+}
+
 fn add_bridge(transaction: &mut Transaction<'_>, bridge: &BridgeSpec) {
     for (set, element) in bridge_elements(bridge) {
         transaction.add_elements(set, &[element]);
     }
 }
 
-fn bridge_elements(bridge: &BridgeSpec) -> Vec<(&'static Set, Element)> {
-    let name = interface_name(&bridge.name);
-    let mut elements = vec![
-        (&BRIDGES, single(&bridge.name)),
-        (&TRUSTED, single(&bridge.name)),
-        (&WITHIN, Element { key: [name.clone(), name.clone()].concat(), value: Vec::new() }),
-    ];
-    let trusted: std::collections::BTreeSet<&String> = bridge.trusted.iter().collect();
-    elements.extend(trusted.into_iter().map(|from| {
-        (&DIRECT, Element { key: [interface_name(from), name.clone()].concat(), value: Vec::new() })
-    }));
-    if bridge.internal {
-        elements.push((&INTERNAL, single(&bridge.name)));
-        return elements;
-    }
-    for (mode, masquerade, open, pinged) in
-        [(bridge.mode4, &MASQUERADE4, &OPEN4, &PINGED4), (bridge.mode6, &MASQUERADE6, &OPEN6, &PINGED6)]
-    {
-        match mode {
-            GatewayMode::Routed => elements.push((pinged, single(&bridge.name))),
-            GatewayMode::NatUnprotected => elements.push((open, single(&bridge.name))),
-            GatewayMode::Nat | GatewayMode::Isolated => {}
-        }
-        if bridge.masquerade && !matches!(mode, GatewayMode::Routed | GatewayMode::Isolated) {
-            elements.push((masquerade, single(&bridge.name)));
-        }
-    }
-    elements
-}
-
-fn single(interface: &str) -> Element {
-    Element { key: interface_name(interface), value: Vec::new() }
-}
-
-/// As the kernel compares it: padded with zeros.
-fn interface_name(name: &str) -> Vec<u8> {
-    let mut bytes = name.as_bytes().to_vec();
-    bytes.resize(16, 0);
-    bytes
-}
-
-fn add_ports(transaction: &mut Transaction<'_>, ports: &[PublishedPort]) {
-    for set in PORT_SETS {
-        transaction.add_elements(set, &elements_for(set, ports));
-    }
-}
-
-/// The elements of `ports` that belong into this set.
-fn elements_for(set: &Set, ports: &[PublishedPort]) -> Vec<Element> {
-    let mut elements: Vec<Element> = ports.iter().filter_map(|port| element(set, port)).collect();
-    elements.sort_unstable();
-    elements.dedup();
-    elements
-}
-
-fn element(set: &Set, port: &PublishedPort) -> Option<Element> {
-    let container = octets(port.container_ip);
-    let (routed, inner) = if port.container_ip.is_ipv4() { (&ROUTED4, &INNER4) } else { (&ROUTED6, &INNER6) };
-    if set.name == routed.name || set.name == inner.name {
-        let mut key = container;
-        key.extend([port.protocol.number(), 0, 0, 0]);
-        key.extend(port_field(port.container_port));
-        let is_of_set = port.is_routed() == (set.name == routed.name);
-        return is_of_set.then(|| Element { key, value: Vec::new() });
-    }
-    if port.is_routed() {
-        return None;
-    }
-    if port.host_ip.is_ipv4() != port.container_ip.is_ipv4() {
-        // Families are not translated into each other; a relay has it.
-        return None;
-    }
-    let is_any = port.host_ip.is_unspecified();
-    let (exact, any, own) =
-        if port.host_ip.is_ipv4() { (&PORTS4, &ANY4, &SELF4) } else { (&PORTS6, &ANY6, &SELF6) };
-    if set.name == own.name {
-        return Some(Element { key: [container.as_slice(), &container].concat(), value: Vec::new() });
-    }
-    if set.name != (if is_any { any } else { exact }).name {
-        return None;
-    }
-    let mut key = if is_any { Vec::new() } else { octets(port.host_ip) };
-    key.extend([port.protocol.number(), 0, 0, 0]);
-    key.extend(port_field(port.host_port));
-    let mut value = container;
-    value.extend(port_field(port.container_port));
-    Some(Element { key, value })
-}
-
-fn port_field(port: u16) -> [u8; 4] {
-    let [high, low] = port.to_be_bytes();
-    [high, low, 0, 0]
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ports::Protocol;
-
-    fn published(host: &str, container: &str) -> PublishedPort {
-        PublishedPort {
-            protocol: Protocol::Udp,
-            host_ip: host.parse().unwrap(),
-            host_port: 0x1234,
-            container_ip: container.parse().unwrap(),
-            container_port: 0x5678,
-        }
-    }
-
-    #[test]
-    fn a_port_is_in_the_map_of_its_kind_and_its_container_once_in_the_set_of_its_own() {
-        let any = published("0.0.0.0", "172.30.0.2");
-        let exact = published("127.0.0.1", "172.30.0.2");
-        let ports = [any, exact, published("::", "fd00::2")];
-        assert_eq!(
-            elements_for(&ANY4, &ports),
-            [Element {
-                key: vec![17, 0, 0, 0, 0x12, 0x34, 0, 0],
-                value: vec![172, 30, 0, 2, 0x56, 0x78, 0, 0],
-            }]
-        );
-        assert_eq!(elements_for(&PORTS4, &ports)[0].key, [127, 0, 0, 1, 17, 0, 0, 0, 0x12, 0x34, 0, 0]);
-        assert_eq!(
-            elements_for(&SELF4, &ports),
-            [Element { key: vec![172, 30, 0, 2, 172, 30, 0, 2], value: vec![] }]
-        );
-        assert_eq!(elements_for(&ANY6, &ports)[0].value.len(), 20);
-        assert!(elements_for(&PORTS6, &ports).is_empty());
-    }
 
     #[test]
     fn what_the_kernel_lacks_is_named() {
