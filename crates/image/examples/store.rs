@@ -1,4 +1,5 @@
 //! A store without an engine: `store ROOT load FILE`, `save NAME FILE`, `import FILE NAME`, `apply FILE DIR`, `list`.
+//! `BRIG_STORAGE` names the form of its layers.
 
 use std::error::Error;
 use std::fs::File;
@@ -14,19 +15,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let mut out = std::io::stdout();
     let start = Instant::now();
+    let storage = std::env::var("BRIG_STORAGE").ok().map(|name| name.parse()).transpose()?;
+    let open = |root: &str| Store::open_with(Path::new(root), storage);
     match args[..] {
         [root, "load", file] => {
-            let store = Store::open(Path::new(root))?;
+            let store = open(root)?;
             for loaded in archive::load(&store, File::open(file)?, &mut |_| {})? {
                 writeln!(out, "{}", loaded.message())?;
             }
         }
         [root, "save", name, file] => {
-            let store = Store::open(Path::new(root))?;
+            let store = open(root)?;
             archive::save(&store, &[name.to_owned()], File::create(file)?)?;
         }
         [root, "import", file, name] => {
-            let store = Store::open(Path::new(root))?;
+            let store = open(root)?;
             let import = Import { reference: Some(name.parse()?), ..Import::default() };
             writeln!(out, "{}", archive::import(&store, File::open(file)?, &import)?.id)?;
         }
@@ -35,7 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             writeln!(out, "{applied:?}")?;
         }
         [root, "list"] => {
-            for image in Store::open(Path::new(root))?.list()? {
+            for image in open(root)?.list()? {
                 writeln!(out, "{} {:?} {:?} {}", image.id.short(), image.tags, image.digests, image.size)?;
             }
         }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::content::Content;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result};
-use crate::layer::{self, ARCHIVE, Applied, INDEX, Indexed};
+use crate::layer::{self, ARCHIVE, Applied, DiffId, INDEX, Indexed};
 use crate::snapshot::{LayerFiles, Storage};
 use crate::temp::{self, TempDir};
 
@@ -53,6 +53,37 @@ struct Form {
     /// Digest of its EROFS index.
     index: Option<Digest>,
     bare: bool,
+}
+
+impl Form {
+    /// Of the index that has just been written.
+    fn of_index(temp: &TempDir) -> Result<Self> {
+        let path = temp.path().join(INDEX);
+        let index = fs::read(&path).at("read", path)?;
+        Ok(Self { index: Some(Digest::sha256(&index)), bare: false })
+    }
+}
+
+/// A layer that is made and not visible yet; without [`Layers::place`] it goes.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    temp: TempDir,
+    applied: Applied,
+    form: Form,
+}
+
+impl Prepared {
+    pub fn diff_id(&self) -> &Digest {
+        &self.applied.diff_id
+    }
+}
+
+/// An uncompressed archive that was kept, whatever it is.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub digest: Digest,
+    /// The layer, if it is one.
+    pub prepared: Option<Prepared>,
 }
 
 impl LayerInfo {
@@ -184,9 +215,8 @@ impl Layers {
         if applied.diff_id != *diff_id {
             return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
         }
-        let path = temp.path().join(INDEX);
-        let index = fs::read(&path).at("read", path)?;
-        self.finish(temp, &applied, Form { index: Some(Digest::sha256(&index)), bare: false }).map(Some)
+        let form = Form::of_index(&temp)?;
+        self.finish(temp, &applied, form).map(Some)
     }
 
     /// Makes the files of a whole image unless they are there: `fill` extracts its layers into an empty directory.
@@ -230,7 +260,8 @@ impl Layers {
     fn extract(&self, diff_id: &Digest, reader: impl Read) -> Result<LayerInfo> {
         let layer_error = |source| Error::Layer { layer: diff_id.to_string(), source };
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let (applied, form) = self.fill(reader, &temp, diff_id.algorithm(), &diff_id.to_string())?;
+        let (applied, form) =
+            self.fill(reader, &temp, DiffId::Hashed(diff_id.algorithm()), &diff_id.to_string())?;
         if applied.diff_id != *diff_id {
             return Err(layer_error(layer::LayerError::DiffId { actual: applied.diff_id }));
         }
@@ -245,9 +276,38 @@ impl Layers {
         hold: impl FnOnce(&Digest) -> Result<()>,
     ) -> Result<LayerInfo> {
         let temp = TempDir::create(&self.tmp, "layer")?;
-        let (applied, form) = self.fill(reader, &temp, Algorithm::Sha256, name)?;
+        let (applied, form) = self.fill(reader, &temp, DiffId::Hashed(Algorithm::Sha256), name)?;
         hold(&applied.diff_id)?;
         self.finish(temp, &applied, form)
+    }
+
+    /// Makes a layer of whatever diff id, out of sight.
+    pub fn prepare(&self, reader: impl Read, diff_id: DiffId<'_>, name: &str) -> Result<Prepared> {
+        let temp = TempDir::create(&self.tmp, "layer")?;
+        let (applied, form) = self.fill(reader, &temp, diff_id, name)?;
+        Ok(Prepared { temp, applied, form })
+    }
+
+    /// Keeps an uncompressed archive as `path`, which is its layer at once where it has an index.
+    pub fn keep(&self, reader: impl Read, algorithm: Algorithm, path: &Path) -> Result<Kept> {
+        let temp = TempDir::create(&self.tmp, "layer")?;
+        let layer_error = |source| Error::Layer { layer: "of the archive".to_owned(), source };
+        let layer::Kept { digest, indexed } =
+            layer::keep(reader, temp.path(), algorithm).map_err(layer_error)?;
+        fs::hard_link(temp.path().join(ARCHIVE), path).at("link", path)?;
+        let prepared = match indexed {
+            Ok(Indexed::Whole(applied)) => Some(Prepared { form: Form::of_index(&temp)?, temp, applied }),
+            // Who needs it as a layer hears why it is none.
+            Ok(Indexed::Unfit { .. }) | Err(_) => None,
+        };
+        Ok(Kept { digest, prepared })
+    }
+
+    /// Makes a prepared layer visible, unless it is there.
+    pub fn place(&self, prepared: Prepared) -> Result<LayerInfo> {
+        let Prepared { temp, applied, form } = prepared;
+        let diff_id = applied.diff_id.clone();
+        self.once(&diff_id, || self.finish(temp, &applied, form))
     }
 
     /// Makes a layer's files in the form in use.
@@ -255,7 +315,7 @@ impl Layers {
         &self,
         reader: impl Read,
         temp: &TempDir,
-        algorithm: Algorithm,
+        diff_id: DiffId<'_>,
         name: &str,
     ) -> Result<(Applied, Form)> {
         let layer_error = |source| Error::Layer { layer: name.to_owned(), source };
@@ -264,25 +324,21 @@ impl Layers {
         match self.storage() {
             Storage::Overlay => {
                 make_tree()?;
-                Ok((layer::apply(reader, &tree, algorithm).map_err(layer_error)?, Form::default()))
+                Ok((layer::apply_named(reader, &tree, diff_id).map_err(layer_error)?, Form::default()))
             }
             Storage::Copy => {
-                let applied = layer::inspect(reader, algorithm).map_err(layer_error)?;
+                let applied = layer::inspect_named(reader, diff_id).map_err(layer_error)?;
                 Ok((applied, Form { bare: true, ..Form::default() }))
             }
             Storage::Erofs => {
-                match layer::index(reader, temp.path(), algorithm).map_err(layer_error)? {
-                    Indexed::Whole(applied) => {
-                        let path = temp.path().join(INDEX);
-                        let index = fs::read(&path).at("read", path)?;
-                        Ok((applied, Form { index: Some(Digest::sha256(&index)), bare: false }))
-                    }
+                match layer::index_named(reader, temp.path(), diff_id).map_err(layer_error)? {
+                    Indexed::Whole(applied) => Ok((applied, Form::of_index(temp)?)),
                     Indexed::Unfit { diff_id, .. } => {
                         // The format has no room for it; the archive is there, and goes when it is extracted.
                         let archive = temp.path().join(ARCHIVE);
                         let file = fs::File::open(&archive).at("open", &archive)?;
                         make_tree()?;
-                        let applied = layer::apply(file, &tree, algorithm).map_err(layer_error)?;
+                        let applied = layer::apply(file, &tree, diff_id.algorithm()).map_err(layer_error)?;
                         debug_assert_eq!(applied.diff_id, diff_id, "what is kept is the archive itself");
                         fs::remove_file(&archive).at("remove", &archive)?;
                         let index = temp.path().join(INDEX);

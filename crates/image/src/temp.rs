@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -172,6 +173,27 @@ impl Drop for TempDir {
             tree::remove(&self.path).unwrap_or_default();
         }
         self.lock.unlock().unwrap_or_default();
+    }
+}
+
+/// So much is written before the disk is told to begin with it.
+const WRITEBACK_STEP: u64 = 8 << 20;
+
+/// Has the disk begin with what is written while more comes, so that a sync at the end finds little left to do.
+#[derive(Debug, Default)]
+pub(crate) struct Writeback {
+    begun: u64,
+}
+
+impl Writeback {
+    /// The file has been written up to here.
+    pub(crate) fn reached(&mut self, file: &File, length: u64) {
+        if length - self.begun >= WRITEBACK_STEP {
+            // No more than speed depends on it: what cannot be written is told by the sync.
+            brigantine_sys::fd::begin_writeback(file.as_fd(), self.begun, length - self.begun)
+                .unwrap_or_default();
+            self.begun = length;
+        }
     }
 }
 

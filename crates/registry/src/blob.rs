@@ -3,12 +3,11 @@
 //! Invariants: the network never waits for the extraction, which follows behind in the partly written file; a broken
 //! transfer goes on where it stopped, in this attempt or in a later pull; nothing is visible before it is verified.
 
-use std::fs::File;
-use std::io::{self, Read, Write};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::io::{self, Write};
+use std::sync::Arc;
 
 use brigantine_image::model::Descriptor;
-use brigantine_image::{Digest, Ingest, Lease, Store, media};
+use brigantine_image::{Digest, Follow, Follower, Ingest, Lease, Store, media};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::header::{CONTENT_RANGE, RANGE};
@@ -304,78 +303,6 @@ fn write(
     Ok(())
 }
 
-/// How far a file that is still being written may be read.
-pub(crate) struct Follow {
-    state: Mutex<FollowState>,
-    changed: Condvar,
-}
-
-struct FollowState {
-    written: u64,
-    ended: Option<bool>,
-}
-
-impl Follow {
-    fn new() -> Arc<Self> {
-        let state = FollowState { written: 0, ended: None };
-        Arc::new(Self { state: Mutex::new(state), changed: Condvar::new() })
-    }
-
-    fn update(&self, change: impl FnOnce(&mut FollowState)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
-        self.changed.notify_all();
-    }
-
-    fn advance(&self, written: u64) {
-        self.update(|state| state.written = written);
-    }
-
-    fn finish(&self) {
-        self.update(|state| state.ended = state.ended.or(Some(true)));
-    }
-
-    fn fail(&self) {
-        self.update(|state| state.ended = state.ended.or(Some(false)));
-    }
-}
-
-/// Reads a file behind its writer.
-struct Follower {
-    file: File,
-    position: u64,
-    follow: Arc<Follow>,
-}
-
-impl Read for Follower {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        let available = {
-            let mut state = self.follow.state.lock().unwrap_or_else(PoisonError::into_inner);
-            loop {
-                if state.written > self.position {
-                    break state.written - self.position;
-                }
-                match state.ended {
-                    Some(true) => return Ok(0),
-                    Some(false) => {
-                        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the download broke off"));
-                    }
-                    None => state = self.follow.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                }
-            }
-        };
-        let count = buf.len().min(usize::try_from(available).unwrap_or(usize::MAX));
-        let count = self.file.read(&mut buf[..count])?;
-        if count == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the file is shorter than what was written to it",
-            ));
-        }
-        self.position += count as u64;
-        Ok(count)
-    }
-}
-
 /// A layer being extracted behind its download.
 struct Extraction {
     follow: Arc<Follow>,
@@ -384,10 +311,10 @@ struct Extraction {
 
 impl Extraction {
     fn start(store: &Store, lease: &Lease, layer: &Layer, ingest: &Ingest) -> Result<Self, Error> {
-        let follow = Follow::new();
+        let follow = Arc::new(Follow::default());
         let file =
             ingest.reopen().map_err(Error::store(format!("store layer {}", layer.descriptor.digest)))?;
-        let source = Follower { file, position: 0, follow: Arc::clone(&follow) };
+        let source = Follower::new(file, Arc::clone(&follow));
         let (store, lease, diff_id) = (store.clone(), lease.clone(), layer.diff_id.clone());
         let task = tokio::task::spawn_blocking(move || store.unpack(&lease, &diff_id, source).map(drop));
         Ok(Self { follow, task })

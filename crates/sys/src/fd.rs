@@ -14,6 +14,16 @@ pub fn unread_by_peer(socket: BorrowedFd<'_>) -> Result<usize, Errno> {
     check(libc::c_long::from(result)).map(|_| usize::try_from(count).unwrap_or_default())
 }
 
+/// Has the disk begin to write what was written to a file from `offset` on, `length` bytes, and does not wait for it
+/// (SYNC_FILE_RANGE_WRITE, sync_file_range(2)). It makes nothing durable: that is for fsync, which then has less to do.
+pub fn begin_writeback(file: BorrowedFd<'_>, offset: u64, length: u64) -> Result<(), Errno> {
+    let (offset, length) = (offset.cast_signed(), length.cast_signed());
+    // SAFETY: it takes no memory, and changes nothing that a program could see.
+    let result =
+        unsafe { libc::sync_file_range(file.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
+    check(libc::c_long::from(result)).map(drop)
+}
+
 /// Marks every descriptor from `first` up close-on-exec. Usable after a clone.
 pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
     const CLOSE_RANGE_CLOEXEC: libc::c_uint = 4;

@@ -25,7 +25,7 @@ pub(super) struct Legacy {
 }
 
 /// Finds the images `repositories` names.
-pub(super) fn read(spool: &Spool) -> Result<Vec<Legacy>> {
+pub(super) fn read(spool: &Spool<'_>) -> Result<Vec<Legacy>> {
     let raw = spool.document("repositories", spool.require("repositories")?)?;
     let repositories: BTreeMap<String, BTreeMap<String, String>> =
         json(&raw, || "archive: repositories".to_owned())?;
@@ -42,7 +42,7 @@ pub(super) fn read(spool: &Spool) -> Result<Vec<Legacy>> {
     by_layer.into_iter().map(|(top, names)| chain(spool, &top, names)).collect()
 }
 
-fn chain(spool: &Spool, top: &str, names: Vec<Reference>) -> Result<Legacy> {
+fn chain(spool: &Spool<'_>, top: &str, names: Vec<Reference>) -> Result<Legacy> {
     let (mut documents, mut layers) = (Vec::new(), Vec::new());
     let mut next = Some(top.to_owned());
     while let Some(id) = next {

@@ -1,7 +1,7 @@
 //! Loading docker-archives (current and older than manifest.json) and OCI-archives.
 //!
-//! All or nothing: the archive is read and checked as a whole, its layers are extracted and checked, and only then
-//! its images get their names, in one step. What a failed load brought is removed.
+//! All or nothing: the archive is read and checked as a whole, its layers are extracted on the way and checked, and only
+//! then its images get their names, in one step. What a failed load brought is removed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::{BufReader, Read};
@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use super::legacy;
 use super::spool::{Member, Spool};
+use super::unpacking::Unpacking;
 use super::{LoadProgress, Loaded};
 use crate::compress::{self, Compression};
 use crate::digest::Digest;
@@ -69,24 +70,30 @@ pub fn load_for(
     let lease = store.lease()?;
     let decoded = compress::decode(archive).map_err(Error::ArchiveRead)?;
     let input = BufReader::with_capacity(BUFFER, decoded);
-    let spool = Spool::read(store, &lease, input, &mut |bytes| progress(LoadProgress::Reading { bytes }))?;
-    let mut load = Load { store, lease, spool, platform, fresh: HashSet::new() };
-    match load.run(progress) {
-        Ok(loaded) => Ok(loaded),
-        Err(error) => {
-            let Load { lease, spool, fresh, .. } = load;
-            drop((lease, spool));
-            // What stays behind goes with the next collection; the load's own error is what matters.
-            store.abandon(&fresh).unwrap_or_default();
-            Err(error)
+    let unpacking = Unpacking::new(store.layers());
+    std::thread::scope(|scope| {
+        let _running = unpacking.start(scope);
+        let mut seen = |bytes| progress(LoadProgress::Reading { bytes });
+        let spool = Spool::read(store, &lease, &unpacking, input, &mut seen)?;
+        let mut load = Load { store, lease, spool, unpacking: &unpacking, platform, fresh: HashSet::new() };
+        match load.run(progress) {
+            Ok(loaded) => Ok(loaded),
+            Err(error) => {
+                let Load { lease, spool, fresh, .. } = load;
+                drop((lease, spool));
+                // What stays behind goes with the next collection; the load's own error is what matters.
+                store.abandon(&fresh).unwrap_or_default();
+                Err(error)
+            }
         }
-    }
+    })
 }
 
 struct Load<'a> {
     store: &'a Store,
     lease: Lease,
-    spool: Spool,
+    spool: Spool<'a>,
+    unpacking: &'a Unpacking<'a>,
     platform: Option<&'a Platform>,
     /// Blobs and layers the store did not have before.
     fresh: HashSet<Digest>,
@@ -116,12 +123,18 @@ impl Load<'_> {
                 });
             }
         }
+        let wanted = found.iter().flat_map(|image| image.layers.iter().map(|layer| layer.digest.clone()));
+        let mut prepared = self.unpacking.finish(&wanted.collect());
         let mut new = Vec::new();
         for image in &found {
             for (diff_id, layer) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
                 if self.store.layer(diff_id)?.is_none() {
                     self.fresh.insert(diff_id.clone());
                     progress(LoadProgress::Layer { diff_id: diff_id.clone(), size: layer.size });
+                    if let Some(prepared) = prepared.remove(diff_id) {
+                        self.lease.hold(diff_id)?;
+                        self.store.layers().place(prepared)?;
+                    }
                 }
             }
             self.store.unpack_layers(&self.lease, &image.config.rootfs.diff_ids, &image.layers)?;

@@ -6,6 +6,7 @@ mod legacy;
 mod load;
 mod save;
 mod spool;
+mod unpacking;
 
 use crate::digest::Digest;
 use crate::reference::Reference;

@@ -1,20 +1,23 @@
 //! The members of an archive being loaded: small ones in memory, large ones in a directory of the store's `tmp/`.
 //!
-//! Memory is bounded whatever the archive holds. A member that names its digest is checked as it is read.
+//! Memory is bounded whatever the archive holds. A member that names its digest is checked as it is read. What looks like
+//! a layer is hashed, written and unpacked in one go; see [`super::unpacking`] for who decides what it was.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{BufRead, Read as _, Write as _};
+use std::io::{self, BufRead, Read as _, Write as _};
 use std::path::PathBuf;
 
+use super::unpacking::Unpacking;
 use crate::compress::Compression;
 use crate::content::DOCUMENT_MAX;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result};
 use crate::lease::Lease;
+use crate::snapshot::Storage;
 use crate::store::Store;
-use crate::tar::{Entry, Kind, Reader, TarError};
-use crate::temp::TempDir;
+use crate::tar::{self, Entry, Kind, Reader, TarError};
+use crate::temp::{TempDir, Writeback};
 
 /// Members up to this size stay in memory…
 const SMALL: u64 = 256 << 10;
@@ -22,6 +25,8 @@ const SMALL: u64 = 256 << 10;
 const MEMORY: u64 = 32 << 20;
 const MEMBERS_MAX: usize = 100_000;
 const LINKS_MAX: usize = 16;
+/// Bytes between two words of how far it is.
+const REPORT_STEP: usize = 1 << 20;
 
 /// Where a member's bytes are.
 #[derive(Debug)]
@@ -50,17 +55,19 @@ enum Node {
 }
 
 /// All members of an archive.
-pub(super) struct Spool {
+pub(super) struct Spool<'a> {
     nodes: HashMap<String, Node>,
     dir: TempDir,
     store: Store,
+    unpacking: &'a Unpacking<'a>,
 }
 
-impl Spool {
+impl<'a> Spool<'a> {
     /// Reads the whole archive. `seen` is told how far it is, in bytes.
     pub fn read(
         store: &Store,
         lease: &Lease,
+        unpacking: &'a Unpacking<'a>,
         input: impl BufRead,
         seen: &mut dyn FnMut(u64),
     ) -> Result<Self> {
@@ -68,6 +75,7 @@ impl Spool {
             nodes: HashMap::new(),
             dir: TempDir::create(store.content().tmp(), "load")?,
             store: store.clone(),
+            unpacking,
         };
         let mut reader = Reader::new(input);
         let mut entry = Entry::default();
@@ -106,60 +114,79 @@ impl Spool {
         seen: &mut dyn FnMut(u64),
     ) -> Result<Member> {
         let expected = named_digest(name);
-        let mut hasher = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm).hasher();
-        let mut head = Vec::with_capacity(8);
-        let mut place = if size <= SMALL && *memory + size <= MEMORY {
+        let algorithm = expected.as_ref().map_or(Algorithm::Sha256, Digest::algorithm);
+        let mut source = Source::new(reader, seen);
+        let read = if size <= SMALL && *memory + size <= MEMORY {
             *memory += size;
-            Place::Memory(Vec::with_capacity(size as usize))
+            in_memory(&mut source, size, algorithm)
         } else {
-            let known = match &expected {
-                Some(digest) => {
-                    lease.hold(digest)?;
-                    self.store.content().has(digest)
-                }
-                None => false,
-            };
-            if known { Place::Store } else { Place::File(self.dir.path().join(self.nodes.len().to_string())) }
+            self.in_file(lease, expected.as_ref(), algorithm, &mut source)
         };
-        let mut file = match &place {
-            Place::File(path) => Some(File::create_new(path).at("create", path)?),
-            _ => None,
-        };
-        let mut reported = 0;
-        loop {
-            let data = reader.data().map_err(|error| match error {
-                TarError::Truncated { .. } => {
-                    Error::Archive(format!("the archive ends early, within member {name}"))
-                }
-                error => broken(error),
-            })?;
-            if data.is_empty() {
-                break;
+        match source.failure {
+            Some(TarError::Truncated { .. }) => {
+                return Err(Error::Archive(format!("the archive ends early, within member {name}")));
             }
-            hasher.update(data);
-            if head.len() < 8 {
-                head.extend_from_slice(&data[..data.len().min(8 - head.len())]);
-            }
-            match (&mut place, &mut file) {
-                (Place::Memory(bytes), _) => bytes.extend_from_slice(data),
-                (Place::File(path), Some(file)) => file.write_all(data).at("write", &*path)?,
-                _ => {}
-            }
-            let n = data.len();
-            reader.consume(n);
-            reported += n;
-            if reported >= 1 << 20 {
-                reported = 0;
-                seen(reader.position());
-            }
+            Some(error) => return Err(broken(error)),
+            None => {}
         }
-        let digest = hasher.finish();
+        let (digest, place) = read?;
         if let Some(expected) = expected
             && expected != digest
         {
             return Err(Error::Archive(format!("member {name} is corrupt: its data has digest {digest}")));
         }
-        Ok(Member { digest, size, compression: Compression::of(&head), place })
+        Ok(Member { digest, size, compression: Compression::of(&source.head), place })
+    }
+
+    /// Brings a member to the disk. What looks like a layer is made one meanwhile.
+    fn in_file(
+        &self,
+        lease: &Lease,
+        expected: Option<&Digest>,
+        algorithm: Algorithm,
+        source: &mut Source<'_, impl BufRead>,
+    ) -> Result<(Digest, Place)> {
+        let mut hasher = algorithm.hasher();
+        let mut is_layer_known = false;
+        if let Some(digest) = expected {
+            lease.hold(digest)?;
+            if self.store.content().has(digest) {
+                source.each(|data| {
+                    hasher.update(data);
+                    Ok(())
+                })?;
+                return Ok((hasher.finish(), Place::Store));
+            }
+            is_layer_known = self.store.layer(digest)?.is_some();
+        }
+        let path = self.dir.path().join(self.nodes.len().to_string());
+        let compressed = Compression::of(&source.head) != Compression::None;
+        let is_layer = !is_layer_known && (compressed || tar::is_header(&source.head));
+        if is_layer && !compressed && self.store.storage() == Storage::Erofs {
+            let kept = self.unpacking.layers().keep(source, algorithm, &path)?;
+            if let Some(prepared) = kept.prepared {
+                self.unpacking.add(prepared);
+            }
+            return Ok((kept.digest, Place::File(path)));
+        }
+        let mut file = File::create_new(&path).at("create", &path)?;
+        let coming = is_layer.then(|| self.unpacking.follow(&path, compressed));
+        let (mut writeback, mut length) = (Writeback::default(), 0);
+        source.each(|data| {
+            hasher.update(data);
+            file.write_all(data).at("write", &path)?;
+            length += data.len() as u64;
+            writeback.reached(&file, length);
+            if let Some(coming) = &coming {
+                coming.reached(length);
+            }
+            Ok(())
+        })?;
+        let digest = hasher.finish();
+        if let Some(coming) = coming {
+            coming.end(&digest);
+        }
+        Ok((digest, Place::File(path)))
     }
 
     /// A member by its path, links followed.
@@ -228,12 +255,107 @@ impl Spool {
     }
 
     /// The member's bytes as a stream.
-    pub fn open<'a>(&self, member: &'a Member) -> Result<Box<dyn std::io::Read + Send + 'a>> {
+    pub fn open<'m>(&self, member: &'m Member) -> Result<Box<dyn io::Read + Send + 'm>> {
         Ok(match &member.place {
             Place::Memory(bytes) => Box::new(&bytes[..]),
             Place::File(path) => Box::new(File::open(path).at("open", path)?),
             Place::Store => Box::new(self.store.content().open(&member.digest)?),
         })
+    }
+}
+
+fn in_memory(
+    source: &mut Source<'_, impl BufRead>,
+    size: u64,
+    algorithm: Algorithm,
+) -> Result<(Digest, Place)> {
+    let mut bytes = Vec::with_capacity(size as usize);
+    source.read_to_end(&mut bytes).map_err(Error::ArchiveRead)?;
+    Ok((Digest::of(algorithm, &bytes), Place::Memory(bytes)))
+}
+
+/// The data of the archive's current member, from its first byte on.
+struct Source<'a, R> {
+    reader: &'a mut Reader<R>,
+    seen: &'a mut dyn FnMut(u64),
+    /// The first bytes, as many as tell what it is.
+    head: Vec<u8>,
+    /// How many of them have been read.
+    at: usize,
+    unreported: usize,
+    failure: Option<TarError>,
+}
+
+impl<'a, R: BufRead> Source<'a, R> {
+    fn new(reader: &'a mut Reader<R>, seen: &'a mut dyn FnMut(u64)) -> Self {
+        let mut head = Vec::with_capacity(tar::BLOCK);
+        let failure = loop {
+            let data = match reader.data() {
+                Ok(data) => data,
+                Err(error) => break Some(error),
+            };
+            let n = data.len().min(tar::BLOCK - head.len());
+            if n == 0 {
+                break None;
+            }
+            head.extend_from_slice(&data[..n]);
+            reader.consume(n);
+        };
+        Self { reader, seen, head, at: 0, unreported: 0, failure }
+    }
+
+    /// Shows all there is to `take`.
+    fn each(&mut self, mut take: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        loop {
+            let data = self.fill_buf().map_err(Error::ArchiveRead)?;
+            if data.is_empty() {
+                return Ok(());
+            }
+            let n = data.len();
+            take(data)?;
+            self.consume(n);
+        }
+    }
+}
+
+impl<R: BufRead> BufRead for Source<'_, R> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        if self.failure.is_some() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if self.at < self.head.len() {
+            return Ok(&self.head[self.at..]);
+        }
+        match self.reader.data() {
+            Ok(data) => Ok(data),
+            Err(error) => {
+                self.failure = Some(error);
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
+        }
+    }
+
+    fn consume(&mut self, n: usize) {
+        if self.at < self.head.len() {
+            self.at += n;
+            return;
+        }
+        self.reader.consume(n);
+        self.unreported += n;
+        if self.unreported >= REPORT_STEP {
+            self.unreported = 0;
+            (self.seen)(self.reader.position());
+        }
+    }
+}
+
+impl<R: BufRead> io::Read for Source<'_, R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let n = available.len().min(buf.len());
+        buf[..n].copy_from_slice(&available[..n]);
+        self.consume(n);
+        Ok(n)
     }
 }
 

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::place::{Target, is_whiteout, normalise, set_opaque, split};
 use super::stream::{self, Chunks};
-use super::{LayerError, MARK, OPAQUE, OPAQUE_XATTR, WHITEOUT, lossy};
+use super::{DiffId, LayerError, MARK, OPAQUE, OPAQUE_XATTR, WHITEOUT, lossy};
 use crate::compress;
 use crate::digest::{Algorithm, Digest};
 use crate::tar::{Entry, Kind, Reader, Time};
@@ -42,37 +42,47 @@ pub struct Applied {
 /// Extracts the archive `reader` yields (compressed or not) into the empty directory `target`.
 /// The caller compares the digest; until it has, and the directory is where it belongs, nobody may use the tree.
 pub fn apply(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
-    run(reader, target, algorithm, None)
+    run(reader, target, DiffId::Hashed(algorithm), None)
+}
+
+/// The same, with the digest from where the caller says.
+pub(crate) fn apply_named(reader: impl Read, target: &Path, diff_id: DiffId<'_>) -> Result<Applied> {
+    run(reader, target, diff_id, None)
 }
 
 /// Extracts the archive over what the layers below it have left in `target`: what it hides is removed. Of what was found
 /// `disk` tells nothing.
 pub fn apply_over(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
-    run(reader, target, algorithm, Some(HashSet::new()))
+    run(reader, target, DiffId::Hashed(algorithm), Some(HashSet::new()))
 }
 
 fn run(
     reader: impl Read,
     target: &Path,
-    algorithm: Algorithm,
+    diff_id: DiffId<'_>,
     over: Option<HashSet<Vec<u8>>>,
 ) -> Result<Applied> {
     let mut decoded = compress::decode(reader).map_err(LayerError::Read)?;
     let (feed, chunks) = stream::pipe();
-    let mut hasher = algorithm.hasher();
+    let mut hasher = diff_id.hasher();
     let found = std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
             // Without it (a sandbox may forbid it) every mode is set once more.
             let exact_modes = brigantine_sys::umask::clear_for_this_thread().is_ok();
             extract(chunks, target, exact_modes, over)
         });
-        feed.run(&mut decoded, |chunk| hasher.update(chunk));
+        feed.run(&mut decoded, |chunk| {
+            if let Some(hasher) = &mut hasher {
+                hasher.update(chunk);
+            }
+        });
         match writer.join() {
             Ok(found) => found,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })?;
-    Ok(Applied { diff_id: hasher.finish(), size: found.size, disk: found.disk, entries: found.entries })
+    let diff_id = diff_id.finish(hasher)?;
+    Ok(Applied { diff_id, size: found.size, disk: found.disk, entries: found.entries })
 }
 
 #[derive(Default)]

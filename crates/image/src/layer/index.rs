@@ -9,11 +9,12 @@ use std::path::Path;
 use super::apply::{Applied, refuse, shortened, wanted};
 use super::place::{normalise, split};
 use super::stream::{self, Chunks};
-use super::{LayerError, MARK, OPAQUE, WHITEOUT, lossy};
+use super::{DiffId, LayerError, MARK, OPAQUE, WHITEOUT, lossy};
 use crate::compress;
 use crate::digest::{Algorithm, Digest};
 use crate::erofs::{self, Attributes, Content, Data, IndexError, NodeId, Tree};
 use crate::tar::{Entry, Kind, Reader};
+use crate::temp::Writeback;
 
 /// The archive, uncompressed, within a layer's directory.
 pub const ARCHIVE: &str = "data.tar";
@@ -42,64 +43,115 @@ pub enum Indexed {
 /// Keeps the archive that `reader` yields (compressed or not) in the directory `dir`, and writes its index beside it.
 /// As after [`super::apply`], the caller compares the digest before anybody uses it.
 pub fn index(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Indexed> {
-    let archive = File::options()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(dir.join(ARCHIVE))
-        .map_err(|source| os("create", dir, ARCHIVE, source))?;
-    let decoded = compress::decode(reader).map_err(LayerError::Read)?;
-    let found = read(decoded, Some((&archive, dir)), algorithm)?;
-    archive.set_len(found.length).map_err(|source| os("extend", dir, ARCHIVE, source))?;
-    write_index(found, &archive, dir)
+    index_named(reader, dir, DiffId::Hashed(algorithm))
 }
 
-/// The same of an uncompressed archive that is in `dir` already: nothing is written but its index.
+/// The same, with the digest from where the caller says.
+pub(crate) fn index_named(reader: impl Read, dir: &Path, diff_id: DiffId<'_>) -> Result<Indexed> {
+    let file = create_archive(dir)?;
+    let decoded = compress::decode(reader).map_err(LayerError::Read)?;
+    let keep = Keep { file: &file, dir, whatever: false };
+    let Found { model, length, diff_id } = read(decoded, Some(keep), diff_id)?;
+    let model = model?;
+    file.set_len(length).map_err(|source| os("extend", dir, ARCHIVE, source))?;
+    write_index(model, length, diff_id?, &file, dir)
+}
+
+/// What was kept of an archive.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub digest: Digest,
+    /// What it is as a layer.
+    pub indexed: Result<Indexed>,
+}
+
+/// Keeps all that `reader` yields, uncompressed, whatever it is, and indexes it on the way if it is a layer's archive. An
+/// error of the reader's ends it as the end of the archive does: the caller knows of it.
+pub(crate) fn keep(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Kept> {
+    let file = create_archive(dir)?;
+    let keep = Keep { file: &file, dir, whatever: true };
+    let Found { model, length, diff_id } = read(reader, Some(keep), DiffId::Hashed(algorithm))?;
+    file.set_len(length).map_err(|source| os("extend", dir, ARCHIVE, source))?;
+    let digest = diff_id?;
+    let indexed = model.and_then(|model| write_index(model, length, digest.clone(), &file, dir));
+    Ok(Kept { digest, indexed })
+}
+
+/// The same as [`index`] of an uncompressed archive that is in `dir` already: nothing is written but its index.
 pub fn index_in_place(dir: &Path, algorithm: Algorithm) -> Result<Indexed> {
     let archive = File::open(dir.join(ARCHIVE)).map_err(|source| os("open", dir, ARCHIVE, source))?;
-    let found = read(&archive, None, algorithm)?;
-    write_index(found, &archive, dir)
+    let Found { model, length, diff_id } = read(&archive, None, DiffId::Hashed(algorithm))?;
+    write_index(model?, length, diff_id?, &archive, dir)
 }
 
 /// Only looks: what there is in the archive, with the refusals of applying it. It takes no space (`disk` is 0).
 pub fn inspect(reader: impl Read, algorithm: Algorithm) -> Result<Applied> {
+    inspect_named(reader, DiffId::Hashed(algorithm))
+}
+
+/// The same, with the digest from where the caller says.
+pub(crate) fn inspect_named(reader: impl Read, diff_id: DiffId<'_>) -> Result<Applied> {
     let decoded = compress::decode(reader).map_err(LayerError::Read)?;
-    let Found { model, diff_id, .. } = read(decoded, None, algorithm)?;
-    Ok(Applied { diff_id, size: model.size, disk: 0, entries: model.entries })
+    let Found { model, diff_id, .. } = read(decoded, None, diff_id)?;
+    let model = model?;
+    Ok(Applied { diff_id: diff_id?, size: model.size, disk: 0, entries: model.entries })
+}
+
+fn create_archive(dir: &Path) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(dir.join(ARCHIVE))
+        .map_err(|source| os("create", dir, ARCHIVE, source))
+}
+
+/// Where an archive is kept while it is read.
+#[derive(Clone, Copy)]
+struct Keep<'a> {
+    file: &'a File,
+    dir: &'a Path,
+    /// Also when it is no layer's archive; and it is to be durable soon.
+    whatever: bool,
 }
 
 /// What reading an archive to its end gave.
 struct Found {
-    model: Model,
+    model: Result<Model>,
     length: u64,
-    diff_id: Digest,
+    diff_id: Result<Digest>,
 }
 
-/// Reads an uncompressed archive, and keeps it in a file of a directory if one is given.
-fn read(mut archive: impl Read, keep: Option<(&File, &Path)>, algorithm: Algorithm) -> Result<Found> {
+/// Reads an uncompressed archive, and keeps it if it is told where.
+fn read(mut archive: impl Read, keep: Option<Keep<'_>>, diff_id: DiffId<'_>) -> Result<Found> {
     let (feed, chunks) = stream::pipe();
-    let mut hasher = algorithm.hasher();
+    let mut hasher = diff_id.hasher();
     let (model, length) = std::thread::scope(|scope| {
         let keeper = scope.spawn(move || {
-            let file = keep.map(|(file, _)| file);
-            let mut keeping = Keeping { chunks, file, kept: 0, length: 0, ended: false, failure: None };
+            let writeback = keep.is_some_and(|keep| keep.whatever).then(Writeback::default);
+            let mut keeping =
+                Keeping { chunks, keep, writeback, kept: 0, length: 0, ended: false, failure: None };
             let model = model(&mut keeping);
             match (keeping.failure, keep) {
-                (Some(source), Some((_, dir))) => Err(os("write", dir, ARCHIVE, source)),
-                _ => Ok((model?, keeping.length)),
+                (Some(source), Some(keep)) => Err(os("write", keep.dir, ARCHIVE, source)),
+                _ => Ok((model, keeping.length)),
             }
         });
-        feed.run(&mut archive, |chunk| hasher.update(chunk));
+        feed.run(&mut archive, |chunk| {
+            if let Some(hasher) = &mut hasher {
+                hasher.update(chunk);
+            }
+        });
         match keeper.join() {
             Ok(found) => found,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })?;
-    Ok(Found { model, length, diff_id: hasher.finish() })
+    Ok(Found { model, length, diff_id: diff_id.finish(hasher) })
 }
 
-fn write_index(found: Found, archive: &File, dir: &Path) -> Result<Indexed> {
-    let Found { model: Model { tree, size, entries, unfit, .. }, length, diff_id } = found;
+fn write_index(model: Model, length: u64, diff_id: Digest, archive: &File, dir: &Path) -> Result<Indexed> {
+    let Model { tree, size, entries, unfit, .. } = model;
     if let Some(reason) = unfit {
         return Ok(Indexed::Unfit { diff_id, reason });
     }
@@ -130,7 +182,8 @@ fn os(operation: &'static str, dir: &Path, name: &str, source: io::Error) -> Lay
 /// Writes to a file, if there is one, what is read of the archive.
 struct Keeping<'a> {
     chunks: Chunks,
-    file: Option<&'a File>,
+    keep: Option<Keep<'a>>,
+    writeback: Option<Writeback>,
     /// Bytes of the current chunk that are written and not consumed.
     kept: usize,
     length: u64,
@@ -147,14 +200,17 @@ impl BufRead for Keeping<'_> {
             // Zeros after the end of the archive become a hole: they belong to its digest, and take no space.
             let hole = self.ended && data.iter().all(|&byte| byte == 0);
             if !hole
-                && let Some(file) = self.file
-                && let Err(error) = file.write_all_at(data, self.length)
+                && let Some(keep) = self.keep
+                && let Err(error) = keep.file.write_all_at(data, self.length)
             {
                 let kind = error.kind();
                 self.failure = Some(error);
                 return Err(kind.into());
             }
             self.length += data.len() as u64;
+            if let (Some(keep), Some(writeback)) = (self.keep, &mut self.writeback) {
+                writeback.reached(keep.file, self.length);
+            }
         }
         Ok(data)
     }
@@ -187,11 +243,15 @@ struct Model {
 
 fn model(keeping: &mut Keeping<'_>) -> Result<Model> {
     let mut reader = Reader::new(&mut *keeping);
-    let model = Model::read(&mut reader)?;
-    keeping.ended = model.unfit.is_none();
+    let model = Model::read(&mut reader);
+    let whatever = keeping.keep.is_some_and(|keep| keep.whatever);
+    if model.is_err() && !whatever {
+        return model;
+    }
+    keeping.ended = model.as_ref().is_ok_and(|model| model.unfit.is_none());
     // What is left is read for its digest.
     io::copy(keeping, &mut io::sink()).map_err(LayerError::Read)?;
-    Ok(model)
+    model
 }
 
 /// The tree a layer's archive (compressed or not) describes; `None` of one too large to be held in memory.

@@ -7,15 +7,17 @@ mod place;
 mod stream;
 
 use std::io;
+use std::sync::OnceLock;
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest, Hasher};
 use crate::tar::TarError;
 
+pub(crate) use apply::apply_named;
 pub use apply::{Applied, apply, apply_over};
 pub use diff::{Owners, Packed, pack, pack_as, pack_upper, pack_upper_without};
 pub(crate) use diff::{pack_changes, xattrs};
-pub(crate) use index::tree_of;
 pub use index::{ARCHIVE, INDEX, Indexed, index, index_in_place, inspect};
+pub(crate) use index::{Kept, index_named, inspect_named, keep, tree_of};
 
 /// Prefix of the name of an entry that hides what lower layers have.
 const WHITEOUT: &[u8] = b".wh.";
@@ -29,6 +31,37 @@ const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const NAME_MAX: usize = 255;
 /// Longest path the kernel takes, without the zero byte.
 const PATH_MAX: usize = 4095;
+
+/// Where the digest of an uncompressed archive comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DiffId<'a> {
+    /// What is read is hashed.
+    Hashed(Algorithm),
+    /// Somebody else hashes the same bytes, and has told it before the reader sees their end.
+    Told(&'a OnceLock<Digest>),
+}
+
+impl DiffId<'_> {
+    fn hasher(self) -> Option<Hasher> {
+        match self {
+            Self::Hashed(algorithm) => Some(algorithm.hasher()),
+            Self::Told(_) => None,
+        }
+    }
+
+    fn finish(self, hasher: Option<Hasher>) -> Result<Digest, LayerError> {
+        let told = match self {
+            Self::Hashed(_) => None,
+            Self::Told(told) => told.get().cloned(),
+        };
+        hasher.map(Hasher::finish).or(told).ok_or_else(|| {
+            LayerError::Read(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the archive's digest is not known",
+            ))
+        })
+    }
+}
 
 /// Why a layer could not be applied or made.
 #[derive(Debug, thiserror::Error)]

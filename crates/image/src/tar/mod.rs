@@ -5,6 +5,7 @@
 mod reader;
 mod writer;
 
+pub(crate) use reader::is_header;
 pub use reader::{Reader, TarError};
 pub use writer::Writer;
 

@@ -202,17 +202,11 @@ impl<R: BufRead> Reader<R> {
             }
             return Ok(false);
         }
-        let stated = octal(&block[148..156]).ok_or_else(|| self.malformed("not a tar header"))?;
-        let (mut unsigned, mut signed) = (0u64, 0i64);
-        for (at, &byte) in block.iter().enumerate() {
-            let byte = if (148..156).contains(&at) { b' ' } else { byte };
-            unsigned += u64::from(byte);
-            signed += i64::from(byte.cast_signed());
+        match checksum_matches(block) {
+            Some(true) => Ok(true),
+            Some(false) => Err(self.malformed("header checksum does not match")),
+            None => Err(self.malformed("not a tar header")),
         }
-        if stated != unsigned && i64::try_from(stated) != Ok(signed) {
-            return Err(self.malformed("header checksum does not match"));
-        }
-        Ok(true)
     }
 
     fn number(&self, field: &[u8], what: &str) -> Result<u64> {
@@ -529,6 +523,23 @@ impl<R: BufRead> Reader<R> {
         }
         Ok(())
     }
+}
+
+/// Whether an archive may begin with these bytes.
+pub(crate) fn is_header(head: &[u8]) -> bool {
+    head.first_chunk().is_some_and(|block| checksum_matches(block) == Some(true))
+}
+
+/// `None` of what has no checksum where a header has it.
+fn checksum_matches(block: &[u8; BLOCK]) -> Option<bool> {
+    let stated = octal(&block[148..156])?;
+    let (mut unsigned, mut signed) = (0u64, 0i64);
+    for (at, &byte) in block.iter().enumerate() {
+        let byte = if (148..156).contains(&at) { b' ' } else { byte };
+        unsigned += u64::from(byte);
+        signed += i64::from(byte.cast_signed());
+    }
+    Some(stated == unsigned || i64::try_from(stated) == Ok(signed))
 }
 
 fn padding(size: u64) -> u64 {
