@@ -170,3 +170,39 @@ fn an_archive_that_breaks_off_leaves_nothing() {
         assert_eq!((left(&store), layers(store.root())), (0, 0), "{storage}");
     }
 }
+
+const CHILD: &str = "BRIGANTINE_TEST_WITHOUT_MKNOD";
+
+/// Run as a child process only: root that may not make device nodes.
+#[test]
+#[ignore = "the child of the test below"]
+fn without_mknod() {
+    let Some(_) = std::env::var_os(CHILD) else { return };
+    let mut nodes = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Char);
+    header.set_device_major(1).unwrap();
+    header.set_device_minor(1).unwrap();
+    header.set_size(0);
+    nodes.append_data(&mut header, "nodes/mem", &b""[..]).unwrap();
+    let image = common::docker_archive(&["x:1"], &[nodes.into_inner().unwrap()]);
+    let (_dir, store) = store(Storage::Overlay);
+    let error = load(&store, &image).unwrap_err();
+    let told = error.chain();
+    assert!(told.contains("mknod \"nodes/mem\"") && told.contains("Operation not permitted"), "{told}");
+    assert_eq!((left(&store), layers(store.root())), (0, 0));
+    assert!(store.list().unwrap().is_empty() && store.content().walk().unwrap().is_empty());
+}
+
+#[test]
+fn a_device_node_that_may_not_be_made_fails_the_load_by_its_name() {
+    let output = std::process::Command::new("setpriv")
+        .args(["--bounding-set=-mknod", "--inh-caps=-mknod", "--"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "without_mknod"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
+}

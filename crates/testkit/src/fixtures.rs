@@ -190,6 +190,19 @@ pub struct Layer {
 impl Layer {
     fn entry(&mut self, name: &str, kind: tar::EntryType, mode: u32, link: Option<&str>, data: &[u8]) {
         let mut header = tar::Header::new_gnu();
+        self.entry_of(&mut header, name, kind, mode, link, data);
+    }
+
+    /// With what the header says already.
+    fn entry_of(
+        &mut self,
+        header: &mut tar::Header,
+        name: &str,
+        kind: tar::EntryType,
+        mode: u32,
+        link: Option<&str>,
+        data: &[u8],
+    ) {
         // Written by hand, because the library refuses the very names that an engine has to refuse.
         header.as_gnu_mut().expect("a GNU header").name[..name.len()].copy_from_slice(name.as_bytes());
         if let Some(link) = link {
@@ -205,7 +218,7 @@ impl Layer {
         header.set_cksum();
         self.tar
             .get_or_insert_with(|| tar::Builder::new(Vec::new()))
-            .append(&header, data)
+            .append(header, data)
             .expect("to memory");
     }
 
@@ -226,6 +239,14 @@ impl Layer {
 
     pub fn hardlink(&mut self, name: &str, to: &str) -> &mut Self {
         self.entry(name, tar::EntryType::Link, 0o644, Some(to), b"");
+        self
+    }
+
+    /// A character device's node.
+    pub fn device(&mut self, name: &str, mode: u32, major: u32, minor: u32) -> &mut Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_device_major(major).and_then(|()| header.set_device_minor(minor)).expect("a GNU header");
+        self.entry_of(&mut header, name, tar::EntryType::Char, mode, None, b"");
         self
     }
 

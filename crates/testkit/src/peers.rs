@@ -53,13 +53,25 @@ impl Registry {
         })
     }
 
+    /// The same as [`Self::start_ours`] with what it stores in `store`, where an earlier one may have left something.
+    #[track_caller]
+    pub fn start_ours_in(engine: &Engine, store: &Path) -> Self {
+        let (dir, port) = Self::place(engine);
+        Self::run(engine, Self::ours(engine, port, store), &dir, port)
+    }
+
     #[track_caller]
     fn start_ours_with(engine: &Engine, flags: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let (dir, port) = Self::place(engine);
-        let mut command = engine.sandbox().command(crate::engine::executable("brig"));
-        command.args(["registry", "serve", "--listen", &format!("127.0.0.1:{port}"), "--root"]);
-        command.arg(dir.join("store")).args(flags(&dir));
+        let mut command = Self::ours(engine, port, &dir.join("store"));
+        command.args(flags(&dir));
         Self::run(engine, command, &dir, port)
+    }
+
+    fn ours(engine: &Engine, port: u16, store: &Path) -> Command {
+        let mut command = engine.sandbox().command(crate::engine::executable("brig"));
+        command.args(["registry", "serve", "--listen", &format!("127.0.0.1:{port}"), "--root"]).arg(store);
+        command
     }
 
     fn place(engine: &Engine) -> (PathBuf, u16) {

@@ -40,10 +40,18 @@ unshare --net --mount --propagation private --pid --fork --mount-proc sh -c '
     # In the background, because only a shell in "wait" also reaps the orphans that end up here.
     cat <&3 >/dev/null & wait $!
 ' 3<&0
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-    left=$(find /sys/fs/cgroup -depth -type d -path "*/$cgroup*" -print 2>/dev/null)
+# The name itself, what is below it, and names that go on with - or . (not with a digit: that is somebody else's).
+tries=0
+while [ $tries -lt 100 ]; do
+    left=$(find /sys/fs/cgroup -depth -type d \( -name "$cgroup" -o -path "*/$cgroup/*" \
+        -o -path "*/$cgroup-*" -o -path "*/$cgroup.*" \) -print 2>/dev/null)
     [ -n "$left" ] || break
+    # What ran with the host's processes and was not ended by who started it.
+    for group in $left; do
+        while read -r process; do kill -9 "$process"; done <"$group/cgroup.procs"
+    done 2>/dev/null
     echo "$left" | xargs -r rmdir 2>/dev/null || sleep 0.1
+    tries=$((tries + 1))
 done
 rm -rf --one-file-system -- "$dir"
 "#;
@@ -268,6 +276,28 @@ mod tests {
         assert!(!sleeper.wait().unwrap().success());
         assert!(!dir.exists());
         assert!(!Path::new(&format!("/proc/{init}")).exists());
+    }
+
+    #[test]
+    fn what_runs_in_its_cgroups_ends_with_it() {
+        let Some(root) =
+            ["/sys/fs/cgroup/cpuacct", "/sys/fs/cgroup"].map(Path::new).into_iter().find(|p| p.exists())
+        else {
+            return;
+        };
+        let sandbox = Sandbox::new().unwrap();
+        let group = root.join(format!("{}-meter", sandbox.cgroup()));
+        // The next but eight of this process: no part of the first.
+        let other = root.join(format!("{}0", sandbox.cgroup()));
+        for dir in [&group, &other] {
+            fs::create_dir(dir).unwrap();
+        }
+        let mut left = Command::new("sleep").arg("1000").spawn().unwrap();
+        fs::write(group.join("cgroup.procs"), left.id().to_string()).unwrap();
+        drop(sandbox);
+        assert!(!left.wait().unwrap().success());
+        assert!(!group.exists() && other.exists());
+        fs::remove_dir(other).unwrap();
     }
 
     #[test]

@@ -87,7 +87,7 @@ pub fn all(dist: &Path, image: &Path) -> Result<Vec<Contender>> {
     match find("podman") {
         Some(podman) if find("runc").is_some() => {
             let name = format!("podman {}, runc", version(&podman));
-            let sandbox = Sandbox::new()?.into();
+            let sandbox = for_podman()?.into();
             let contender = Contender { name, sandbox, client: Client::Podman, daemon: None, meter: None };
             contender.load(image)?;
             all.push(contender);
@@ -120,7 +120,7 @@ pub fn for_images(dist: &Path) -> Result<Vec<Contender>> {
     }
     match find("podman") {
         Some(podman) => {
-            let sandbox = Sandbox::new()?;
+            let sandbox = for_podman()?;
             let meter = Some(Meter::new(&sandbox)?);
             let name = format!("podman {}", version(&podman));
             all.push(Contender {
@@ -155,7 +155,7 @@ pub fn for_api(dist: &Path) -> Result<Vec<Contender>> {
     match find("podman") {
         Some(podman) if find("runc").is_some() => all.push(Contender {
             name: format!("podman {}, runc", version(&podman)),
-            sandbox: Sandbox::new()?.into(),
+            sandbox: for_podman()?.into(),
             client: Client::Podman,
             daemon: None,
             meter: None,
@@ -163,6 +163,15 @@ pub fn for_api(dist: &Path) -> Result<Vec<Contender>> {
         _ => say::note("podman with runc is not installed: left out"),
     }
     Ok(all)
+}
+
+/// One with shared memory of its own: podman keeps the locks of all its containers in a file there, which has room for so
+/// many and is not emptied with what they were for.
+fn for_podman() -> Result<Sandbox> {
+    let sandbox = Sandbox::new()?;
+    let options = ["-t", "tmpfs", "-o", "mode=1777,size=64m", "shm", "/dev/shm"];
+    say::read(sandbox.command("mount").args(options))?;
+    Ok(sandbox)
 }
 
 fn find(program: &str) -> Option<PathBuf> {

@@ -211,3 +211,53 @@ fn an_archive_that_names_files_outside_itself_is_refused() {
         refused(&engine, &archive.finish());
     }
 }
+
+/// Device nodes of an image are there, owned and numbered as it says, in every form of storage; what may be done with them
+/// is up to the container's own rules: no image widens these.
+#[test]
+fn device_nodes_in_a_layer_give_no_access() {
+    let layer = Layer::default()
+        .dir("nodes", 0o755)
+        .device("nodes/null", 0o666, 1, 3)
+        .device("nodes/mem", 0o666, 1, 1)
+        .device("nodes/kmsg", 0o666, 1, 11)
+        .finish();
+    let bytes = Archive::new("nodes:1").layer(busybox_layer().unwrap()).layer(layer).bytes();
+    const SHOW: &str = "stat -c '%n %F %t:%T %a' /nodes/*";
+    for storage in ["erofs", "overlay", "copy"] {
+        let engine = Engine::builder().flag(format!("--storage={storage}")).start();
+        engine.post_bytes("/images/load?quiet=1", "application/x-tar", &bytes).expect(200);
+        let run = |script: &str| {
+            engine.brig(["run", "--rm", "--network", "none", "nodes:1", "sh", "-c", script]).run()
+        };
+        let shown = run(SHOW);
+        let expected = [
+            "kmsg character special file 1:b 666",
+            "mem character special file 1:1 666",
+            "null character special file 1:3 666",
+        ];
+        let lines: Vec<&str> = shown.stdout.lines().map(|line| line.trim_start_matches("/nodes/")).collect();
+        assert_eq!(lines, expected, "{storage}: {shown}");
+        assert_eq!(
+            run("echo gone > /nodes/null").code,
+            0,
+            "{storage}: it is among what every container may use"
+        );
+        for forbidden in ["mem", "kmsg"] {
+            let refused = run(&format!("head -c 1 /nodes/{forbidden}"));
+            assert!(
+                refused.code != 0 && refused.stderr.contains("Operation not permitted"),
+                "{storage}: {refused}"
+            );
+        }
+        // What a container makes itself goes into a layer, too.
+        let make = "mknod /nodes/made c 1 5 && rm /nodes/mem";
+        engine.brig(["run", "--name", "maker", "--network", "none", "nodes:1", "sh", "-c", make]).ok();
+        engine.brig(["commit", "maker", "nodes:2"]).ok();
+        let shown = engine.brig(["run", "--rm", "--network", "none", "nodes:2", "sh", "-c", SHOW]).ok();
+        assert!(
+            shown.contains("/nodes/made character special file 1:5") && !shown.contains("/nodes/mem"),
+            "{storage}: {shown}"
+        );
+    }
+}

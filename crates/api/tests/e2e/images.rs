@@ -342,6 +342,63 @@ fn disk_usage_is_told_in_short_and_at_length(client: Client) {
     assert!(line("kept").contains("kB"), "{long}");
 }
 
+/// `system df -v` with a format executes it once over all objects; both commands print the same.
+#[test]
+fn disk_usage_at_length_takes_formats() {
+    let host = Host::new(Client::Brig);
+    host.cli(["tag", "busybox", "other:1"]).ok();
+    let script = "head -c 300000 /dev/zero > /kept/f; head -c 5000 /dev/zero > /own";
+    host.cli(["run", "--name", "box", "-l", "a=b", "-v", "kept:/kept", "busybox", "sh", "-c", script]).ok();
+    fs::write(host.dir().join("Dockerfile"), "FROM busybox\nRUN echo one > /one\n").unwrap();
+    host.cli(["build", "-q", "-t", "built", host.dir().to_str().unwrap()]).ok();
+    let by = |client: Client, format: &str| {
+        host.engine.client(client, ["system", "df", "-v", "--format", format]).run()
+    };
+    for format in [
+        r"{{range .Images}}{{.Repository}}\t{{.Tag}} {{.ID}} {{.Size}} {{.SharedSize}} {{.UniqueSize}} {{.Containers}};{{end}}",
+        "{{range .Containers}}{{.ID}} {{.Names}} {{.Image}} {{.Command}} {{.LocalVolumes}} {{.Size}} {{.Labels}}\n{{end}}",
+        "{{range .Volumes}}{{.Name}} {{.Links}} {{.Size}} {{.Driver}} {{.Scope}}{{end}}",
+        "{{range .BuildCache}}{{.ID}} {{.CacheType}} {{.Size}} {{.InUse}} {{.Shared}} {{.UsageCount}} {{.Parent}};{{end}}",
+        "{{len .Images}} {{len .Containers}} {{json .Volumes}}",
+        "table {{range .Images}}{{.ID}}\t{{.Tag}};{{end}}",
+    ] {
+        let (ours, dockers) = (by(Client::Brig, format), by(Client::Docker, format));
+        assert_eq!((ours.code, dockers.code), (0, 0), "{format}: {ours} {dockers}");
+        let spaced = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(spaced(&ours.stdout), spaced(&dockers.stdout), "{format}");
+    }
+    // What changes from one call to the next is left out.
+    let sum = |client: Client| {
+        let short = host.engine.client(client, ["system", "df"]).ok();
+        let long = by(client, "table").stdout;
+        let usage =
+            long.lines().find(|line| line.starts_with("Build cache usage")).unwrap_or_default().to_owned();
+        (short, usage)
+    };
+    assert_eq!(sum(Client::Brig), sum(Client::Docker));
+    let document = |client: Client| {
+        let said = by(client, "json").stdout;
+        let mut all: serde_json::Value =
+            serde_json::from_str(&said).unwrap_or_else(|e| panic!("{e}: {said}"));
+        for list in ["Images", "Containers", "BuildCache"] {
+            for object in all[list].as_array_mut().unwrap() {
+                object
+                    .as_object_mut()
+                    .unwrap()
+                    .retain(|key, _| !key.ends_with("Since") && !matches!(&key[..], "RunningFor" | "Status"));
+            }
+        }
+        all
+    };
+    assert_eq!(document(Client::Brig), document(Client::Docker));
+    for (wrong, text) in
+        [("{{.Foo}}", "Foo"), ("{{range .Images}}{{.Foo}}{{end}}", "Foo"), ("{{.Images", "unclosed")]
+    {
+        let refused = by(Client::Brig, wrong);
+        assert!(refused.code != 0 && refused.stderr.contains(text), "{wrong}: {refused}");
+    }
+}
+
 /// On a terminal `brig` shows a bar for each layer, with how much of it came and how fast; elsewhere lines.
 #[test]
 fn a_pull_on_a_terminal_shows_rates() {

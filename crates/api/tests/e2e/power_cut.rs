@@ -19,7 +19,7 @@ use brigantine_testkit::{Engine, eventually, fixtures, http};
 
 use crate::crash::{Acknowledged, Chance, ORPHANS, no_leftovers, number, runs_whole, sample, tell};
 
-const OPERATIONS: [&str; 5] = ["pull", "load", "commit", "import", "rmi"];
+const OPERATIONS: [&str; 7] = ["pull", "load", "commit", "import", "rmi", "push", "prune"];
 const ENTRIES: usize = 4;
 
 /// An engine on such a disk.
@@ -86,7 +86,7 @@ fn survives(format: Format) {
     powered.engine.brig(["run", "--name", "box", "--network", "none", "local:0", "sh", "-c", change]).ok();
     containers.insert("box".to_owned());
     let mut cut_short = 0;
-    let rounds = number("BRIG_TEST_CUTS", 4);
+    let rounds = number("BRIG_TEST_CUTS", OPERATIONS.len() as u64);
     for round in 1..=rounds {
         // What is acknowledged before the cut, then one more operation at the moment of it.
         let name = format!("local:{round}");
@@ -100,11 +100,23 @@ fn survives(format: Format) {
         let target = format!("{operation}ed:{round}");
         let dir = powered.engine.dir().display().to_string();
         let another = archive(rounds + round, &mut chance, &powered);
+        // What is pushed is stored on the same disk.
+        let store = powered.engine.data_root().join("pushed");
+        let target_registry = (operation == "push").then(|| Registry::start_ours_in(&powered.engine, &store));
         let args: Vec<String> = match operation {
             "pull" => vec!["pull".into(), remote.0.clone()],
             "load" => vec!["load".into(), "-i".into(), another.0.display().to_string()],
             "commit" => vec!["commit".into(), "box".into(), target.clone()],
             "import" => vec!["import".into(), format!("{dir}/remote.tar"), target.clone()],
+            "push" => {
+                let target = pushed_to(target_registry.as_ref().unwrap(), round);
+                powered.engine.brig(["tag", &name, &target]).ok();
+                vec!["push".into(), target]
+            }
+            "prune" => {
+                powered.engine.load(&another.0);
+                vec!["image".into(), "prune".into(), "-af".into()]
+            }
             _ => {
                 powered.engine.brig(["tag", "local:0", &target]).ok();
                 vec!["rmi".into(), target.clone()]
@@ -117,12 +129,16 @@ fn survives(format: Format) {
         powered.disk().cut(cut);
         cut_short += u32::from(!done);
         let about = format!("{format:?}, round {round}: {operation}, {cut:?}, acknowledged: {done}");
+        drop(target_registry);
         powered.boot();
         client.wait().unwrap();
 
         let engine = &powered.engine;
-        if operation == "rmi" && done {
-            removed.insert(target.clone());
+        match operation {
+            "rmi" if done => drop(removed.insert(target.clone())),
+            "prune" if done => drop(removed.insert(format!("local:{}", rounds + round))),
+            "push" => is_in_registry(engine, &store, round, (&name, done), &about),
+            _ => {}
         }
         let there = |name: &str| engine.request("GET", &format!("/images/{name}/json")).status == 200;
         // A layer that was not synced is made again from its blob when somebody needs it.
@@ -137,11 +153,15 @@ fn survives(format: Format) {
         }
         let (image, entries) = match operation {
             "pull" => (remote.0.clone(), Some(ENTRIES)),
-            "load" => (format!("local:{}", rounds + round), Some(ENTRIES)),
+            "load" | "prune" => (format!("local:{}", rounds + round), Some(ENTRIES)),
+            "push" => (name.clone(), Some(ENTRIES)),
             "rmi" => ("local:0".to_owned(), Some(ENTRIES)),
             _ => (target, None),
         };
-        assert!(!done || operation == "rmi" || there(&image), "{about}: {image} was acknowledged");
+        assert!(
+            !done || matches!(operation, "rmi" | "prune") || there(&image),
+            "{about}: {image} was acknowledged"
+        );
         if there(&image) {
             match entries {
                 Some(entries) => runs_whole(engine, &image, entries, &about),
@@ -167,6 +187,34 @@ fn survives(format: Format) {
     let cuts = powered.boots;
     tell(&format!("{format:?}: {cuts} cuts, {cut_short} of them before the operation was acknowledged"));
     assert!(powered.disk().flushes() > 0, "nothing was ever flushed");
+}
+
+fn pushed_to(registry: &Registry, round: u64) -> String {
+    format!("{}/pushed:{round}", registry.address())
+}
+
+/// Insists that what was pushed is in the registry, as a whole, if that was acknowledged, and can be pushed otherwise.
+#[track_caller]
+fn is_in_registry(engine: &Engine, store: &Path, round: u64, (image, done): (&str, bool), about: &str) {
+    let registry = Registry::start_ours_in(engine, store);
+    let target = pushed_to(&registry, round);
+    let id = engine.get(&format!("/images/{image}/json"))["Id"].clone();
+    let mut pulled = engine.brig(["pull", &target]).run();
+    if pulled.code != 0 {
+        assert!(!done && pulled.stderr.contains("not found"), "{about}: {pulled}");
+        engine.brig(["tag", image, &target]).ok();
+        engine.brig(["push", &target]).ok();
+        engine.brig(["rmi", &target]).ok();
+        pulled = engine.brig(["pull", &target]).run();
+    }
+    assert_eq!(pulled.code, 0, "{about}: {pulled}");
+    assert_eq!(engine.get(&format!("/images/{target}/json"))["Id"], id, "{about}");
+    // Every byte of it, not only what was missing here.
+    let (copy, tls) = (engine.dir().join(format!("pushed-{round}.tar")), "--src-tls-verify=false");
+    let from = format!("docker://{target}");
+    let to = format!("oci-archive:{}", copy.display());
+    run(engine.sandbox().command("skopeo").args(["copy", "--insecure-policy", tls, &from, &to]));
+    engine.brig(["rmi", &target]).ok();
 }
 
 #[test]

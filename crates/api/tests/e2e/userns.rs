@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 
+use brigantine_testkit::fixtures::{Archive, Layer, busybox_layer};
 use brigantine_testkit::{Client, Engine};
 
 use crate::Host;
@@ -13,6 +14,7 @@ both![
     the_hosts_namespaces_are_not_for_remapped_containers,
     execs_and_neighbours_are_in_the_same_namespace,
     ports_names_and_limits_work_as_ever,
+    device_nodes_of_an_image_give_no_access,
 ];
 
 /// Ids that container ids stand for.
@@ -177,4 +179,19 @@ fn ports_names_and_limits_work_as_ever(client: Client) {
     );
     host.cli(["rm", "-f", &id]).ok();
     host.assert_nothing_left();
+}
+
+/// They are there, none can be made, and none gives anything away.
+fn device_nodes_of_an_image_give_no_access(client: Client) {
+    let host = host(client);
+    let layer = Layer::default().dir("nodes", 0o755).device("nodes/mem", 0o666, 1, 1).finish();
+    let image = Archive::new("nodes:1").layer(busybox_layer().unwrap()).layer(layer);
+    host.engine.load(&image.write(host.dir(), "nodes.tar"));
+    let script = "stat -c '%F %t:%T' /nodes/mem; head -c 1 /nodes/mem; mknod /x c 1 1";
+    let shown = host.cli(["run", "--rm", "--network", "none", "nodes:1", "sh", "-c", script]).run();
+    assert_eq!(shown.stdout, "character special file 1:1\n", "{shown}");
+    assert!(
+        shown.code != 0 && shown.stderr.contains("head: ") && shown.stderr.contains("mknod: "),
+        "{shown}"
+    );
 }

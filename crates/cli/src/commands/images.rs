@@ -149,9 +149,11 @@ fn row(image: &Value, repository: &str, tag: &str, digest: &str, full: bool) -> 
         )
 }
 
-/// One row for each image, with what `system df -v` knows of it.
-pub fn usage_rows(images: &[Value]) -> Vec<Row> {
-    images.iter().flat_map(|image| rows(image, false, false, false)).collect()
+/// An image by its first tag, with what `system df -v` knows of it.
+pub fn usage_row(image: &Value, full: bool) -> Row {
+    let first = image.at("RepoTags").list().first().map(Value::text).filter(|tag| !tag.starts_with(NONE));
+    let (repository, tag) = first.and_then(|name| name.rsplit_once(':')).unwrap_or((NONE, NONE));
+    row(image, repository, tag, "", full)
 }
 
 pub const USAGE: Listing<'static> = Listing {

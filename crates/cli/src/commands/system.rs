@@ -4,7 +4,8 @@ use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::commands::{images, ps, volume};
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
-use crate::listing::{Listing, Row};
+use crate::listing::{Listing, Row, short_id};
+use crate::template::{Missing, Scope, Template};
 use crate::value::Value;
 use crate::{output, units};
 
@@ -46,10 +47,11 @@ async fn df(context: &Context, matches: Matches) -> Outcome {
     let format = matches.text("format");
     let answer = context.client.get("/system/df").send().await?.value().await?;
     if matches.is("verbose") {
-        if !format.is_empty() {
-            return Err(Fault::said("--format with --verbose is not built yet"));
+        if matches!(format, "" | "table") {
+            return verbose(&answer);
         }
-        return verbose(&answer);
+        output::write(&objects(&answer, format)?);
+        return Ok(());
     }
     let rows = [of_images(&answer), of_containers(&answer), of_volumes(&answer), of_cache(&answer)]
         .into_iter()
@@ -125,12 +127,13 @@ fn of_volumes(answer: &Value) -> Usage {
 fn of_cache(answer: &Value) -> Usage {
     let cache = answer.at("BuildCache").list();
     let in_use = |entry: &&Value| entry.at("InUse").bool();
+    // What is shared is counted with the images.
     let size = |entry: &Value| if entry.at("Shared").bool() { 0.0 } else { entry.at("Size").float() };
     Usage {
         name: "Build Cache",
         total: cache.len(),
         active: cache.iter().filter(in_use).count(),
-        size: cache.iter().map(|entry| entry.at("Size").float()).sum(),
+        size: cache.iter().map(size).sum(),
         reclaimable: cache.iter().filter(|entry| !in_use(entry)).map(size).sum(),
         percent: false,
     }
@@ -138,7 +141,7 @@ fn of_cache(answer: &Value) -> Usage {
 
 fn verbose(answer: &Value) -> Outcome {
     let mut text = "Images space usage:\n\n".to_owned();
-    text.push_str(&images::USAGE.render("", images::usage_rows(answer.at("Images").list()))?);
+    text.push_str(&images::USAGE.render("", image_rows(answer, false))?);
     text.push_str("\nContainers space usage:\n\n");
     let containers = Listing {
         kind: "*formatter.ContainerContext",
@@ -154,7 +157,47 @@ fn verbose(answer: &Value) -> Outcome {
         ],
         table: "{{.ID}}\t{{.Image}}\t{{.Command}}\t{{.LocalVolumes}}\t{{.Size}}\t{{.RunningFor}}\t{{.Status}}\t{{.Names}}",
     };
-    let rows = answer
+    text.push_str(&containers.render("", container_rows(answer, false))?);
+    text.push_str("\nLocal Volumes space usage:\n\n");
+    text.push_str(&volume::USAGE.render("", volume_rows(answer))?);
+    let cache = of_cache(answer);
+    text = format!("{text}\nBuild cache usage: {}\n\n", units::human_size(cache.size, 4));
+    text.push_str(&cache_table(answer, "")?);
+    output::write(&text);
+    Ok(())
+}
+
+/// All objects as one document for a template, which is executed once and not for each of them. As docker has it, a table's
+/// template gives no titles here; it shortens ids, though, as other templates do not.
+fn objects(answer: &Value, format: &str) -> Outcome<String> {
+    let table = format.strip_prefix("table").filter(|rest| rest.starts_with([' ', '\t', '\\']));
+    let full = table.is_none();
+    let source = match format {
+        "json" => "{{json .}}".to_owned(),
+        format => table.unwrap_or(format).trim().replace("\\t", "\t").replace("\\n", "\n"),
+    };
+    let of = |name: &str, rows: Vec<Row>| {
+        (name.to_owned(), Value::List(rows.into_iter().map(Row::into_document).collect()))
+    };
+    let all = Value::Map(vec![
+        of("Images", image_rows(answer, full)),
+        of("Containers", container_rows(answer, full)),
+        of("Volumes", volume_rows(answer)),
+        of("BuildCache", cache_rows(answer, full)),
+    ]);
+    let template =
+        Template::parse(&source).map_err(|error| Fault::said(format!("template parsing error: {error}")))?;
+    template
+        .render(&Scope::new(&all, Missing::UnknownField(LISTING.kind)))
+        .map_err(|error| Fault::said(error.to_string()))
+}
+
+fn image_rows(answer: &Value, full: bool) -> Vec<Row> {
+    answer.at("Images").list().iter().map(|image| images::usage_row(image, full)).collect()
+}
+
+fn container_rows(answer: &Value, full: bool) -> Vec<Row> {
+    answer
         .at("Containers")
         .list()
         .iter()
@@ -162,17 +205,13 @@ fn verbose(answer: &Value) -> Outcome {
             // Only what the container wrote: its image is counted above.
             let mut own = container.entries().to_vec();
             own.retain(|(key, _)| key != "SizeRootFs");
-            ps::row(&Value::Map(own), false)
+            ps::row(&Value::Map(own), full)
         })
-        .collect();
-    text.push_str(&containers.render("", rows)?);
-    text.push_str("\nLocal Volumes space usage:\n\n");
-    text.push_str(&volume::USAGE.render("", answer.at("Volumes").list().iter().map(volume::row).collect())?);
-    let cache = of_cache(answer);
-    text = format!("{text}\nBuild cache usage: {}\n\n", units::human_size(cache.size, 4));
-    text.push_str(&cache_table(answer, "")?);
-    output::write(&text);
-    Ok(())
+        .collect()
+}
+
+fn volume_rows(answer: &Value) -> Vec<Row> {
+    answer.at("Volumes").list().iter().map(volume::row).collect()
 }
 
 /// The build cache's objects, of an answer to `GET /system/df`.
@@ -190,24 +229,34 @@ pub fn cache_table(answer: &Value, format: &str) -> Outcome<String> {
         ],
         table: "{{.ID}}\t{{.CacheType}}\t{{.Size}}\t{{.CreatedSince}}\t{{.LastUsedSince}}\t{{.UsageCount}}\t{{.Shared}}",
     };
-    let since = |value: &Value| {
-        value.text().parse::<jiff::Timestamp>().map_or(String::new(), |stamp| units::ago(stamp.as_second()))
-    };
-    let rows = answer
+    entries.render(format, cache_rows(answer, false))
+}
+
+fn cache_rows(answer: &Value, full: bool) -> Vec<Row> {
+    let stamp = |value: &Value| value.text().parse::<jiff::Timestamp>().ok();
+    let since = |value: &Value| stamp(value).map_or(String::new(), |at| units::ago(at.as_second()));
+    let at = |value: &Value| stamp(value).map_or(String::new(), units::go_time);
+    let shown = |id: &str| if full { id.to_owned() } else { short_id(id).to_owned() };
+    answer
         .at("BuildCache")
         .list()
         .iter()
         .map(|entry| {
+            let in_use = entry.at("InUse").bool();
+            let parents: Vec<&str> = entry.at("Parents").list().iter().map(Value::text).collect();
             Row::new()
-                .with("ID", entry.at("ID").text())
+                .with("ID", shown(entry.at("ID").text()) + if in_use { "*" } else { "" })
+                .with("Parent", shown(&parents.join(", ")))
                 .with("CacheType", entry.at("Type").text())
                 .with("Description", entry.at("Description").text())
+                .with("InUse", in_use.to_string())
+                .with("Shared", entry.at("Shared").bool().to_string())
                 .with("Size", units::human_size(entry.at("Size").float(), 3))
+                .with("CreatedAt", at(entry.at("CreatedAt")))
                 .with("CreatedSince", since(entry.at("CreatedAt")))
+                .with("LastUsedAt", at(entry.at("LastUsedAt")))
                 .with("LastUsedSince", since(entry.at("LastUsedAt")))
                 .with("UsageCount", entry.at("UsageCount").int().to_string())
-                .with("Shared", entry.at("Shared").bool().to_string())
         })
-        .collect();
-    entries.render(format, rows)
+        .collect()
 }

@@ -33,9 +33,14 @@ impl Row {
     }
 
     fn json(&self) -> String {
-        let mut fields = self.fields.clone();
+        Self { fields: self.fields.clone(), hidden: Vec::new() }.into_document().to_json()
+    }
+
+    /// As a part of a document: what JSON has of it, in its order.
+    pub fn into_document(self) -> Value {
+        let mut fields = self.fields;
         fields.sort_by(|a, b| a.0.cmp(&b.0));
-        Value::Map(fields).to_json()
+        Value::Map(fields)
     }
 
     fn value(self) -> Value {
