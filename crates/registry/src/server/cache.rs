@@ -292,8 +292,15 @@ impl Cache {
             State::Coming { file, size, .. } => {
                 let opened = match File::open(&*file) {
                     Ok(opened) => opened,
-                    // Moved into the storage a moment ago.
-                    Err(_moved) => return self.kept(name, digest, request).await,
+                    // On its way into the storage, and the repository's own only when the fetch has ended.
+                    Err(_moved) => {
+                        let has_ended = |state: &State| matches!(state, State::Done | State::Failed(..));
+                        let ended = fetch.wait_for(has_ended).await.map(|state| state.clone());
+                        if let Ok(State::Failed(status, message)) = ended {
+                            return Err(Refusal::new(status, "UNKNOWN", message));
+                        }
+                        return self.kept(name, digest, request).await;
+                    }
                 };
                 // Part of a blob is asked for to go on with it: what lies before is passed over.
                 let start = match request.headers().get(RANGE).and_then(|value| value.to_str().ok()) {
