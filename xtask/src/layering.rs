@@ -17,12 +17,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("image", &["sys"]),
     ("registry", &["sys", "image"]),
     ("network", &["sys"]),
-    ("build", &["sys", "runtime", "shim", "image", "registry"]),
+    ("session", &[]),
+    ("build", &["sys", "runtime", "shim", "image", "registry", "session"]),
     ("engine", &["sys", "runtime", "shim", "image", "registry", "network", "build"]),
-    ("api", &["sys", "runtime", "shim", "image", "registry", "network", "build", "engine"]),
+    ("api", &["sys", "runtime", "shim", "image", "registry", "network", "session", "build", "engine"]),
     // The client calls the Engine API; the daemon and its store's types come in through the command line alone. What
     // needs no engine (a registry, copies between registries) runs in the client.
-    ("cli", &["sys", "image", "registry", "build", "api"]),
+    ("cli", &["sys", "image", "registry", "session", "build", "api"]),
     ("testkit", &["sys"]),
     ("xtask", &["sys", "testkit"]),
 ];

@@ -39,6 +39,9 @@ pub enum Error {
     Registry { what: String, source: Arc<brigantine_registry::Error> },
     #[error("{what}")]
     Records { what: String, source: Arc<rusqlite::Error> },
+    /// The client's session did not give what it was asked for.
+    #[error(transparent)]
+    Session(#[from] brigantine_session::Error),
     /// Starting or watching a step's processes.
     #[error("{0}")]
     Executor(String),

@@ -79,7 +79,7 @@ pub(crate) fn image(
     }
     let image = solver.store.add_built(lease, &config, &descriptors, tags).doing(what)?;
     replaced.retain(|id| *id != image.id);
-    Ok(Built { image, replaced })
+    Ok(Built { image: Some(image), replaced })
 }
 
 /// RFC 3339 of nanoseconds since the epoch.

@@ -106,7 +106,7 @@ impl Recording {
 
     pub fn ended(&mut self, result: &Result<crate::Built>) {
         let (outcome, result) = match result {
-            Ok(built) => ("done", built.image.id.to_string()),
+            Ok(built) => ("done", built.image.as_ref().map(|image| image.id.to_string()).unwrap_or_default()),
             Err(crate::Error::Cancelled) => ("cancelled", String::new()),
             Err(error) => ("failed", error.report()),
         };

@@ -11,6 +11,7 @@ pub mod graph;
 mod caches;
 mod compression;
 mod context;
+mod deliver;
 mod error;
 mod export;
 mod hashes;
@@ -18,6 +19,7 @@ mod history;
 mod ids;
 mod pattern;
 mod prune;
+mod received;
 mod records;
 mod remote;
 mod resolve;
@@ -38,6 +40,7 @@ use std::sync::Arc;
 
 use brigantine_image::{Digest, Image, Lease, Reference, Store};
 use brigantine_registry::{Client, Credentials, Progress};
+use brigantine_session::Session;
 use brigantine_sys::SealedExe;
 use tokio::sync::mpsc;
 
@@ -87,6 +90,10 @@ pub enum ContextSource {
     Folder(PathBuf),
     /// A git repository, an archive's URL or a Dockerfile's URL.
     Remote(String),
+    /// The folders `dockerfile` and `context` of a client's session.
+    Session(Arc<Session>),
+    /// An archive that a client's session keeps ready at this address.
+    Upload(Arc<Session>, String),
 }
 
 impl std::fmt::Debug for ContextSource {
@@ -96,6 +103,8 @@ impl std::fmt::Debug for ContextSource {
             Self::Archive(_) => f.write_str("Archive"),
             Self::Folder(path) => write!(f, "Folder({})", path.display()),
             Self::Remote(url) => write!(f, "Remote({url})"),
+            Self::Session(session) => write!(f, "Session({})", session.id()),
+            Self::Upload(_, url) => write!(f, "Upload({url})"),
         }
     }
 }
@@ -117,6 +126,36 @@ pub struct Request {
     /// Credentials by registry.
     pub credentials: BTreeMap<String, Credentials>,
     pub registry: Client,
+    /// The client, for as long as the build runs: secrets, credentials and agents that did not come with the request.
+    pub session: Option<Arc<Session>>,
+    pub product: Product,
+}
+
+/// What becomes of a build's result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Product {
+    /// An image of the store.
+    #[default]
+    Image,
+    /// Its files, sent to the client's session.
+    Files,
+    /// Its files as an archive, sent to the client's session.
+    Archive,
+    /// Nothing but the cache.
+    Nothing,
+}
+
+impl ContextSource {
+    /// What a client's session means by a remote context: one of its own, or one from elsewhere.
+    pub fn remote(url: &str, session: Option<&Arc<Session>>) -> Self {
+        match session {
+            Some(session) if url == "client-session" => Self::Session(Arc::clone(session)),
+            Some(session) if url.starts_with(received::UPLOADS) => {
+                Self::Upload(Arc::clone(session), url.to_owned())
+            }
+            _ => Self::Remote(url.to_owned()),
+        }
+    }
 }
 
 /// What happens in a build, as it happens.
@@ -148,6 +187,27 @@ pub enum Event {
     },
     /// The image is being made of the target's layers.
     Exporting,
+    /// Work beside the graph: reading the Dockerfile, finding an image, receiving files, making the result. A name
+    /// stands for one piece of work of a build.
+    Side {
+        name: String,
+        news: Side,
+    },
+}
+
+/// What is new about work beside the graph.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Side {
+    Began,
+    /// How far a part of it is, in bytes where there are any.
+    Count {
+        what: String,
+        current: u64,
+        total: Option<u64>,
+        done: bool,
+    },
+    /// It ended, with this error if it failed.
+    Ended(Option<String>),
 }
 
 /// What the build checks found.
@@ -182,6 +242,11 @@ struct Prepared {
     name: String,
     plan: Arc<Plan>,
     resolver: resolve::Images,
+    ignore: Ignore,
+    /// Where the context is to be asked for.
+    sent_for: Option<Arc<Session>>,
+    /// A kept context, which nobody else may change meanwhile.
+    context: Option<received::Taken>,
 }
 
 fn refused(warnings: &[Warning]) -> Error {
@@ -197,7 +262,8 @@ fn refused(warnings: &[Warning]) -> Error {
 /// A finished build.
 #[derive(Debug, Clone)]
 pub struct Built {
-    pub image: Image,
+    /// There is one if one was asked for.
+    pub image: Option<Image>,
     /// Names that another image had before.
     pub replaced: Vec<Digest>,
 }
@@ -213,7 +279,8 @@ impl Builder {
     /// Opens a builder: ends what an earlier one left running and removes what it left lying about. Blocks.
     pub fn open(setup: Setup) -> Result<Self> {
         let Setup { data, run_dir, exe, store, network, cgroup_parent, systemd_cgroup, shm_size } = setup;
-        for dir in [data.clone(), data.join("snapshots"), data.join("caches"), run_dir.clone()] {
+        let contexts = data.join("contexts");
+        for dir in [data.clone(), data.join("snapshots"), data.join("caches"), contexts, run_dir.clone()] {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -237,7 +304,8 @@ impl Builder {
             }
         }
         let caches = Caches::new(data.join("caches"));
-        let solver = Arc::new(Solver::new(store, records, executor, caches, snapshots, tmp));
+        let contexts = received::Contexts::new(data.join("contexts"));
+        let solver = Arc::new(Solver::new(store, records, executor, caches, contexts, snapshots, tmp));
         Ok(Self { solver, data })
     }
 
@@ -252,12 +320,13 @@ impl Builder {
     }
 
     async fn run(&self, request: Request, events: &mpsc::Sender<Event>, steps: Arc<Steps>) -> Result<Built> {
-        let Prepared { request, lease, scratch, main, plan, resolver, .. } =
-            self.prepare(request, events).await?;
-        if plan.refused {
-            return Err(refused(&plan.warnings));
+        let prepared = self.prepare(request, events).await?;
+        if prepared.plan.refused {
+            return Err(refused(&prepared.plan.warnings));
         }
-        send(events, Event::Planned(Arc::clone(&plan))).await;
+        send(events, Event::Planned(Arc::clone(&prepared.plan))).await;
+        let Prepared { request, lease, scratch, main, plan, resolver, context, .. } =
+            self.receive(prepared, events).await?;
         let solver = Arc::clone(&self.solver);
         let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
         contexts.extend(main.map(|tree| (String::new(), Arc::new(tree))));
@@ -282,6 +351,7 @@ impl Builder {
             epoch,
             namespace,
             steps,
+            request.session.clone(),
         );
         // However this ends, no work is kept alive by the job's own memory of it.
         let stop = Stop(Arc::clone(&job));
@@ -295,12 +365,57 @@ impl Builder {
         send(events, Event::Exporting).await;
         let (solver, tags) = (Arc::clone(&self.solver), request.tags);
         let bases = resolver.layers();
-        let export =
-            blocking(move || export::image(&solver, &lease, &plan, &target, &layers, &bases, epoch, tags))
-                .await;
+        let result = match request.product {
+            Product::Image => {
+                let names: Vec<String> = tags.iter().map(Reference::familiar).collect();
+                beside(events, EXPORTING, async {
+                    let made = blocking(move || {
+                        export::image(&solver, &lease, &plan, &target, &layers, &bases, epoch, tags)
+                    })
+                    .await?;
+                    let id = made.image.as_ref().map(|image| format!("writing image {}", image.id));
+                    let said = id.into_iter().chain(names.iter().map(|name| format!("naming to {name}")));
+                    for what in said {
+                        let news = Side::Count { what, current: 0, total: None, done: true };
+                        send(events, Event::Side { name: EXPORTING.to_owned(), news }).await;
+                    }
+                    Ok(made)
+                })
+                .await
+            }
+            Product::Nothing => Ok(Built { image: None, replaced: Vec::new() }),
+            Product::Files | Product::Archive => {
+                let session =
+                    request.session.ok_or_else(|| invalid("files can be sent to a client's session only"));
+                let archive = request.product == Product::Archive;
+                let side = if archive { "sending tarball" } else { "exporting to client" };
+                beside(events, side, async {
+                    let (session, runtime) = (session?, tokio::runtime::Handle::current());
+                    blocking(move || deliver::files(&solver, &lease, &target, &session, &runtime, archive))
+                        .await?;
+                    Ok(Built { image: None, replaced: Vec::new() })
+                })
+                .await
+            }
+        };
         drop(stop);
+        drop(context);
         drop(scratch);
-        export
+        result
+    }
+
+    /// Takes in what the plan uses of the client's context, when that is to be sent for.
+    async fn receive(&self, mut prepared: Prepared, events: &mpsc::Sender<Event>) -> Result<Prepared> {
+        if let Some(session) = prepared.sent_for.take() {
+            let (contexts, hashes) = (&self.solver.contexts, &self.solver.hashes);
+            let (plan, ignore) = (&prepared.plan, &prepared.ignore);
+            let received = received::context(&session, contexts, plan, ignore, hashes, events).await?;
+            if let Some((tree, taken)) = received {
+                prepared.main = Some(tree);
+                prepared.context = Some(taken);
+            }
+        }
+        Ok(prepared)
     }
 
     /// What the build checks have to say of a Dockerfile; nothing is run. Base images are pulled if they must be, for
@@ -328,8 +443,23 @@ impl Builder {
         let context = std::mem::replace(&mut request.context, ContextSource::Nothing);
         let dockerfile = std::mem::take(&mut request.dockerfile);
         let given = request.dockerfile_text.take();
-        let Source { tree: main, ignore, text, name } =
-            source::source(&self.solver, context, &scratch.dir, dockerfile, given, &request.secrets).await?;
+        let mut sent_for = None;
+        let Source { tree: main, ignore, text, name } = match context {
+            ContextSource::Session(session) => {
+                fs::DirBuilder::new()
+                    .mode(0o700)
+                    .create(&scratch.dir)
+                    .doing(|| format!("create {}", scratch.dir.display()))?;
+                let (dir, hashes) = (&scratch.dir, &self.solver.hashes);
+                let texts = received::texts(&session, dir, &dockerfile, hashes, events).await?;
+                sent_for = Some(session);
+                texts
+            }
+            context => {
+                let (solver, dir, secrets) = (&self.solver, &scratch.dir, &request.secrets);
+                source::source(solver, context, dir, dockerfile, given, secrets).await?
+            }
+        };
         let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
         let resolver = resolve::Images::new(
             self.solver.store.clone(),
@@ -338,9 +468,23 @@ impl Builder {
             request.pull,
             lease.clone(),
             events.clone(),
+            request.session.clone(),
         );
         let plan = convert::convert(&file, &name, &text, &request.options, &ignore, &resolver).await?;
-        Ok(Prepared { request, lease, scratch, main, text, name, plan: Arc::new(plan), resolver })
+        let plan = Arc::new(plan);
+        Ok(Prepared {
+            request,
+            lease,
+            scratch,
+            main,
+            text,
+            name,
+            plan,
+            resolver,
+            ignore,
+            sent_for,
+            context: None,
+        })
     }
 
     /// The diff ids of layers in the image store that the cache leads to: not to be collected.
@@ -363,6 +507,11 @@ impl Builder {
         self.solver.records.settled(until)
     }
 
+    /// Where files may be kept for as long as a build runs.
+    pub fn spool(&self) -> PathBuf {
+        self.solver.tmp.clone()
+    }
+
     /// The builder's own directory.
     pub fn data(&self) -> &Path {
         &self.data
@@ -378,6 +527,22 @@ pub(crate) async fn send(events: &mpsc::Sender<Event>, event: Event) {
     if events.send(event).await.is_err() {
         tracing::trace!("a build's event had no reader");
     }
+}
+
+/// What making the image is called.
+const EXPORTING: &str = "exporting to image";
+
+/// Does work beside the graph, telling when it begins and how it ends.
+pub(crate) async fn beside<T>(
+    events: &mpsc::Sender<Event>,
+    name: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let tell = |news| send(events, Event::Side { name: name.to_owned(), news });
+    tell(Side::Began).await;
+    let result = work.await;
+    tell(Side::Ended(result.as_ref().err().map(Error::report))).await;
+    result
 }
 
 /// A build's own files, gone when it ends.

@@ -216,6 +216,12 @@ impl Ignore {
         self.rules.is_empty()
     }
 
+    /// The patterns, one a rule, as a client is told them.
+    pub fn patterns(&self) -> Vec<String> {
+        let sign = |again| if again { "!" } else { "" };
+        self.rules.iter().map(|rule| format!("{}{}", sign(rule.again), rule.text)).collect()
+    }
+
     /// Whether the path (relative, plain) is left out, by itself or with a directory above it.
     pub fn excludes(&self, path: &str) -> bool {
         let mut out = false;

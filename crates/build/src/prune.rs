@@ -17,7 +17,7 @@ use crate::snapshot::remove_tree;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     pub id: String,
-    /// `regular` for a step's result, `exec.cachemount` for a cache mount.
+    /// `regular` for a step's result, `exec.cachemount` for a cache mount, `source.local` for a client's context.
     pub kind: String,
     pub description: String,
     pub in_use: bool,
@@ -85,6 +85,17 @@ impl Builder {
             used: cache.used,
             uses: 0,
         }));
+        entries.extend(solver.contexts.list().into_iter().map(|context| Entry {
+            description: "local source for context".to_owned(),
+            kind: "source.local".to_owned(),
+            in_use: context.in_use,
+            shared: false,
+            size: context.size,
+            created: context.used,
+            used: context.used,
+            uses: 0,
+            id: context.id,
+        }));
         entries.sort_by_key(|entry| entry.used);
         Ok(entries)
     }
@@ -120,7 +131,7 @@ impl Builder {
             .map(|age| now().saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)));
         for entry in entries {
             let chosen = !entry.in_use
-                && (wanted.all || entry.kind == "regular" || !wanted.kinds.is_empty())
+                && (wanted.all || entry.kind != "exec.cachemount" || !wanted.kinds.is_empty())
                 && before.is_none_or(|before| entry.used < before)
                 && (wanted.kinds.is_empty() || wanted.kinds.contains(&entry.kind))
                 && (wanted.ids.is_empty() || wanted.ids.iter().any(|id| entry.id.starts_with(id.as_str())))
@@ -128,12 +139,14 @@ impl Builder {
             if !chosen {
                 continue;
             }
-            let reclaimed = if entry.kind == "regular" {
-                solver.records.remove(&entry.id)?;
-                remove_tree(&solver.snapshots.join(&entry.id));
-                if entry.shared { 0 } else { entry.size }
-            } else {
-                solver.caches.remove(&entry.id)
+            let reclaimed = match entry.kind.as_str() {
+                "regular" => {
+                    solver.records.remove(&entry.id)?;
+                    remove_tree(&solver.snapshots.join(&entry.id));
+                    if entry.shared { 0 } else { entry.size }
+                }
+                "source.local" => solver.contexts.remove(&entry.id),
+                _ => solver.caches.remove(&entry.id),
             };
             total = total.saturating_sub(entry.size);
             pruned.reclaimed += reclaimed;

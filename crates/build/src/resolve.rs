@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use brigantine_image::{Descriptor, Image, Lease, Platform, Reference, Store};
 use brigantine_registry::{Client, Credentials, PullOptions, Report};
+use brigantine_session::Session;
 use tokio::sync::mpsc;
 
 use crate::Event;
@@ -22,6 +23,7 @@ pub(crate) struct Images {
     pull: bool,
     lease: Lease,
     events: mpsc::Sender<Event>,
+    session: Option<Arc<Session>>,
     layers: Mutex<HashMap<String, Descriptor>>,
 }
 
@@ -33,8 +35,9 @@ impl Images {
         pull: bool,
         lease: Lease,
         events: mpsc::Sender<Event>,
+        session: Option<Arc<Session>>,
     ) -> Self {
-        Self { store, registry, credentials, pull, lease, events, layers: Mutex::default() }
+        Self { store, registry, credentials, pull, lease, events, session, layers: Mutex::default() }
     }
 
     /// The blobs of all layers seen, by diff id.
@@ -60,8 +63,11 @@ impl Images {
         }
         let reference = Reference::parse(name)
             .map_err(|error| invalid(format!("invalid reference format: {name}: {error}")))?;
-        let options =
-            PullOptions { platform: Some(platform.clone()), credentials: self.credentials_for(&reference) };
+        let credentials = match self.credentials_for(&reference) {
+            None => self.lent_credentials(&reference).await?,
+            known => known,
+        };
+        let options = PullOptions { platform: Some(platform.clone()), credentials };
         let events = self.events.clone();
         let report: Report = Arc::new(move |progress| {
             // Counts that nobody has room for are made obsolete by the next.
@@ -74,6 +80,19 @@ impl Images {
             what: format!("pull the base image {}", reference.familiar()),
             source: Arc::new(error),
         })
+    }
+
+    /// What the client's session has for the registry.
+    async fn lent_credentials(&self, reference: &Reference) -> Result<Option<Credentials>> {
+        let Some(session) = &self.session else { return Ok(None) };
+        let host = match reference.domain() {
+            "docker.io" => "registry-1.docker.io",
+            domain => domain,
+        };
+        Ok(session.credentials(host).await?.map(|lent| match lent.username {
+            username if username.is_empty() => Credentials::Identity { username, token: lent.secret },
+            username => Credentials::Password { username, password: lent.secret },
+        }))
     }
 
     fn credentials_for(&self, reference: &Reference) -> Option<Credentials> {
@@ -98,7 +117,11 @@ impl Resolver for Images {
         platform: &'a Platform,
     ) -> Pin<Box<dyn Future<Output = Result<Base>> + Send + 'a>> {
         Box::pin(async move {
-            let image = self.find(name, platform).await?;
+            let side = match Reference::parse(name) {
+                Ok(reference) => format!("[internal] load metadata for {}", reference.or_latest()),
+                Err(_) => format!("[internal] load metadata for {name}"),
+            };
+            let image = crate::beside(&self.events, &side, self.find(name, platform)).await?;
             let (store, lease, held) = (self.store.clone(), self.lease.clone(), image.clone());
             blocking(move || {
                 let what = || "hold the base image".to_owned();

@@ -114,7 +114,7 @@ impl Executor {
         self.run_dir.join(id)
     }
 
-    fn secrets_dir(&self, id: &str) -> PathBuf {
+    pub fn secrets_dir(&self, id: &str) -> PathBuf {
         self.run_dir.join(format!("{id}.files"))
     }
 
@@ -158,11 +158,7 @@ impl Executor {
             .join(&task.id, &task.run.network, &around.hostname, &around.hosts)
             .map_err(|error| Error::Executor(format!("make the step's network: {error}")))?;
         let files = self.secrets_dir(&task.id);
-        std::fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&files)
-            .doing(|| format!("create {}", files.display()))?;
+        make_private(&files)?;
         let (spec, targets) = self.spec(task, &joined, &files)?;
         running.stubs = missing(task.root, &targets)?;
         let (events, their_events) = UnixStream::pair().doing(|| "make a socket pair".to_owned())?;
@@ -256,6 +252,16 @@ impl Executor {
                 }
                 _ => mount(wanted, ready, number, files, &mut own)?,
             }
+        }
+        let agent = run
+            .mounts
+            .iter()
+            .zip(&task.mounts)
+            .find(|(wanted, ready)| wanted.kind == MountKind::Ssh && matches!(ready, Ready::Path(_)));
+        if let Some((agent, _)) = agent
+            && !env.iter().any(|line| line.starts_with("SSH_AUTH_SOCK="))
+        {
+            env.push(format!("SSH_AUTH_SOCK={}", agent.target));
         }
         own.sort_by_key(|mount| mount.destination().components().count());
         mounts.append(&mut own);
@@ -431,6 +437,12 @@ impl Drop for Running {
             gone.clean();
         });
     }
+}
+
+/// Makes a directory that only we can look into, unless it is there.
+pub(crate) fn make_private(dir: &Path) -> Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true).mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
 }
 
 /// Kills a step and waits for its end.

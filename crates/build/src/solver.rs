@@ -8,6 +8,7 @@
 
 mod explain;
 mod files;
+mod lend;
 mod run;
 
 use std::collections::{BTreeMap, HashMap};
@@ -18,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::task::{self, Poll};
 
 use brigantine_image::{Digest, Lease, Store};
+use brigantine_session::Session;
 use futures_util::future::{BoxFuture, FutureExt as _, Shared, WeakShared, try_join_all};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OnceCell, Semaphore, mpsc};
@@ -30,6 +32,7 @@ use crate::graph::{Graph, Op, Vertex, VertexId};
 use crate::hashes::Hashes;
 use crate::history::Steps;
 use crate::pattern::Ignore;
+use crate::received::Contexts;
 use crate::records::{self, Records, Snapshot};
 use crate::remote::{Downloaded, Downloads};
 use crate::run::{Executor, resolve_source};
@@ -91,6 +94,7 @@ pub(crate) struct Solver {
     pub executor: Executor,
     pub caches: Caches,
     pub downloads: Downloads,
+    pub contexts: Arc<Contexts>,
     pub snapshots: PathBuf,
     pub tmp: PathBuf,
     live: Mutex<HashMap<String, Weak<Snap>>>,
@@ -132,6 +136,8 @@ pub(crate) struct Job {
     pub cache_namespace: String,
     /// What happens, for the record.
     steps: Arc<Steps>,
+    /// The client, while it is there.
+    pub session: Option<Arc<Session>>,
     results: Mutex<HashMap<VertexId, Shared<Work>>>,
 }
 
@@ -181,6 +187,7 @@ impl Solver {
         records: Records,
         executor: Executor,
         caches: Caches,
+        contexts: Arc<Contexts>,
         snapshots: PathBuf,
         tmp: PathBuf,
     ) -> Self {
@@ -195,6 +202,7 @@ impl Solver {
             executor,
             caches,
             downloads,
+            contexts,
             snapshots,
             tmp,
             live: Mutex::default(),
@@ -367,6 +375,7 @@ impl Job {
         epoch: Option<i64>,
         cache_namespace: String,
         steps: Arc<Steps>,
+        session: Option<Arc<Session>>,
     ) -> Arc<Self> {
         Arc::new(Self {
             solver,
@@ -379,6 +388,7 @@ impl Job {
             epoch,
             cache_namespace,
             steps,
+            session,
             results: Mutex::default(),
         })
     }

@@ -64,7 +64,7 @@ async fn load(
         fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
     };
     match source {
-        ContextSource::Nothing => Ok(None),
+        ContextSource::Nothing | ContextSource::Session(_) => Ok(None),
         ContextSource::Folder(path) => {
             Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: true }))
         }
@@ -73,6 +73,13 @@ async fn load(
             let (target, dockerfile) = (dir.to_owned(), dockerfile.to_owned());
             let unpacked = blocking(move || crate::context::unpack(source, &target, &dockerfile)).await?;
             tracing::debug!(bytes = unpacked.bytes, "unpacked a build context");
+            Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
+        }
+        ContextSource::Upload(session, url) => {
+            make(dir)?;
+            let (upload, target) = (crate::received::upload(&session, &url)?, dir.to_owned());
+            let dockerfile = dockerfile.to_owned();
+            let unpacked = blocking(move || crate::context::unpack(upload, &target, &dockerfile)).await?;
             Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
         }
         ContextSource::Remote(url) => {
@@ -143,20 +150,26 @@ fn look(
         return Ok(Source { tree, ignore: Ignore::default(), text, name });
     }
     let own = format!("{}.dockerignore", crate::pattern::clean(&name));
-    let (rules, from) = match whole.read(&own)? {
-        Some(rules) => (Some(rules), own),
-        None => (whole.read(".dockerignore")?, ".dockerignore".to_owned()),
+    let rules = match whole.read(&own)? {
+        Some(rules) => Some((rules, own)),
+        None => whole.read(".dockerignore")?.map(|rules| (rules, ".dockerignore".to_owned())),
     };
-    let ignore = match rules {
-        None => Ignore::default(),
-        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules))
-            .map_err(|error| invalid(format!("{from}: {error}")))?,
-    };
+    let ignore = ignore_rules(rules)?;
     let tree = Tree::folder(open()?, ignore.clone(), hashes).with_known(loaded.hashes);
     Ok(Source { tree: Some(tree), ignore, text, name })
 }
 
-fn read_dockerfile(tree: &Tree, name: &str) -> Result<(String, String)> {
+/// An ignore file's text, with its name for errors, as rules.
+pub(crate) fn ignore_rules(found: Option<(Vec<u8>, String)>) -> Result<Ignore> {
+    match found {
+        None => Ok(Ignore::default()),
+        Some((rules, from)) => Ignore::parse(&String::from_utf8_lossy(&rules))
+            .map_err(|error| invalid(format!("{from}: {error}"))),
+    }
+}
+
+/// The Dockerfile of that name and the name it was found under. Blocks.
+pub(crate) fn read_dockerfile(tree: &Tree, name: &str) -> Result<(String, String)> {
     if name.split('/').any(|part| part == "..") && crate::pattern::clean(name).is_empty()
         || name.starts_with("../")
     {

@@ -48,7 +48,7 @@ impl From<brigantine_build::Error> for Error {
         use brigantine_build::Error as Build;
         use brigantine_registry::Class as Registry;
         let class = match &error {
-            Build::Dockerfile { .. } | Build::Invalid(_) => Class::InvalidParameter,
+            Build::Dockerfile { .. } | Build::Invalid(_) | Build::Session(_) => Class::InvalidParameter,
             Build::NotFound(_) => Class::NotFound,
             Build::Busy(_) => Class::Conflict,
             Build::NotImplemented(_) => Class::NotImplemented,

@@ -215,6 +215,24 @@ pub fn docker_command() -> PathBuf {
     }
 }
 
+/// The last docker command with a BuildKit client of its own (18.09 to 20.10; Debian 12's): later ones leave it to a
+/// plugin.
+///
+/// Panics if there is none.
+#[track_caller]
+pub fn buildkit_command() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .map(|dir| dir.join("docker"))
+        .find(|exe| docker_version(exe).is_some_and(|version| (18..=20).contains(&version)));
+    match found {
+        Some(exe) => exe,
+        None => {
+            panic!("there is no docker command of 20.10 on the path: apt-get install docker.io on Debian 12")
+        }
+    }
+}
+
 /// The major version of a docker executable.
 pub fn docker_version(exe: &std::path::Path) -> Option<u32> {
     if !exe.is_file() {

@@ -259,6 +259,12 @@ impl Engine {
         self.client(Client::Brig, args)
     }
 
+    /// Docker's own BuildKit client: docker 20.10 with `DOCKER_BUILDKIT=1`.
+    #[track_caller]
+    pub fn buildkit<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Invocation {
+        self.program(client::buildkit_command(), args).env("DOCKER_BUILDKIT", "1")
+    }
+
     /// Either client.
     #[track_caller]
     pub fn client<S: AsRef<str>>(&self, client: Client, args: impl IntoIterator<Item = S>) -> Invocation {
@@ -266,6 +272,11 @@ impl Engine {
             Client::Docker => client::docker_command(),
             Client::Brig => executable("brig"),
         };
+        self.program(program, args)
+    }
+
+    #[track_caller]
+    fn program<S: AsRef<str>>(&self, program: PathBuf, args: impl IntoIterator<Item = S>) -> Invocation {
         let host = format!("unix://{}", self.socket_path().display());
         let mut command = Command::new(program);
         for (key, _) in std::env::vars().filter(|(k, _)| k.starts_with("DOCKER_") || k.starts_with("BRIG_")) {

@@ -100,6 +100,16 @@ pub fn tools() -> PathBuf {
     }))
 }
 
+/// `agent:latest` as a docker-archive: busybox and `ssh-add`.
+#[track_caller]
+pub fn agent() -> PathBuf {
+    must(cached("agent-1", |to| {
+        let programs = programs_layer(&["/usr/bin/ssh-add"])?;
+        let image = Archive::new("agent:latest").layer(busybox_layer()?).layer(programs).cmd(&["sh"]);
+        fs::write(to, image.bytes()).map_err(Into::into)
+    }))
+}
+
 /// `load:latest`: busybox, and programs that make load and take it; nginx answers on port 80 when started as
 /// `nginx -c /etc/nginx.conf`.
 pub fn load_programs() -> Result<PathBuf> {

@@ -113,6 +113,11 @@ impl Request {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
+    /// Every value of a header that may be repeated.
+    pub fn headers(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.headers.get_all(name).iter().filter_map(|value| value.to_str().ok())
+    }
+
     /// Whether the client asked to switch protocols, and to what.
     pub fn upgrade(&self) -> Option<&str> {
         self.headers.get(header::UPGRADE).map(|value| value.to_str().unwrap_or("tcp"))

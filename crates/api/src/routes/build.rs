@@ -1,4 +1,5 @@
-//! Building images: `POST /build` as docker's classic clients speak it.
+//! Building images: `POST /build`, as docker's classic clients speak it and as its BuildKit clients do (`version=2`,
+//! with a session).
 //!
 //! Invariant: what is wrong with a request is a status as long as nothing was written; afterwards it is the stream's
 //! last message. A client that leaves ends its build.
@@ -7,15 +8,16 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use brigantine_build::graph::Limits;
-use brigantine_build::{ContextSource, Event, Options, Request as BuildRequest, named_context};
-use brigantine_image::{Platform, Reference, Storage};
+use brigantine_build::{ContextSource, Event, Options, Product, Request as BuildRequest, named_context};
+use brigantine_image::{Digest, Platform, Reference, Storage};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 
 use super::State;
 use super::build_text::Text;
-use super::credentials;
+use super::build_trace::Trace;
 use super::images::{announce, reference};
+use super::{build_upload, credentials, session};
 use crate::http::{Class, Error, Query, Reply, Request, Router, bridge, json as wire};
 
 /// Binds the area's routes.
@@ -134,11 +136,9 @@ fn tags(query: &Query) -> Result<Vec<Reference>, Error> {
 
 fn refuse_unbuilt(query: &Query) -> Result<(), Error> {
     match query.text("version") {
-        None | Some("1") => {}
-        Some(_) => {
-            return Err(Error::not_implemented(
-                "BuildKit sessions are not built yet: build with DOCKER_BUILDKIT=0, or with brig build",
-            ));
+        None | Some("1" | "2") => {}
+        Some(other) => {
+            return Err(Error::invalid(format!("there is no builder of version {other}: 1 and 2 are known")));
         }
     }
     if query.flag("squash") {
@@ -152,10 +152,43 @@ fn refuse_unbuilt(query: &Query) -> Result<(), Error> {
     if let Some(isolation) = query.text("isolation").filter(|isolation| *isolation != "default") {
         return Err(Error::invalid(format!("Unsupported isolation: {isolation:?}")));
     }
-    if query.text("outputs").is_some_and(|outputs| outputs != "null" && outputs != "[]") {
-        return Err(Error::invalid("outputs can only be requested through a BuildKit session"));
-    }
     Ok(())
+}
+
+#[derive(Deserialize)]
+#[serde(default)]
+#[derive(Default)]
+struct Output {
+    r#type: String,
+    attrs: BTreeMap<String, String>,
+}
+
+/// `outputs`: at most one, made by the client's session but for an image.
+fn product(query: &Query, tags: &mut Vec<Reference>) -> Result<Product, Error> {
+    let outputs: Vec<Output> = document(query, "outputs")?;
+    let [output] = &outputs[..] else {
+        return match outputs.len() {
+            0 => Ok(Product::Image),
+            _ => Err(Error::invalid("multiple outputs not supported")),
+        };
+    };
+    match output.r#type.as_str() {
+        "" | "moby" | "image" | "docker" if !output.attrs.contains_key("dest") => {
+            for name in output.attrs.get("name").into_iter().flat_map(|names| names.split(',')) {
+                let tag = reference(name, None)?.or_latest();
+                if !tags.contains(&tag) {
+                    tags.push(tag);
+                }
+            }
+            Ok(Product::Image)
+        }
+        "local" => Ok(Product::Files),
+        "tar" => Ok(Product::Archive),
+        "cacheonly" => Ok(Product::Nothing),
+        other => Err(Error::not_implemented(format!(
+            "output type {other} is not built for this client: image, local, tar and cacheonly are known (brig build has more)"
+        ))),
+    }
 }
 
 /// Secrets of `brig build`: base64 of a JSON map of ids to base64 values.
@@ -186,12 +219,32 @@ async fn has_cache_source(state: &State, query: &Query) -> Result<bool, Error> {
 
 async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
     let query = request.query().clone();
+    let session = session::named(&state.sessions, query.text("session")).await?;
     refuse_unbuilt(&query)?;
-    let tags = tags(&query)?;
+    let with_session = query.text("version") == Some("2");
+    if let Some(id) = query.text("buildid").and_then(build_upload::offered) {
+        let reader = request.reader();
+        build_upload::offer(id, reader).await?;
+        return Ok(Reply::empty(http::StatusCode::OK));
+    }
+    let mut tags = tags(&query)?;
+    let product = product(&query, &mut tags)?;
     let mut options = options(&query)?;
-    options.no_cache |= !has_cache_source(&state, &query).await?;
+    if !with_session {
+        options.no_cache |= !has_cache_source(&state, &query).await?;
+    }
+    if matches!(product, Product::Files | Product::Archive) && session.is_none() {
+        return Err(Error::invalid("outputs can only be requested through a BuildKit session"));
+    }
     let context = match query.text("remote") {
-        Some(url) => ContextSource::Remote(url.to_owned()),
+        Some("client-session") if session.is_none() => {
+            return Err(Error::invalid("remote=client-session needs a session, and none was named"));
+        }
+        Some("upload-request") => {
+            let id = query.text("buildid").unwrap_or_default();
+            ContextSource::Archive(Box::new(bridge::reader(build_upload::take(id).await?)))
+        }
+        Some(url) => ContextSource::remote(url, session.as_ref()),
         None if request.has_body() => ContextSource::Archive(Box::new(bridge::reader(request.reader()))),
         None => ContextSource::Nothing,
     };
@@ -206,6 +259,8 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         secrets: secrets(&request)?,
         credentials: credentials::all(&request),
         registry: state.registry.clone(),
+        session: session.clone(),
+        product,
     };
     match query.text("call") {
         None | Some("build") => {}
@@ -221,21 +276,40 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
     Reply::progress(move |sink| async move {
         let (sender, mut events) = mpsc::channel::<Event>(BACKLOG);
         let (_registered, cancelled) = Registered::new(id);
-        let mut text = Text::new(sink, quiet, build.options.clone());
+        let spool = state.engine.builder().spool();
+        let mut text = if with_session {
+            Told::Trace(Box::new(Trace::new(sink, quiet)))
+        } else {
+            Told::Text(Box::new(Text::new(sink, quiet, spool)))
+        };
+        let left = async {
+            match &session {
+                Some(session) => session.ended().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut left = std::pin::pin!(left);
         let builder = state.engine.builder().clone();
         let mut building = std::pin::pin!(builder.build(build, sender));
         let mut cancelled = std::pin::pin!(cancelled);
         let built = loop {
             tokio::select! {
                 biased;
-                Some(event) = events.recv() => text.event(event).await,
+                Some(event) = events.recv() => {
+                    text.event(event).await;
+                    if events.is_empty() {
+                        text.flush().await;
+                    }
+                }
                 built = &mut building => break built,
                 () = &mut cancelled => break Err(brigantine_build::Error::Cancelled),
+                () = &mut left => break Err(brigantine_build::Error::Cancelled),
             }
         };
         while let Ok(event) = events.try_recv() {
             text.event(event).await;
         }
+        text.flush().await;
         if state.engine.images().store().storage() == Storage::Copy {
             // The trees that steps ran on.
             state.engine.containers().collect_layers().await;
@@ -245,15 +319,52 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
             Err(error) => return text.failed(error).await,
         };
         state.engine.images().forget();
-        let id = built.image.id.to_string();
-        for tag in &tags {
-            announce(&state, "tag", &id, &tag.familiar());
+        let id = built.image.map(|image| image.id);
+        if let Some(id) = &id {
+            for tag in &tags {
+                announce(&state, "tag", id.as_str(), &tag.familiar());
+            }
         }
-        text.succeeded(&built.image.id, &tags).await;
-        tracing::info!(image = id, "built");
+        text.succeeded(id.as_ref(), &tags).await;
+        tracing::info!(image = id.as_ref().map(Digest::as_str), "built");
         Ok(())
     })
     .await
+}
+
+/// How a build is told to its client.
+enum Told {
+    Text(Box<Text>),
+    Trace(Box<Trace>),
+}
+
+impl Told {
+    async fn event(&mut self, event: Event) {
+        match self {
+            Self::Text(text) => text.event(event).await,
+            Self::Trace(trace) => trace.event(event).await,
+        }
+    }
+
+    async fn flush(&mut self) {
+        if let Self::Trace(trace) = self {
+            trace.flush().await;
+        }
+    }
+
+    async fn failed(&mut self, error: brigantine_build::Error) -> Result<(), Error> {
+        match self {
+            Self::Text(text) => text.failed(error).await,
+            Self::Trace(trace) => trace.failed(error).await,
+        }
+    }
+
+    async fn succeeded(&mut self, image: Option<&Digest>, tags: &[Reference]) {
+        match self {
+            Self::Text(text) => text.succeeded(image, tags).await,
+            Self::Trace(trace) => trace.succeeded(image).await,
+        }
+    }
 }
 
 /// Ours: what the build checks say of a Dockerfile, without building it.

@@ -1,16 +1,18 @@
 //! docker's text of a build: steps in the Dockerfile's order, whatever order they are solved in.
 //!
-//! Invariant: no line is dropped. What belongs to a later step waits until the steps before it are told; when much of
-//! it waits, that step waits as well (no earlier step depends on a later one).
+//! Invariant: no line is dropped. What belongs to a later step waits until the steps before it are told, on disk when
+//! it is much.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use brigantine_build::graph::VertexId;
-use brigantine_build::{Event, Options, Plan};
+use brigantine_build::{Event, Plan};
 use brigantine_image::{Digest, Reference};
 use serde_json::json;
 
+use super::build_backlog::Backlog;
 use crate::http::{Error, ProgressSink};
 
 /// One vertex as far as it is known.
@@ -21,14 +23,15 @@ struct Vertex {
     failed: bool,
     cached: bool,
     key: String,
-    log: Vec<(bool, Vec<u8>)>,
+    log: Backlog,
 }
 
 /// Writes a build's text.
 pub struct Text {
     sink: ProgressSink,
     quiet: bool,
-    options: Options,
+    /// Where output waits that is not to be told yet.
+    spool: PathBuf,
     plan: Option<Arc<Plan>>,
     vertices: HashMap<VertexId, Vertex>,
     /// The step that is being told.
@@ -43,11 +46,11 @@ pub struct Text {
 }
 
 impl Text {
-    pub fn new(sink: ProgressSink, quiet: bool, options: Options) -> Self {
+    pub fn new(sink: ProgressSink, quiet: bool, spool: PathBuf) -> Self {
         Self {
             sink,
             quiet,
-            options,
+            spool,
             plan: None,
             vertices: HashMap::new(),
             at: 0,
@@ -89,7 +92,9 @@ impl Text {
                 self.advance().await;
             }
             Event::Log { vertex, stderr, data } => {
-                self.vertices.entry(vertex).or_default().log.push((stderr, data));
+                if !self.quiet {
+                    self.vertices.entry(vertex).or_default().log.push(&self.spool, stderr, &data).await;
+                }
                 self.advance().await;
             }
             Event::Finished { vertex, cached, key, error } => {
@@ -100,7 +105,7 @@ impl Text {
                 known.key = key;
                 self.advance().await;
             }
-            Event::Missed { .. } | Event::Exporting => {}
+            Event::Missed { .. } | Event::Exporting | Event::Side { .. } => {}
         }
     }
 
@@ -134,7 +139,8 @@ impl Text {
                 let id = Digest::sha256(format!("{}{}", self.last_id, step.text).as_bytes());
                 self.stream(format!(" ---> Running in {}\n", id.short())).await;
             }
-            for (stderr, data) in log {
+            let mut log = log.into_reader();
+            while let Some((stderr, data)) = log.next().await {
                 let text = String::from_utf8_lossy(&data);
                 // Docker's builder writes what comes from standard error in red.
                 self.stream(if stderr { format!("\x1b[91m{text}\x1b[0m") } else { text.into_owned() }).await;
@@ -189,7 +195,7 @@ impl Text {
         Err(brigantine_engine::Error::from(error).into())
     }
 
-    pub async fn succeeded(&mut self, image: &Digest, tags: &[Reference]) {
+    pub async fn succeeded(&mut self, image: Option<&Digest>, tags: &[Reference]) {
         if let Some(plan) = &self.plan
             && !plan.unconsumed.is_empty()
         {
@@ -203,13 +209,11 @@ impl Text {
             let (rule, line) = (warning.rule, warning.span.first);
             self.stream(format!("[Warning] {rule}: {} (line {line})\n", warning.message)).await;
         }
+        let Some(image) = image else { return };
         self.sink.send(&json!({ "aux": { "ID": image.to_string() } })).await;
         if self.quiet {
             self.sink.send(&json!({ "stream": format!("{image}\n") })).await;
             return;
-        }
-        if !self.options.labels.is_empty() {
-            tracing::trace!(labels = self.options.labels.len(), "labels were added");
         }
         self.stream(format!("Successfully built {}\n", image.short())).await;
         for tag in tags {

@@ -38,8 +38,11 @@
 //! 3. Call the area's `bind` from [`bind`] below.
 
 mod build;
+mod build_backlog;
 mod build_cache;
 mod build_text;
+mod build_trace;
+mod build_upload;
 mod containers;
 mod credentials;
 mod events;
@@ -50,6 +53,7 @@ mod images;
 mod networks;
 pub mod scoped;
 mod search;
+mod session;
 mod sockets;
 mod system;
 mod transfer;
@@ -62,6 +66,7 @@ use std::sync::Arc;
 
 use brigantine_engine::Engine;
 use brigantine_registry::Client;
+use brigantine_session::Sessions;
 
 use crate::daemon::Daemon;
 use crate::daemon::options::Live;
@@ -79,12 +84,15 @@ pub struct State {
     pub sockets: Arc<ProjectSockets>,
     /// Who is asked about requests, for further sockets.
     pub gate: Option<Arc<dyn Gate>>,
+    /// What clients lend their builds.
+    pub sessions: Sessions,
 }
 
 impl State {
     pub fn new(engine: Engine, daemon: Arc<Daemon>) -> Self {
         let registry = Client::new(registry_config(&daemon.live()));
-        Self { engine, registry, daemon, sockets: Arc::default(), gate: None }
+        let sessions = Sessions::default();
+        Self { engine, registry, daemon, sockets: Arc::default(), gate: None, sessions }
     }
 
     /// The same with somebody who is asked about requests.
@@ -126,6 +134,7 @@ pub fn bind() -> Router<State> {
     volumes::bind(&mut router);
     search::bind(&mut router);
     build::bind(&mut router);
+    session::bind(&mut router);
     build_cache::bind(&mut router);
     websocket::bind(&mut router);
     sockets::bind(&mut router);

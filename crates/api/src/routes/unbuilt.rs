@@ -33,8 +33,7 @@ pub fn bind(router: &mut Router<State>) {
         }
     }
     router
-        .post("/session", session)
-        .post("/grpc", session)
+        .post("/grpc", grpc)
         .get("/containers/{name}/checkpoints", checkpoints)
         .post("/containers/{name}/checkpoints", checkpoints)
         .delete("/containers/{name}/checkpoints/{checkpoint}", checkpoints);
@@ -61,9 +60,9 @@ async fn swarm(_state: State, request: Request) -> Result<Reply, Error> {
     ))
 }
 
-async fn session(_state: State, _request: Request) -> Result<Reply, Error> {
+async fn grpc(_state: State, _request: Request) -> Result<Reply, Error> {
     Err(Error::not_implemented(
-        "BuildKit sessions are not built yet: build with DOCKER_BUILDKIT=0, or with brig build",
+        "BuildKit's control interface, which buildx speaks, is not built yet: build without buildx, or with brig build",
     ))
 }
 

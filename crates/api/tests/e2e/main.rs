@@ -25,6 +25,7 @@ macro_rules! both {
 mod authorization;
 mod bad_input;
 mod build;
+mod buildkit;
 mod clients;
 mod cni;
 mod compose;

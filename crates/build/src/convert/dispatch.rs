@@ -626,6 +626,8 @@ impl<'f> Conversion<'f> {
             refused: checks.error && !warnings.is_empty(),
             warnings,
             unconsumed: vars::unconsumed(self.options, &self.used_args),
+            name: String::new(),
+            text: String::new(),
         })
     }
 }

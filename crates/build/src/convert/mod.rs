@@ -99,6 +99,17 @@ pub struct Plan {
     pub refused: bool,
     /// Build arguments nobody asked for.
     pub unconsumed: Vec<String>,
+    /// The Dockerfile's name and text.
+    pub name: String,
+    pub text: String,
+}
+
+impl Plan {
+    /// What is wrong with a step, with the lines of the Dockerfile it comes from.
+    pub fn excerpt(&self, vertex: VertexId, message: &str) -> String {
+        let span = self.graph.get(vertex).span;
+        Fault::new(span, message).excerpt(&self.name, &self.text)
+    }
 }
 
 /// Makes the plan of a build.
@@ -127,7 +138,9 @@ pub async fn convert(
             dispatch::StageError::Error(error) => error,
         })?;
     }
-    conversion.finish(&checks).map_err(fault)
+    let mut plan = conversion.finish(&checks).map_err(fault)?;
+    (plan.name, plan.text) = (name.to_owned(), text.to_owned());
+    Ok(plan)
 }
 
 /// Which checks are told: by the request, else by the Dockerfile.

@@ -120,6 +120,9 @@ impl Job {
         let _turn = self.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
         let held_caches = self.solver.caches.take(&run, &self.cache_namespace, &bases).await?;
         let id = crate::ids::new();
+        let mut lent = self.borrow(&run, &id).await?;
+        let (secrets, agents) = (Arc::clone(&lent.secrets), lent.sockets.clone());
+        let lent_files = std::mem::take(&mut lent.files);
         let job = Arc::clone(&self);
         let (own_run, own_inputs, own_id) = (run.clone(), inputs.clone(), id.clone());
         let paths = held_caches.paths.clone();
@@ -140,13 +143,10 @@ impl Job {
                 mounts.push(match (mount.kind, mount.input) {
                     (MountKind::Tmpfs, _) => Ready::Tmpfs,
                     (MountKind::Secret, _) => Ready::Nothing,
-                    (MountKind::Ssh, _) if mount.required => {
-                        return Err(Error::NotImplemented(
-                            "RUN --mount=type=ssh is not built: agents cannot be forwarded to a step"
-                                .to_owned(),
-                        ));
-                    }
-                    (MountKind::Ssh, _) => Ready::Nothing,
+                    (MountKind::Ssh, _) => match agents.get(&index) {
+                        Some(socket) => Ready::Path(socket.clone()),
+                        None => Ready::Nothing,
+                    },
                     (MountKind::Cache, input) => match paths.get(&index) {
                         Some(path) => {
                             if let Some(input) = input {
@@ -198,8 +198,9 @@ impl Job {
                 replica: replica.as_ref(),
                 root: &root,
                 mounts,
-                secrets: &job.secrets,
+                secrets: &secrets,
             };
+            lent_files.are_the_steps();
             let running = job.solver.executor.start(&task)?;
             Ok((fresh, replica, running))
         })
@@ -213,6 +214,7 @@ impl Job {
             })
             .await?;
         drop(held_caches);
+        drop(lent);
         if exit.exit_code != 0 {
             return Err(Error::Exit {
                 command: run.around.shown.clone(),

@@ -216,7 +216,12 @@ impl<'a> Ask<'a> {
 
     /// Sends the request and takes over its connection as a two-way stream.
     pub async fn hijack(self) -> Outcome<(Wire, Bytes)> {
-        self.header(CONNECTION, "Upgrade").header(UPGRADE, "tcp").send().await?.into_wire().await
+        self.hijack_to("tcp").await
+    }
+
+    /// The same, with the protocol that is spoken then.
+    pub async fn hijack_to(self, protocol: &str) -> Outcome<(Wire, Bytes)> {
+        self.header(CONNECTION, "Upgrade").header(UPGRADE, protocol).send().await?.into_wire().await
     }
 
     /// For commands that answer with nothing worth reading.

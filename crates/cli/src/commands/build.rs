@@ -12,7 +12,7 @@ use http::HeaderName;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::commands::build_output::Outputs;
-use crate::commands::{builder, upload};
+use crate::commands::{build_ssh, builder, upload};
 use crate::config::Config;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
@@ -66,6 +66,7 @@ pub static COMMAND: Command = Command {
         Flag::switch("quiet", "Show only the image's id").short('q'),
         Flag::list("secret", "Secret for RUN --mount=type=secret (id=NAME[,src=FILE|,env=VARIABLE])"),
         Flag::text("shm-size", "Size of /dev/shm, in bytes"),
+        Flag::list("ssh", "ssh agent for RUN --mount=type=ssh (ID, or ID=SOCKET)"),
         Flag::list("tag", "Name the image (NAME[:TAG])").short('t'),
         Flag::text("target", "Build this stage"),
         Flag::list("ulimit", "Resource limit of RUN's processes (NAME=SOFT[:HARD])"),
@@ -139,7 +140,9 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     if let Some(known) = registry_credentials(context) {
         ask = ask.header(REGISTRY_CREDENTIALS, &known);
     }
+    let lent = build_ssh::lend(context, &matches.list("ssh")).await?;
     let file = matches.text("file");
+    let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
     let reply = if remote {
         ask.query("remote", place).query("dockerfile", file).send().await?
     } else if place == "-" {
@@ -147,7 +150,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         ask.query("dockerfile", file).stream(body, "application/x-tar").send().await?
     } else {
         let packing = Packing::new(place, file)?;
-        ask = ask.query("dockerfile", &packing.dockerfile);
+        let ask = ask.query("dockerfile", &packing.dockerfile);
         let (ours, theirs) =
             UnixStream::pair().map_err(|error| Fault::said(format!("make a socket pair: {error}")))?;
         theirs.set_nonblocking(true).map_err(|error| Fault::said(format!("read the context: {error}")))?;

@@ -4,6 +4,7 @@ mod attach;
 mod bootstrap;
 mod build;
 mod build_output;
+mod build_ssh;
 mod builder;
 mod check;
 mod commit;

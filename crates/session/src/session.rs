@@ -1,0 +1,270 @@
+//! One client's session: calls to it, each with an end to the waiting.
+
+use std::collections::HashSet;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::Stream;
+use http::Uri;
+use http::uri::PathAndQuery;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
+use tokio::sync::watch;
+use tonic::body::Body;
+use tonic::client::Grpc;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Request, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::error::{Error, Result};
+use crate::messages::{
+    CheckAgentRequest, CredentialsRequest, CredentialsResponse, Empty, SecretRequest, SecretResponse,
+};
+
+/// How long one answer may take: a client may ask a person, or a helper program.
+const ANSWER: Duration = Duration::from_mins(1);
+/// The largest message taken, in bytes; clients send files in pieces of 32 KiB.
+const MOST_MESSAGE: usize = 4 << 20;
+/// The largest secret, in bytes, as in BuildKit.
+const MOST_SECRET: usize = 500 << 10;
+
+/// A registry's user and password, or an identity token with no user.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub username: String,
+    pub secret: String,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// A client that answers.
+pub struct Session {
+    id: String,
+    shared_key: String,
+    /// Paths of the methods it offers, in lower case.
+    methods: HashSet<String>,
+    channel: Channel,
+    ended: watch::Receiver<bool>,
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Session {
+    pub(crate) fn new(
+        id: String,
+        shared_key: String,
+        methods: impl IntoIterator<Item = String>,
+        sender: SendRequest<Body>,
+        ended: watch::Receiver<bool>,
+    ) -> Self {
+        let methods = methods.into_iter().map(|method| method.to_lowercase()).collect();
+        Self { id, shared_key, methods, channel: Channel(sender), ended }
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// The same for all sessions of one folder on one client; empty if the client does not say.
+    pub fn shared_key(&self) -> &str {
+        &self.shared_key
+    }
+
+    /// Returns when the client has left.
+    pub async fn ended(&self) {
+        let mut ended = self.ended.clone();
+        if ended.wait_for(|ended| *ended).await.is_err() {
+            tracing::trace!(session = self.id, "the session's connection is gone");
+        }
+    }
+
+    fn is_over(&self) -> bool {
+        *self.ended.borrow() || self.ended.has_changed().is_err()
+    }
+
+    pub(crate) fn offers(&self, method: &'static str) -> bool {
+        self.methods.contains(&method.to_lowercase())
+    }
+
+    /// Returns when the client has answered anything at all.
+    pub async fn answers(&self) -> Result<()> {
+        const METHOD: &str = "/grpc.health.v1.Health/Check";
+        let what = || "begin the session".to_owned();
+        let answered: Result<Empty> = self.unary(&what, METHOD, Empty {}).await;
+        match answered {
+            // Some do not know the question.
+            Ok(_) | Err(Error::Refused { .. } | Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The user's credentials for a registry; `None` when it has none.
+    pub async fn credentials(&self, host: &str) -> Result<Option<Credentials>> {
+        const METHOD: &str = "/moby.filesync.v1.Auth/Credentials";
+        if !self.offers(METHOD) {
+            return Ok(None);
+        }
+        let what = || format!("ask for credentials for {host}");
+        let asked: Result<CredentialsResponse> =
+            self.unary(&what, METHOD, CredentialsRequest { host: host.to_owned() }).await;
+        match asked {
+            Ok(found) if found.secret.is_empty() => Ok(None),
+            Ok(found) => Ok(Some(Credentials { username: found.username, secret: found.secret })),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A secret by its id; `None` when the client has none of that name.
+    pub async fn secret(&self, id: &str) -> Result<Option<Vec<u8>>> {
+        const METHOD: &str = "/moby.buildkit.secrets.v1.Secrets/GetSecret";
+        if !self.offers(METHOD) {
+            return Ok(None);
+        }
+        let what = || format!("ask for the secret {id}");
+        let asked: Result<SecretResponse> =
+            self.unary(&what, METHOD, SecretRequest { id: id.to_owned() }).await;
+        match asked {
+            Ok(found) if found.data.len() > MOST_SECRET => Err(Error::Protocol(format!(
+                "the secret {id} is {} bytes long: at most {MOST_SECRET} are taken",
+                found.data.len()
+            ))),
+            Ok(found) => Ok(Some(found.data.into())),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the client forwards the ssh agent of that id.
+    pub async fn has_agent(&self, id: &str) -> Result<bool> {
+        const METHOD: &str = "/moby.sshforward.v1.SSH/CheckAgent";
+        if !self.offers(METHOD) {
+            return Ok(false);
+        }
+        let what = || format!("ask for the ssh agent {id}");
+        let asked: Result<Empty> = self.unary(&what, METHOD, CheckAgentRequest { id: id.to_owned() }).await;
+        match asked {
+            Ok(_) => Ok(true),
+            // Go's provider says it in words only.
+            Err(Error::NotFound { .. } | Error::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn unary<M, R>(
+        &self,
+        what: &(dyn Fn() -> String + Sync),
+        method: &'static str,
+        message: M,
+    ) -> Result<R>
+    where
+        M: prost::Message + Default + 'static,
+        R: prost::Message + Default + 'static,
+    {
+        let mut grpc = self.grpc();
+        let call = async {
+            grpc.ready().await.map_err(|_closed| Error::Ended)?;
+            let codec = ProstCodec::<M, R>::default();
+            grpc.unary(Request::new(message), PathAndQuery::from_static(method), codec)
+                .await
+                .map(tonic::Response::into_inner)
+                .map_err(|status| self.error(what(), &status))
+        };
+        self.within(ANSWER, what, call).await
+    }
+
+    /// Opens a stream in both directions. Its answer begins when the client has something to say, which may be at
+    /// the very end: there is no limit to that here.
+    pub(crate) async fn stream<M, R>(
+        &self,
+        what: &(dyn Fn() -> String + Sync),
+        method: &'static str,
+        metadata: MetadataMap,
+        outgoing: impl Stream<Item = M> + Send + 'static,
+    ) -> Result<Streaming<R>>
+    where
+        M: prost::Message + Default + 'static,
+        R: prost::Message + Default + 'static,
+    {
+        let mut grpc = self.grpc();
+        grpc.ready().await.map_err(|_closed| Error::Ended)?;
+        let mut request = Request::new(outgoing);
+        *request.metadata_mut() = metadata;
+        let codec = ProstCodec::<M, R>::default();
+        grpc.streaming(request, PathAndQuery::from_static(method), codec)
+            .await
+            .map(tonic::Response::into_inner)
+            .map_err(|status| self.error(what(), &status))
+    }
+
+    /// A call that ends when the client leaves or takes too long.
+    pub(crate) async fn within<T>(
+        &self,
+        time: Duration,
+        what: &(dyn Fn() -> String + Sync),
+        call: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        tokio::select! {
+            answered = call => answered,
+            () = self.ended() => Err(Error::Ended),
+            () = tokio::time::sleep(time) => Err(Error::Silent { what: what(), seconds: time.as_secs() }),
+        }
+    }
+
+    fn grpc(&self) -> Grpc<Channel> {
+        // HTTP/2 wants an authority, and Go's server a plain one.
+        Grpc::with_origin(self.channel.clone(), Uri::from_static("http://localhost"))
+            .max_decoding_message_size(MOST_MESSAGE)
+            .max_encoding_message_size(MOST_MESSAGE)
+    }
+
+    pub(crate) fn error(&self, what: String, status: &tonic::Status) -> Error {
+        if self.is_over() {
+            return Error::Ended;
+        }
+        let message = status.message().to_owned();
+        match status.code() {
+            Code::NotFound => Error::NotFound { what, message },
+            Code::Unimplemented => Error::Refused { what, message: "it does not know how".to_owned() },
+            _ => Error::Refused { what, message },
+        }
+    }
+}
+
+/// One value of metadata, if it can be one: printable ASCII.
+pub(crate) fn add(metadata: &mut MetadataMap, key: &'static str, value: &str) -> bool {
+    match MetadataValue::try_from(value) {
+        Ok(value) if value.to_str().is_ok() => {
+            metadata.append(key, value);
+            true
+        }
+        _ => false,
+    }
+}
+
+/// The connection, as tonic wants to see it.
+#[derive(Clone)]
+struct Channel(SendRequest<Body>);
+
+impl tower_service::Service<http::Request<Body>> for Channel {
+    type Response = http::Response<Incoming>;
+    type Error = hyper::Error;
+    type Future = Pin<Box<dyn Future<Output = hyper::Result<Self::Response>> + Send>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        Box::pin(self.0.send_request(request))
+    }
+}
