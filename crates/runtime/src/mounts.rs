@@ -1,6 +1,8 @@
 //! Mount entries and root file systems of a spec, compiled to steps; whatever comes from the host
 //! is opened here, as a detached tree, before there is a container.
 
+mod options;
+
 use std::ffi::CString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -16,128 +18,8 @@ use crate::launch::Rootfs;
 use crate::plan::{FsMount, InsideTree, PathTree, Role, Step, Target, Tree, TreeMount};
 use crate::spec::{LinuxIdMapping, Mount};
 use crate::{idmap, overlay};
-
-/// A mount's options, sorted by what they act on.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Options {
-    pub bind: bool,
-    pub recursive: bool,
-    pub remount: bool,
-    pub copy_up: bool,
-    /// Whether ids are mapped, and recursively.
-    pub idmap: Option<bool>,
-    pub set: u64,
-    pub clear: u64,
-    pub recursive_set: u64,
-    pub recursive_clear: u64,
-    /// (bits, recursively).
-    pub propagation: Vec<(u64, bool)>,
-    /// For the file system itself.
-    pub parameters: Vec<(String, Option<String>)>,
-}
-
-impl Options {
-    pub fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Self, Error> {
-        let mut o = Self::default();
-        for word in words {
-            if word.contains('\0') {
-                return Err(Error::invalid(format!("mount option {word:?}: zero byte")));
-            }
-            if o.attribute(word) || o.propagation(word) {
-                continue;
-            }
-            match word {
-                "" | "defaults" | "async" | "loud" => {}
-                "bind" => o.bind = true,
-                "rbind" => (o.bind, o.recursive) = (true, true),
-                "remount" => o.remount = true,
-                "tmpcopyup" => o.copy_up = true,
-                "idmap" => o.idmap = Some(false),
-                "ridmap" => o.idmap = Some(true),
-                _ => o.parameters.push(match word.split_once('=') {
-                    Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
-                    None => (word.to_owned(), None),
-                }),
-            }
-        }
-        Ok(o)
-    }
-
-    fn attribute(&mut self, word: &str) -> bool {
-        let (name, recursive) = match word.strip_prefix('r') {
-            Some(rest) if RECURSIVE.contains(&word) => (rest, true),
-            _ => (word, false),
-        };
-        let (set, clear) = match name {
-            "ro" => (attr::RDONLY, 0),
-            "rw" => (0, attr::RDONLY),
-            "nosuid" => (attr::NOSUID, 0),
-            "suid" => (0, attr::NOSUID),
-            "nodev" => (attr::NODEV, 0),
-            "dev" => (0, attr::NODEV),
-            "noexec" => (attr::NOEXEC, 0),
-            "exec" => (0, attr::NOEXEC),
-            "nosymfollow" => (attr::NOSYMFOLLOW, 0),
-            "symfollow" => (0, attr::NOSYMFOLLOW),
-            "nodiratime" => (attr::NODIRATIME, 0),
-            "diratime" => (0, attr::NODIRATIME),
-            "noatime" => (attr::NOATIME, attr::ATIME),
-            "strictatime" => (attr::STRICTATIME, attr::ATIME),
-            "relatime" | "atime" | "norelatime" | "nostrictatime" => (0, attr::ATIME),
-            _ => return false,
-        };
-        let (into_set, into_clear) = if recursive {
-            (&mut self.recursive_set, &mut self.recursive_clear)
-        } else {
-            (&mut self.set, &mut self.clear)
-        };
-        *into_set = *into_set & !clear | set;
-        *into_clear = *into_clear & !set | clear;
-        true
-    }
-
-    fn propagation(&mut self, word: &str) -> bool {
-        let Some(found) = parse_propagation(word) else { return false };
-        self.propagation.push(found);
-        true
-    }
-}
-
-const RECURSIVE: &[&str] = &[
-    "rro",
-    "rrw",
-    "rnosuid",
-    "rsuid",
-    "rnodev",
-    "rdev",
-    "rnoexec",
-    "rexec",
-    "rnosymfollow",
-    "rsymfollow",
-    "rnodiratime",
-    "rdiratime",
-    "rnoatime",
-    "rstrictatime",
-    "rrelatime",
-    "ratime",
-    "rnorelatime",
-    "rnostrictatime",
-];
-
-/// `private`, `rslave`, … as (bits, recursively).
-pub(crate) fn parse_propagation(word: &str) -> Option<(u64, bool)> {
-    Some(match word {
-        "private" => (propagation::PRIVATE, false),
-        "rprivate" => (propagation::PRIVATE, true),
-        "slave" => (propagation::SLAVE, false),
-        "rslave" => (propagation::SLAVE, true),
-        "shared" => (propagation::SHARED, false),
-        "rshared" => (propagation::SHARED, true),
-        "unbindable" => (propagation::UNBINDABLE, false),
-        "runbindable" => (propagation::UNBINDABLE, true),
-        _ => return None,
-    })
-}
+use options::changes;
+pub(crate) use options::{Options, parse_propagation};
 
 pub(crate) fn c_string(text: impl Into<Vec<u8>>, what: &str) -> Result<CString, Error> {
     let bytes = text.into();
@@ -516,26 +398,6 @@ fn refuse_forged_proc(destination: &Path, entry: &Mount, bind: bool) -> Result<(
     )))
 }
 
-/// What the options make of a tree: (change, recursively), in order.
-fn changes(options: &Options) -> Vec<(Change, bool)> {
-    let plain = Change { set: options.set, clear: options.clear, propagation: 0 };
-    let below = Change { set: options.recursive_set, clear: options.recursive_clear, propagation: 0 };
-    let mut all = vec![(plain, false), (below, true)];
-    all.retain(|(change, _)| !change.is_nothing());
-    if options.propagation.is_empty() {
-        match &mut all[..] {
-            // All there is to a single mount goes in one call.
-            [(only, false)] if !options.recursive => only.propagation = propagation::PRIVATE,
-            _ => all.push((Change { propagation: propagation::PRIVATE, ..Change::default() }, true)),
-        }
-    }
-    let propagation = options.propagation.iter();
-    all.extend(
-        propagation.map(|&(bits, recursive)| (Change { propagation: bits, ..Change::default() }, recursive)),
-    );
-    all
-}
-
 /// A bind mount's tree, changed as its options say.
 fn tree(
     source: &Path,
@@ -714,17 +576,6 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn options_are_sorted() {
-        let o = Options::parse(["rbind", "rro", "nosuid", "rprivate", "size=64k", "noatime"]).unwrap();
-        assert!(o.bind && o.recursive);
-        assert_eq!(o.recursive_set, attr::RDONLY);
-        assert_eq!(o.set, attr::NOSUID | attr::NOATIME);
-        assert_eq!(o.clear, attr::ATIME);
-        assert_eq!(o.propagation, [(propagation::PRIVATE, true)]);
-        assert_eq!(o.parameters, [("size".to_owned(), Some("64k".to_owned()))]);
-    }
-
-    #[test]
     fn the_hosts_proc_and_sys_are_found_wherever_they_are() {
         let table = "\
 22 1 0:21 / / rw - ext4 /dev/root rw\n\
@@ -734,12 +585,6 @@ mod tests {
 26 22 0:24 / /procs rw - procs none rw\n";
         let found: Vec<String> = proc_and_sys(table, Path::new("/c/root")).collect();
         assert_eq!(found, ["/proc", "/srv/a b/sys"]);
-    }
-
-    #[test]
-    fn the_last_word_wins() {
-        assert_eq!(Options::parse(["ro", "rw"]).unwrap().set, 0);
-        assert_eq!(Options::parse(["rw", "ro"]).unwrap().clear, 0);
     }
 
     proptest! {
