@@ -189,7 +189,9 @@ impl Opened {
             // Each of them is a tree of its own, and many come and go.
             brigantine_image::tree::spread(&path).doing(|| format!("open {}", path.display()))?;
         }
-        make_dir(&config.exec_root.join("c"), 0o700)?;
+        let path = config.exec_root.join("c");
+        make_dir(&path, 0o700)?;
+        brigantine_image::tree::spread(&path).doing(|| format!("open {}", path.display()))?;
         let id = engine_id(&config.data_root.join("engine-id"))?;
         let exe = SealedExe::from_path(&config.runtime_exe)
             .doing(|| format!("take a copy of the runtime {}", config.runtime_exe.display()))?;

@@ -15,8 +15,8 @@ use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_string, fsmount, fsopen,
 };
 
-use crate::Result;
 use crate::error::Context;
+use crate::{Error, Result};
 
 /// No file that the engine reads out of a container is larger.
 const MAX_FILE: u64 = 4 << 20;
@@ -62,10 +62,16 @@ impl LayerRoot {
         Self { root }
     }
 
-    /// The root of the process `pid` as it sees it.
+    /// The root of the process `pid` as it sees it; a conflict if it has ended.
     pub(crate) fn of_process(pid: i32) -> Result<Self> {
         let path = PathBuf::from(format!("/proc/{pid}/root"));
-        Ok(Self { root: open_dir(&path).doing(|| format!("open {}", path.display()))? })
+        match open_dir(&path) {
+            Ok(root) => Ok(Self { root }),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                Err(Error::conflict(format!("the container is not running: its process {pid} has ended")))
+            }
+            Err(error) => Err(error).doing(|| format!("open {}", path.display())),
+        }
     }
 
     /// A regular file's contents; `None` when there is none, or it is not regular, or absurdly large.
@@ -158,6 +164,14 @@ mod tests {
     use std::os::unix::fs::symlink;
 
     use super::*;
+
+    #[test]
+    fn a_process_that_has_ended_is_a_conflict() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let error = LayerRoot::of_process(child.id() as i32).unwrap_err();
+        assert_eq!(error.class(), crate::Class::Conflict);
+    }
 
     #[test]
     fn links_stay_inside_and_only_regular_files_are_read() {

@@ -130,7 +130,8 @@ impl Containers {
             state_document["Health"] = health;
         }
         let has_log = logging::has_path(&record);
-        let driver = if dir.join("root").is_dir() { "vfs" } else { "overlay2" };
+        let copied = Some(dir.join("root")).filter(|root| root.is_dir());
+        let driver = if copied.is_some() { "vfs" } else { "overlay2" };
         json!({
             "Id": record.id,
             "Created": rfc3339_nano(record.created),
@@ -151,17 +152,18 @@ impl Containers {
             "AppArmorProfile": "",
             "ExecIDs": self.exec_ids(&record.id),
             "HostConfig": host_config(&record),
-            "GraphDriver": { "Name": driver, "Data": self.graph(&record) },
+            "GraphDriver": { "Name": driver, "Data": self.graph(&record, copied) },
             "Mounts": self.mount_points(&record),
             "Config": config(&record.config),
             "NetworkSettings": self.network_settings(&record, live.as_deref()),
         })
     }
 
-    fn graph(&self, record: &Record) -> Value {
+    /// Where the files are; `copied` is the root that is a copy of the image's.
+    fn graph(&self, record: &Record, copied: Option<std::path::PathBuf>) -> Value {
         let dir = self.dir(&record.id);
-        if dir.join("root").is_dir() {
-            return json!({ "ID": record.id, "MergedDir": dir.join("root") });
+        if let Some(root) = copied {
+            return json!({ "ID": record.id, "MergedDir": root });
         }
         let lower = self.images.known_layers(&record.image_id).unwrap_or_default();
         let lower: Vec<String> =
