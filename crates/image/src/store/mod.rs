@@ -3,25 +3,29 @@
 //! The directory is a valid OCI image layout (`oci-layout`, `index.json`, `blobs/`) with `layers/`, `leases/` and
 //! `tmp/` beside. All changes of names go through the store's lock; several threads and processes may share a store.
 
+mod find;
+mod unpacked;
+
 use std::collections::HashMap;
 use std::fs;
-use std::io::{Read, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use find::find;
+
 use crate::content::Content;
-use crate::digest::{Algorithm, Digest};
+use crate::digest::Digest;
 use crate::error::{Error, IoContext as _, Result, json};
-use crate::layer;
-use crate::layers::{LayerInfo, Layers};
+use crate::layers::Layers;
 use crate::lease::{self, Lease};
 use crate::media;
-use crate::model::{Descriptor, Document, ImageConfig, Manifest, chain_ids};
+use crate::model::{Descriptor, Document, ImageConfig, Manifest};
 use crate::names::{Entry, Names, NamesFile};
 use crate::platform::{self, Platform};
 use crate::reference::Reference;
-use crate::snapshot::{LayerFiles, Storage};
+use crate::snapshot::Storage;
 use crate::temp::{self, TempFile};
 use crate::tree;
 
@@ -359,164 +363,6 @@ impl Store {
         Ok(lines)
     }
 
-    /// Extracts a layer, unless it is there, from its archive (compressed or not), checked against `diff_id`.
-    pub fn unpack(&self, lease: &Lease, diff_id: &Digest, archive: impl Read) -> Result<LayerInfo> {
-        lease.hold(diff_id)?;
-        self.inner.layers.make(diff_id, || Ok(archive))
-    }
-
-    /// Extracts whatever layers of the image are missing, several at a time.
-    pub fn ensure_unpacked(&self, image: &Image) -> Result<()> {
-        let lease = self.lease()?;
-        self.unpack_layers(&lease, &image.config.rootfs.diff_ids, &image.layers)?;
-        if self.storage() == Storage::Copy {
-            self.ensure_tree(&lease, &image.config.rootfs.diff_ids)?;
-        }
-        Ok(())
-    }
-
-    /// The files of these layers over each other, as one tree: made of their blobs unless it is there.
-    pub fn ensure_tree(&self, lease: &Lease, diff_ids: &[Digest]) -> Result<PathBuf> {
-        let chain = chain_ids(diff_ids);
-        let Some(chain_id) = chain.last() else { return self.inner.layers.empty_tree() };
-        lease.hold(chain_id)?;
-        let layer_error = |layer: &Digest, source| Error::Layer { layer: layer.to_string(), source };
-        self.inner.trees.make_tree(chain_id, |tree| {
-            for diff_id in diff_ids {
-                let blob = self.blob_of(diff_id)?;
-                let applied = layer::apply_over(self.inner.content.open(&blob)?, tree, diff_id.algorithm())
-                    .map_err(|source| layer_error(diff_id, source))?;
-                if applied.diff_id != *diff_id {
-                    return Err(layer_error(diff_id, layer::LayerError::DiffId { actual: applied.diff_id }));
-                }
-            }
-            Ok(())
-        })?;
-        Ok(self.inner.trees.tree(chain_id))
-    }
-
-    /// The blob of a layer, compressed or not, of whatever image has it.
-    fn blob_of(&self, diff_id: &Digest) -> Result<Digest> {
-        if self.inner.content.has(diff_id) {
-            return Ok(diff_id.clone());
-        }
-        for entry in &self.inner.names.load()?.entries {
-            let Ok(documents) = self.describe_entry(entry) else { continue };
-            let position = documents.config.rootfs.diff_ids.iter().position(|known| known == diff_id);
-            if let Some(blob) = position.and_then(|position| documents.layers.get(position))
-                && self.inner.content.has(&blob.digest)
-            {
-                return Ok(blob.digest.clone());
-            }
-        }
-        Err(Error::NoSuchContent(diff_id.clone()))
-    }
-
-    pub(crate) fn unpack_layers(
-        &self,
-        lease: &Lease,
-        diff_ids: &[Digest],
-        layers: &[Descriptor],
-    ) -> Result<()> {
-        let mut missing = Vec::new();
-        for (diff_id, layer) in diff_ids.iter().zip(layers) {
-            lease.hold(diff_id)?;
-            if self.inner.layers.get(diff_id)?.is_none() && !missing.contains(&(diff_id, layer)) {
-                missing.push((diff_id, layer));
-            }
-        }
-        let threads = std::thread::available_parallelism().map_or(2, usize::from).min(missing.len());
-        let queue = Mutex::new(missing.into_iter());
-        let work = || -> Result<()> {
-            loop {
-                let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-                let Some((diff_id, layer)) = next else { return Ok(()) };
-                self.inner.layers.make_of_blob(diff_id, &layer.digest, &self.inner.content)?;
-            }
-        };
-        if threads <= 1 {
-            return work();
-        }
-        std::thread::scope(|scope| {
-            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-            let mut result = Ok(());
-            for worker in workers {
-                match worker.join() {
-                    Ok(done) => result = result.and(done),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            result
-        })
-    }
-
-    /// The files of the image's layers, top first, fit for an overlay: none twice, at least one.
-    /// Call [`Self::ensure_unpacked`] before.
-    pub fn layer_files(&self, image: &Image) -> Result<Vec<LayerFiles>> {
-        self.files(&image.config.rootfs.diff_ids)
-    }
-
-    /// The same for layers of an image that is gone; `None` unless each of them is there.
-    pub fn known_layer_files(&self, diff_ids: &[Digest]) -> Result<Option<Vec<LayerFiles>>> {
-        if self.storage() == Storage::Copy {
-            let there = match chain_ids(diff_ids).last() {
-                Some(chain_id) => self.inner.trees.get(chain_id)?.is_some(),
-                None => true,
-            };
-            return if there { self.files(diff_ids).map(Some) } else { Ok(None) };
-        }
-        for diff_id in diff_ids {
-            if self.inner.layers.get(diff_id)?.is_none() {
-                return Ok(None);
-            }
-        }
-        self.files(diff_ids).map(Some)
-    }
-
-    fn files(&self, diff_ids: &[Digest]) -> Result<Vec<LayerFiles>> {
-        if self.storage() == Storage::Copy
-            && let Some(chain_id) = chain_ids(diff_ids).last()
-        {
-            return Ok(vec![LayerFiles::Directory(self.inner.trees.tree(chain_id))]);
-        }
-        let mut seen = std::collections::HashSet::new();
-        // A layer that comes again further down shows nothing that its upper copy does not.
-        let mut files = diff_ids
-            .iter()
-            .rev()
-            .filter(|diff_id| seen.insert(*diff_id))
-            .map(|diff_id| self.inner.layers.files(diff_id))
-            .collect::<Result<Vec<_>>>()?;
-        if files.is_empty() {
-            files.push(LayerFiles::Directory(self.inner.layers.empty_tree()?));
-        }
-        Ok(files)
-    }
-
-    /// The form that new layers take.
-    pub fn storage(&self) -> Storage {
-        self.inner.layers.storage()
-    }
-
-    /// A layer's uncompressed archive, where the layer is kept as one.
-    pub(crate) fn layer_archive(&self, diff_id: &Digest) -> Result<Option<fs::File>> {
-        match self.inner.layers.files(diff_id)? {
-            LayerFiles::Erofs { archive, .. } => Ok(Some(fs::File::open(&archive).at("open", archive)?)),
-            LayerFiles::Directory(_) => Ok(None),
-        }
-    }
-
-    /// What is known of an extracted layer.
-    pub fn layer(&self, diff_id: &Digest) -> Result<Option<LayerInfo>> {
-        self.inner.layers.get(diff_id)
-    }
-
-    /// Syncs extracted layers to disk, so that a power cut does not cost extracting them again.
-    pub fn settle(&self) -> Result<()> {
-        self.inner.layers.settle()?;
-        self.inner.trees.settle()
-    }
-
     fn records(&self) -> std::sync::MutexGuard<'_, HashMap<Digest, Arc<Record>>> {
         self.inner.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -623,41 +469,4 @@ impl Store {
 /// RFC 3339 with nanoseconds.
 pub(crate) fn now() -> String {
     format!("{:.9}", jiff::Timestamp::now())
-}
-
-/// Docker's order: a full id, then a name, then a prefix of an id.
-fn find<'a>(names: &'a Names, text: &str) -> Result<&'a Entry> {
-    let hex = text.strip_prefix("sha256:").unwrap_or(text);
-    if let Ok(id) = Digest::from_hex(Algorithm::Sha256, hex) {
-        let found = names.entries.iter().find(|entry| entry.image == id);
-        return found.ok_or_else(|| Error::NoSuchImage(text.to_owned()));
-    }
-    let reference = match Reference::parse(text) {
-        Ok(reference) => reference.or_latest(),
-        // `sha256:<prefix>` reads as a name with a tag too; anything else malformed is no name.
-        Err(error) => return by_prefix(names, hex)?.ok_or(Error::Reference(error)),
-    };
-    let exact = match reference.digest() {
-        // With a tag too, the digest decides.
-        Some(digest) => names.find(&reference.with_digest(digest.clone())),
-        None => names.find(&reference),
-    };
-    match exact {
-        Some(entry) => Ok(entry),
-        None => by_prefix(names, hex)?.ok_or_else(|| Error::NoSuchImage(reference.familiar())),
-    }
-}
-
-/// The only image whose id starts with these digits.
-fn by_prefix<'a>(names: &'a Names, hex: &str) -> Result<Option<&'a Entry>> {
-    if hex.is_empty() || !hex.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Ok(None);
-    }
-    let hex = hex.to_ascii_lowercase();
-    let matches: Vec<Digest> = names.images().into_iter().filter(|id| id.hex().starts_with(&hex)).collect();
-    match &matches[..] {
-        [] => Ok(None),
-        [one] => Ok(names.entries.iter().find(|entry| entry.image == *one)),
-        _ => Err(Error::Ambiguous { prefix: hex, matches }),
-    }
 }

@@ -1,13 +1,16 @@
 //! The streaming reader: one entry at a time, bounded memory whatever the archive says.
 
+mod extended;
+mod field;
+mod sparse;
+
 use std::io::{self, BufRead};
 
-use super::{BLOCK, Entry, Kind, Time};
+use extended::Extended;
+pub(crate) use field::is_header;
+use field::{checksum_matches, number, padding, text};
 
-/// Largest pax header or GNU long name.
-const SPECIAL_MAX: u64 = 1 << 20;
-/// Most segments of one sparse file.
-const SEGMENTS_MAX: usize = 1 << 20;
+use super::{BLOCK, Entry, Kind, Time};
 
 /// Why an archive cannot be read on.
 #[derive(Debug, thiserror::Error)]
@@ -33,27 +36,6 @@ pub struct Reader<R> {
     /// Records that hold for all entries to come.
     global: Vec<(Vec<u8>, Vec<u8>)>,
     special: Vec<u8>,
-}
-
-/// What pax and GNU headers say about the entry that follows.
-#[derive(Default)]
-struct Extended {
-    path: Option<Vec<u8>>,
-    link: Option<Vec<u8>>,
-    size: Option<u64>,
-    uid: Option<u32>,
-    gid: Option<u32>,
-    mtime: Option<Time>,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    sparse: PaxSparse,
-}
-
-#[derive(Default)]
-struct PaxSparse {
-    name: Option<Vec<u8>>,
-    size: Option<u64>,
-    map: Option<Vec<u64>>,
-    version_one: bool,
 }
 
 impl<R: BufRead> Reader<R> {
@@ -321,311 +303,12 @@ impl<R: BufRead> Reader<R> {
         }
         Ok(())
     }
-
-    fn check_sparse(&self, map: &[(u64, u64)], stored: u64, size: u64) -> Result<()> {
-        let (mut end, mut total) = (0u64, 0u64);
-        for &(offset, length) in map {
-            let next = offset.checked_add(length);
-            match next {
-                Some(next) if offset >= end && next <= size => end = next,
-                _ => return Err(self.malformed("sparse map out of order or out of range")),
-            }
-            total += length;
-        }
-        if total != stored || size > i64::MAX as u64 {
-            return Err(self.malformed("sparse map does not agree with the data"));
-        }
-        Ok(())
-    }
-
-    fn gnu_sparse(&mut self, block: &[u8; BLOCK]) -> Result<Vec<(u64, u64)>> {
-        let mut map = Vec::new();
-        let mut more = self.gnu_segments(&block[386..482], &mut map)? && block[482] != 0;
-        let mut next = [0u8; BLOCK];
-        while more {
-            self.read_exact(&mut next)?;
-            more = self.gnu_segments(&next[..504], &mut map)? && next[504] != 0;
-            if map.len() > SEGMENTS_MAX {
-                return Err(self.malformed("too many sparse segments"));
-            }
-        }
-        Ok(map)
-    }
-
-    /// False when the list ended within these.
-    fn gnu_segments(&self, fields: &[u8], map: &mut Vec<(u64, u64)>) -> Result<bool> {
-        for pair in fields.chunks_exact(24) {
-            if pair[0] == 0 {
-                return Ok(false);
-            }
-            map.push((
-                self.number(&pair[..12], "sparse offset")?,
-                self.number(&pair[12..], "sparse length")?,
-            ));
-        }
-        Ok(true)
-    }
-
-    /// Format 1.0: the map stands before the data, as decimal lines padded to a block.
-    fn sparse_map_in_data(&mut self) -> Result<Vec<(u64, u64)>> {
-        let mut block = [0u8; BLOCK];
-        let mut at = BLOCK;
-        let mut line = |reader: &mut Self| -> Result<u64> {
-            let mut value: Option<u64> = None;
-            loop {
-                if at == BLOCK {
-                    if reader.remaining < BLOCK as u64 {
-                        return Err(reader.malformed("sparse map cut short"));
-                    }
-                    reader.read_exact(&mut block)?;
-                    reader.remaining -= BLOCK as u64;
-                    at = 0;
-                }
-                let byte = block[at];
-                at += 1;
-                match (byte, value) {
-                    (b'\n', Some(value)) => return Ok(value),
-                    (b'0'..=b'9', _) => {
-                        value = value
-                            .unwrap_or_default()
-                            .checked_mul(10)
-                            .and_then(|v| v.checked_add(u64::from(byte - b'0')));
-                        if value.is_none() {
-                            return Err(reader.malformed("sparse map number out of range"));
-                        }
-                    }
-                    _ => return Err(reader.malformed("sparse map is not a list of numbers")),
-                }
-            }
-        };
-        let count = line(self)?;
-        if count > SEGMENTS_MAX as u64 {
-            return Err(self.malformed("too many sparse segments"));
-        }
-        let mut map = Vec::new();
-        for _ in 0..count {
-            let offset = line(self)?;
-            let length = line(self)?;
-            map.push((offset, length));
-        }
-        Ok(map)
-    }
-
-    fn special(&mut self, size: u64) -> Result<Vec<u8>> {
-        if size > SPECIAL_MAX {
-            return Err(
-                self.malformed(format!("an extended header of {size} bytes: at most {SPECIAL_MAX} are read"))
-            );
-        }
-        let mut data = std::mem::take(&mut self.special);
-        data.resize(size as usize, 0);
-        self.read_exact(&mut data)?;
-        self.discard_exact(padding(size))?;
-        Ok(data)
-    }
-
-    fn long_text(&mut self, size: u64) -> Result<Vec<u8>> {
-        let data = self.special(size)?;
-        let long = text(&data).to_vec();
-        self.special = data;
-        Ok(long)
-    }
-
-    fn pax_global(&mut self, size: u64) -> Result<()> {
-        let data = self.special(size)?;
-        let mut total: usize = self.global.iter().map(|(k, v)| k.len() + v.len()).sum();
-        let mut at = 0;
-        while let Some((key, value)) = self.next_record(&data, &mut at)? {
-            self.global.retain(|(known, _)| known != key);
-            if !value.is_empty() {
-                total += key.len() + value.len();
-                self.global.push((key.to_vec(), value.to_vec()));
-            }
-        }
-        if total as u64 > SPECIAL_MAX {
-            return Err(self.malformed("global headers are too large"));
-        }
-        self.special = data;
-        Ok(())
-    }
-
-    fn pax(&mut self, extended: &mut Extended, size: u64) -> Result<()> {
-        let data = self.special(size)?;
-        let mut at = 0;
-        while let Some((key, value)) = self.next_record(&data, &mut at)? {
-            self.record(extended, key, value)?;
-        }
-        self.special = data;
-        Ok(())
-    }
-
-    /// `<length> <key>=<value>\n`, the length counting all of it.
-    fn next_record<'a>(&self, data: &'a [u8], at: &mut usize) -> Result<Option<(&'a [u8], &'a [u8])>> {
-        let rest = &data[*at..];
-        if rest.is_empty() || rest[0] == 0 {
-            return Ok(None);
-        }
-        let bad = || self.malformed("malformed extended header");
-        let space = rest.iter().take(20).position(|&b| b == b' ').ok_or_else(bad)?;
-        let length: usize =
-            std::str::from_utf8(&rest[..space]).ok().and_then(|n| n.parse().ok()).ok_or_else(bad)?;
-        if length < space + 3 || length > rest.len() || rest[length - 1] != b'\n' {
-            return Err(bad());
-        }
-        let record = &rest[space + 1..length - 1];
-        let equals = record.iter().position(|&b| b == b'=').ok_or_else(bad)?;
-        *at += length;
-        Ok(Some((&record[..equals], &record[equals + 1..])))
-    }
-
-    fn record(&self, extended: &mut Extended, key: &[u8], value: &[u8]) -> Result<()> {
-        let bad = |what: &str| self.malformed(format!("{what} in an extended header is not a number"));
-        let decimal = |what: &str| -> Result<u64> {
-            std::str::from_utf8(value).ok().and_then(|n| n.parse().ok()).ok_or_else(|| bad(what))
-        };
-        let id = |what: &str| -> Result<u32> {
-            u32::try_from(decimal(what)?).map_err(|_large| self.malformed(format!("{what} is out of range")))
-        };
-        let some = (!value.is_empty()).then(|| value.to_vec());
-        match key {
-            b"path" => extended.path = some,
-            b"linkpath" => extended.link = some,
-            b"size" => extended.size = some.map(|_| decimal("size")).transpose()?,
-            b"uid" => extended.uid = some.map(|_| id("uid")).transpose()?,
-            b"gid" => extended.gid = some.map(|_| id("gid")).transpose()?,
-            b"mtime" => {
-                extended.mtime = some.map(|_| pax_time(value).ok_or_else(|| bad("mtime"))).transpose()?;
-            }
-            b"GNU.sparse.name" => extended.sparse.name = some,
-            b"GNU.sparse.size" | b"GNU.sparse.realsize" => extended.sparse.size = Some(decimal("size")?),
-            b"GNU.sparse.major" => extended.sparse.version_one = value == b"1",
-            b"GNU.sparse.offset" | b"GNU.sparse.numbytes" => {
-                let number = decimal("sparse map")?;
-                extended.sparse.map.get_or_insert_default().push(number);
-            }
-            b"GNU.sparse.map" => {
-                let mut map = Vec::new();
-                for number in value.split(|&b| b == b',').filter(|n| !n.is_empty()) {
-                    let number = std::str::from_utf8(number).ok().and_then(|n| n.parse().ok());
-                    map.push(number.ok_or_else(|| bad("sparse map"))?);
-                }
-                extended.sparse.map = Some(map);
-            }
-            _ => {
-                if let Some(name) = key.strip_prefix(b"SCHILY.xattr.")
-                    && !name.is_empty()
-                    && !name.contains(&0)
-                {
-                    extended.xattrs.retain(|(known, _)| known != name);
-                    extended.xattrs.push((name.to_vec(), value.to_vec()));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether an archive may begin with these bytes.
-pub(crate) fn is_header(head: &[u8]) -> bool {
-    head.first_chunk().is_some_and(|block| checksum_matches(block) == Some(true))
-}
-
-/// `None` of what has no checksum where a header has it.
-fn checksum_matches(block: &[u8; BLOCK]) -> Option<bool> {
-    let stated = octal(&block[148..156])?;
-    let (mut unsigned, mut signed) = (0u64, 0i64);
-    for (at, &byte) in block.iter().enumerate() {
-        let byte = if (148..156).contains(&at) { b' ' } else { byte };
-        unsigned += u64::from(byte);
-        signed += i64::from(byte.cast_signed());
-    }
-    Some(stated == unsigned || i64::try_from(stated) == Ok(signed))
-}
-
-fn padding(size: u64) -> u64 {
-    let block = BLOCK as u64;
-    (block - size % block) % block
-}
-
-/// A field up to its first zero byte.
-fn text(field: &[u8]) -> &[u8] {
-    let end = field.iter().position(|&b| b == 0).unwrap_or(field.len());
-    &field[..end]
-}
-
-/// Octal digits with spaces or zero bytes around; an empty field is 0.
-fn octal(field: &[u8]) -> Option<u64> {
-    let blank = |b: &&u8| matches!(b, b' ' | b'\0');
-    let start = field.iter().take_while(blank).count();
-    let mut value = 0u64;
-    let mut rest = field[start..].iter();
-    for &byte in rest.by_ref() {
-        match byte {
-            b'0'..=b'7' => value = value.checked_mul(8)?.checked_add(u64::from(byte - b'0'))?,
-            b' ' | b'\0' => break,
-            _ => return None,
-        }
-    }
-    Some(value)
-}
-
-/// Octal, or GNU's base 256 (first bit set, two's complement).
-fn number(field: &[u8]) -> Option<i128> {
-    if field[0] & 0x80 == 0 {
-        return octal(field).map(i128::from);
-    }
-    let negative = field[0] & 0x40 != 0;
-    let mut value: i128 = if negative { -1 } else { 0 };
-    for (at, &byte) in field.iter().enumerate() {
-        let byte = if at == 0 { if negative { byte } else { byte & 0x7f } } else { byte };
-        value = (value << 8) | i128::from(byte);
-    }
-    i64::try_from(value).ok().map(i128::from)
-}
-
-/// `[-]seconds[.fraction]`.
-fn pax_time(value: &[u8]) -> Option<Time> {
-    let value = std::str::from_utf8(value).ok()?;
-    let (whole, fraction) = value.split_once('.').unwrap_or((value, ""));
-    let negative = whole.starts_with('-');
-    let seconds: i64 = if matches!(whole, "" | "-") { 0 } else { whole.parse().ok()? };
-    if !fraction.bytes().all(|b| b.is_ascii_digit()) {
-        return None;
-    }
-    let mut nanos = 0u32;
-    for at in 0..9 {
-        nanos = nanos * 10 + fraction.as_bytes().get(at).map_or(0, |b| u32::from(b - b'0'));
-    }
-    if negative && nanos > 0 {
-        return Some(Time { seconds: seconds.checked_sub(1)?, nanos: 1_000_000_000 - nanos });
-    }
-    Some(Time { seconds, nanos })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
-
-    #[test]
-    fn numbers_in_all_forms() {
-        assert_eq!(number(b"0000644\0"), Some(0o644));
-        assert_eq!(number(b"   644 \0"), Some(0o644));
-        assert_eq!(number(b"\0\0\0\0\0\0\0\0"), Some(0));
-        assert_eq!(number(&[0x80, 0, 0, 0, 0, 0, 1, 0]), Some(256));
-        assert_eq!(number(&[0xff; 8]), Some(-1));
-        assert_eq!(number(b"00x0644\0"), None);
-        assert_eq!(number(&[0x80, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]), None);
-    }
-
-    #[test]
-    fn times_with_fractions_and_signs() {
-        assert_eq!(pax_time(b"1.5"), Some(Time { seconds: 1, nanos: 500_000_000 }));
-        assert_eq!(pax_time(b"-1.25"), Some(Time { seconds: -2, nanos: 750_000_000 }));
-        assert_eq!(pax_time(b"-3"), Some(Time { seconds: -3, nanos: 0 }));
-        assert_eq!(pax_time(b"1.1234567891"), Some(Time { seconds: 1, nanos: 123_456_789 }));
-        assert_eq!(pax_time(b"x"), None);
-    }
 
     fn read_all(data: &[u8]) -> Result<Vec<(Entry, Vec<u8>)>> {
         let mut reader = Reader::new(data);
