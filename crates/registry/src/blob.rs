@@ -7,7 +7,7 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use brigantine_image::model::Descriptor;
-use brigantine_image::{Digest, Follow, Follower, Ingest, Lease, Store, media};
+use brigantine_image::{Digest, Follow, Follower, Ingest, Lease, Storage, Store, media};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use http::header::{CONTENT_RANGE, RANGE};
@@ -49,14 +49,7 @@ pub(crate) async fn fetch(
     let id = layer.short();
     let digest = &layer.descriptor.digest;
     if store.content().has(digest) {
-        report(Progress::step(&id, "Extracting"));
-        let (store, lease, layer) = (store.clone(), lease.clone(), layer.clone());
-        blocking(move || {
-            let archive = store.content().open(&layer.descriptor.digest)?;
-            store.unpack(&lease, &layer.diff_id, archive).map(drop)
-        })
-        .await?
-        .map_err(Error::store(format!("extract layer {digest}")))?;
+        extract(store, lease, layer, report).await?;
     } else {
         let ingest = resume(store, lease, layer).await?;
         let resumed = ingest.offset() > 0;
@@ -94,6 +87,12 @@ async fn transfer(
 ) -> Result<(), Error> {
     let id = layer.short();
     let digest = &layer.descriptor.digest;
+    if layer.diff_id == *digest && store.storage() == Storage::Erofs {
+        // The blob is the layer's archive: there is nothing to extract, and it is indexed where it is.
+        download(session, attempts, layer, ingest, &Arc::default(), report).await?;
+        report(Progress::step(&id, "Download complete"));
+        return extract(store, lease, layer, report).await;
+    }
     let mut extraction = Extraction::start(store, lease, layer, &ingest)?;
     let extracting = Arc::clone(&extraction.follow);
     let fetched = download(session, attempts, layer, ingest, &extracting, report).await;
@@ -113,6 +112,16 @@ async fn transfer(
         Ok(Err(error)) => Err(Error::store(format!("extract layer {digest}"))(error)),
         Err(error) => Err(Error::protocol(format!("layer {digest}"), error.to_string())),
     }
+}
+
+/// Makes the layer of its blob.
+async fn extract(store: &Store, lease: &Lease, layer: &Layer, report: &Report) -> Result<(), Error> {
+    let digest = &layer.descriptor.digest;
+    report(Progress::step(&layer.short(), "Extracting"));
+    let (store, lease, layer) = (store.clone(), lease.clone(), layer.clone());
+    blocking(move || store.unpack_blob(&lease, &layer.diff_id, &layer.descriptor.digest).map(drop))
+        .await?
+        .map_err(Error::store(format!("extract layer {digest}")))
 }
 
 /// Runs on a blocking thread.

@@ -4,7 +4,7 @@
 
 mod support;
 
-use brigantine_image::{Digest, Document, Encoding, Reference, media};
+use brigantine_image::{Digest, Document, Encoding, Reference, Storage, media};
 use brigantine_registry::{Class, PullOptions, PushOptions};
 use support::{RealRegistry, Sample, client, password, pushing, report, silent, store};
 
@@ -98,6 +98,10 @@ async fn plain_layers_are_compressed_on_the_way() {
             assert_eq!(manifest.layers[0].media_type, media_type);
             let pulled = client().pull(&there, &reference, PullOptions::default(), silent()).await.unwrap();
             assert_eq!(pulled.image.id, image.id);
+            if encoding == Encoding::Plain && there.storage() == Storage::Erofs {
+                let blob = std::fs::metadata(there.content().path(&plain)).unwrap();
+                assert_eq!(std::os::unix::fs::MetadataExt::nlink(&blob), 2, "it is the layer's archive, too");
+            }
 
             // Here the image now is what was pushed, under each of its names, and nothing is there twice.
             for name in [reference.to_string(), "another:name".to_owned()] {

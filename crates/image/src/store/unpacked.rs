@@ -21,6 +21,12 @@ impl Store {
         self.inner.layers.make(diff_id, || Ok(archive))
     }
 
+    /// The same of a blob of the store: where that is the uncompressed archive itself, its bytes are not kept twice.
+    pub fn unpack_blob(&self, lease: &Lease, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo> {
+        lease.hold(diff_id)?;
+        self.inner.layers.make_of_blob(diff_id, blob, &self.inner.content)
+    }
+
     /// Extracts whatever layers of the image are missing, several at a time.
     pub fn ensure_unpacked(&self, image: &Image) -> Result<()> {
         let lease = self.lease()?;
