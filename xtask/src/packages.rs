@@ -26,6 +26,7 @@ pub const TEST: &[Need] = &[
     ("ufw", &["ufw"]),
     ("bind9-dnsutils", &["dig"]),
     ("curl", &["curl"]),
+    ("git", &["git"]),
     ("iperf3", &["iperf3"]),
     ("util-linux", &["unshare", "nsenter", "setsid"]),
     ("docker-registry", &["docker-registry"]),

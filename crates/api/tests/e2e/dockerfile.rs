@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::Host;
 
 mod refused;
+mod remote;
 
 /// An engine to build on; numbers the builds.
 struct Yard {
