@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::nftables::Nftables;
 use super::rules::{Rule, Writer};
@@ -18,6 +19,9 @@ use crate::bridge::BridgeSpec;
 use crate::error::Error;
 use crate::ports::PublishedPort;
 use crate::sysctl;
+
+/// Where looking means to execute a program.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(30);
 
 const TABLES: [&str; 4] = ["raw", "filter", "nat", "security"];
 
@@ -33,6 +37,8 @@ struct Loaded {
     bridges: Vec<BridgeSpec>,
     has_gate: bool,
     families: Vec<Family>,
+    /// When it was last looked whether all is there.
+    looked: Instant,
 }
 
 #[derive(Debug)]
@@ -91,8 +97,12 @@ impl Iptables {
                 Err(error) => return Err(error),
             }
         }
-        *state =
-            Some(Loaded { bridges: contents.bridges.to_vec(), has_gate: contents.gate.is_some(), families });
+        *state = Some(Loaded {
+            bridges: contents.bridges.to_vec(),
+            has_gate: contents.gate.is_some(),
+            families,
+            looked: Instant::now(),
+        });
         Ok(())
     }
 
@@ -225,10 +235,24 @@ impl Iptables {
         (!text.is_empty()).then_some(text)
     }
 
+    /// Whether it pays to look ([`Self::exists`]): what the kernel says of its tables is another than it was, or it does
+    /// not say anything and some time has gone by.
+    pub fn may_have_changed(&self) -> bool {
+        let state = self.lock();
+        let Some(loaded) = state.as_ref() else { return true };
+        loaded.families.iter().any(|family| match &family.fingerprint {
+            Some(known) => {
+                family.programs.fingerprint(Family::tables(loaded.has_gate)).as_ref() != Some(known)
+            }
+            None => loaded.looked.elapsed() > BETWEEN_LOOKS,
+        })
+    }
+
     /// Whether all chains have the rules that they were given, and the jumps to them are where they were put.
     pub fn exists(&self) -> Result<bool, Error> {
         let mut state = self.lock();
         let Some(loaded) = state.as_mut() else { return Ok(false) };
+        loaded.looked = Instant::now();
         for family in &mut loaded.families {
             let tables = Family::tables(loaded.has_gate);
             let now = family.programs.fingerprint(tables);

@@ -156,6 +156,14 @@ impl Firewall {
         }
     }
 
+    /// Whether it pays to ask that again; nf_tables tells by itself.
+    pub fn may_have_changed(&self) -> bool {
+        match self {
+            Self::Nftables(_) => true,
+            Self::Iptables(one) => one.may_have_changed(),
+        }
+    }
+
     /// Whether the rules are there.
     pub fn exists(&self) -> Result<bool, Error> {
         match self {
