@@ -196,7 +196,7 @@ fn an_archives_entries_stay_inside() {
         "{}",
         response.message()
     );
-    assert_eq!(engine.post_bytes("/build?version=2", "application/x-tar", b"").status, 501);
+    assert_eq!(engine.post_bytes("/build?version=3", "application/x-tar", b"").status, 400);
     assert_eq!(engine.post_bytes("/build", "application/x-tar", b"").status, 400);
 }
 
