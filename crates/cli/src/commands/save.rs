@@ -1,6 +1,8 @@
 //! `brig save`.
 
+use std::fs::{self, File};
 use std::io::Write as _;
+use std::path::Path;
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -42,25 +44,86 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
 
 /// Writes an answer's bytes to a file, which appears under its name only when it is whole, or to standard output.
 pub async fn into_file_or_stdout(mut body: Incoming, target: Option<&str>) -> Outcome {
-    let mut file = match target {
-        Some(path) => {
-            let dir = std::path::Path::new(path).parent().filter(|dir| !dir.as_os_str().is_empty());
-            let made = tempfile::NamedTempFile::new_in(dir.unwrap_or_else(|| std::path::Path::new(".")));
-            Some((made.map_err(Fault::io(format_args!("creating {path}")))?, path))
-        }
-        None => None,
-    };
+    let mut file = target.map(|path| Sink::open(path).map(|sink| (sink, path))).transpose()?;
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| Fault::said(format!("the engine's answer broke off: {error}")))?;
         let Ok(data) = frame.into_data() else { continue };
         match &mut file {
-            Some((file, path)) => file.write_all(&data).map_err(Fault::io(format_args!("writing {path}")))?,
+            Some((sink, path)) => {
+                sink.file().write_all(&data).map_err(Fault::io(format_args!("writing {path}")))?;
+            }
             None => output::write_bytes(&data),
         }
     }
-    if let Some((file, path)) = file {
-        file.persist(path)
-            .map_err(|error| Fault::said(format!("writing {path}: {}", output::os_text(&error.error))))?;
+    file.map_or(Ok(()), |(sink, path)| sink.finish(path))
+}
+
+/// What is written to.
+enum Sink {
+    /// Takes its place when it is whole.
+    New(tempfile::NamedTempFile),
+    /// A device, a pipe: what is there stays, and is written to.
+    There(File),
+}
+
+impl Sink {
+    fn open(path: &str) -> Outcome<Self> {
+        if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
+            let opened = fs::OpenOptions::new().write(true).open(path);
+            return opened.map(Self::There).map_err(Fault::io(format_args!("opening {path}")));
+        }
+        let dir = Path::new(path).parent().filter(|dir| !dir.as_os_str().is_empty());
+        let made = tempfile::NamedTempFile::new_in(dir.unwrap_or_else(|| Path::new(".")));
+        made.map(Self::New).map_err(Fault::io(format_args!("creating {path}")))
     }
-    Ok(())
+
+    fn file(&mut self) -> &mut File {
+        match self {
+            Self::New(file) => file.as_file_mut(),
+            Self::There(file) => file,
+        }
+    }
+
+    fn finish(self, path: &str) -> Outcome {
+        let Self::New(file) = self else { return Ok(()) };
+        file.persist(path)
+            .map(drop)
+            .map_err(|error| Fault::said(format!("writing {path}: {}", output::os_text(&error.error))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read as _;
+    use std::os::unix::fs::FileTypeExt as _;
+
+    #[test]
+    fn what_is_no_file_stays_what_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let name = pipe.to_str().unwrap().to_owned();
+        let reader = std::thread::spawn({
+            let name = name.clone();
+            move || {
+                let mut said = String::new();
+                File::open(name).unwrap().read_to_string(&mut said).unwrap();
+                said
+            }
+        });
+        let mut sink = Sink::open(&name).ok().unwrap();
+        sink.file().write_all(b"layers").unwrap();
+        assert!(sink.finish(&name).is_ok());
+        assert_eq!(reader.join().unwrap(), "layers");
+        assert!(fs::metadata(&pipe).unwrap().file_type().is_fifo());
+
+        let file = dir.path().join("file");
+        let name = file.to_str().unwrap();
+        let mut sink = Sink::open(name).ok().unwrap();
+        sink.file().write_all(b"layers").unwrap();
+        assert!(!file.exists());
+        assert!(sink.finish(name).is_ok());
+        assert_eq!(fs::read(&file).unwrap(), b"layers");
+    }
 }
