@@ -238,7 +238,6 @@ async fn secrets_are_found_or_not_and_are_not_large() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_gets_each_file_once_and_only_what_is_on_offer() {
-    let dir = std::env::temp_dir();
     let entry = |path: &str, kind| Entry { path: path.into(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0 };
     let entries = || vec![entry("d", Kind::Directory), entry("f", Kind::File { size: 0 })];
     let ask = |id| Packet::of(PacketKind::Request, id, Bytes::new());
@@ -250,7 +249,7 @@ async fn a_receiver_gets_each_file_once_and_only_what_is_on_offer() {
         (vec![Packet::of(PacketKind::Error, 0, Bytes::from("full"))], false),
     ] {
         let (session, heard, _) = session(script).await;
-        let (runtime, entries, dir) = (tokio::runtime::Handle::current(), entries(), dir.clone());
+        let (runtime, entries) = (tokio::runtime::Handle::current(), entries());
         let sent = tokio::task::spawn_blocking(move || {
             session.send_files(&runtime, entries, |_| std::fs::File::open("/dev/null"))
         });
