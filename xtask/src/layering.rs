@@ -18,9 +18,13 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("registry", &["sys", "image"]),
     ("network", &["sys"]),
     ("session", &[]),
-    ("build", &["sys", "runtime", "shim", "image", "registry", "session"]),
+    ("sbom", &[]),
+    ("build", &["sys", "runtime", "shim", "image", "registry", "session", "sbom"]),
     ("engine", &["sys", "runtime", "shim", "image", "registry", "network", "build"]),
-    ("api", &["sys", "runtime", "shim", "image", "registry", "network", "session", "build", "engine"]),
+    (
+        "api",
+        &["sys", "runtime", "shim", "image", "registry", "network", "session", "sbom", "build", "engine"],
+    ),
     // The client calls the Engine API; the daemon and its store's types come in through the command line alone. What
     // needs no engine (a registry, copies between registries) runs in the client.
     ("cli", &["sys", "image", "registry", "session", "build", "api"]),

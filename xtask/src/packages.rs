@@ -48,6 +48,7 @@ pub const TEST: &[Need] = &[
     ("podman", &["podman"]),
     ("docker-compose", &["docker-compose"]),
     ("openssl", &["openssl"]),
+    ("qemu-user-static", &["qemu-aarch64-static"]),
     ("e2fsprogs", &["mkfs.ext4"]),
     ("xfsprogs", &["mkfs.xfs"]),
 ];

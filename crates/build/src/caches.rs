@@ -1,7 +1,8 @@
 //! Cache mounts: directories that outlive builds and are nobody's layer.
 //!
 //! Invariant: users of a `locked` mount are alone with it, `shared` ones included; turns are given in order of
-//! arrival, and several mounts of one step are taken in one order, so that no two steps wait for each other.
+//! arrival, and several mounts of one step are taken in one order, so that no two steps wait for each other. Whoever
+//! uses any instance of a mount holds the whole of it against removal, export and import.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
@@ -61,6 +62,11 @@ impl Caches {
         Arc::clone(turns.entry(name.to_owned()).or_default())
     }
 
+    /// A mount with all its instances: those who use one share it.
+    fn whole(&self, name: &str) -> Arc<RwLock<()>> {
+        self.turn(&format!("{name}/"))
+    }
+
     /// Takes the cache mounts of a step; waits for those that others have to themselves. One that begins with the
     /// files of a stage is told apart by those files, too: `bases` has the digest of each. It is left to the caller to
     /// put them where nothing is yet.
@@ -87,6 +93,7 @@ impl Caches {
                 taken.paths.insert(index, path.clone());
                 continue;
             }
+            taken.turns.push(Turn::Shared { _guard: self.whole(&name).read_owned().await });
             let path = match mount.sharing.as_str() {
                 "locked" => {
                     taken.turns.push(Turn::Alone { _guard: self.turn(&name).write_owned().await });
@@ -153,7 +160,7 @@ impl Caches {
                 .ok()
                 .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
                 .map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
-            let in_use = self.turn(&name).try_write().is_err();
+            let in_use = self.whole(&name).try_write().is_err();
             let size = crate::snapshot::disk_usage(&entry.path());
             found.push((name, CacheMount { id, size, in_use, used }));
         }
@@ -168,16 +175,16 @@ impl Caches {
                 "there is no cache mount {id:?}: see brig builder cache ls"
             )));
         }
-        let turn = self.turn(&name);
-        turn.try_write().map(drop).map_err(|_taken| in_use(id))
+        let whole = self.whole(&name);
+        whole.try_write().map(drop).map_err(|_taken| in_use(id))
     }
 
     /// Writes what is in a cache mount as an archive. It is not given to a build meanwhile. Blocks.
     pub fn export(&self, namespace: &str, id: &str, output: impl Write) -> Result<()> {
         self.free(namespace, id)?;
         let name = name(namespace, id);
-        let turn = self.turn(&name);
-        let _alone = turn.try_write().map_err(|_taken| in_use(id))?;
+        let whole = self.whole(&name);
+        let _alone = whole.try_write().map_err(|_taken| in_use(id))?;
         layer::pack(&self.dir.join(&name).join("data"), output)
             .map(drop)
             .map_err(|error| Error::Executor(format!("export the cache mount {id}: {error}")))
@@ -188,8 +195,8 @@ impl Caches {
     pub fn import(&self, namespace: &str, id: &str, input: impl Read) -> Result<()> {
         let what = || format!("import the cache mount {id}");
         let name = name(namespace, id);
-        let turn = self.turn(&name);
-        let _alone = turn.try_write().map_err(|_taken| in_use(id))?;
+        let whole = self.whole(&name);
+        let _alone = whole.try_write().map_err(|_taken| in_use(id))?;
         let top = self.dir.join(&name);
         let new = top.join("new");
         crate::snapshot::remove_tree(&new);
@@ -215,8 +222,8 @@ impl Caches {
 
     /// Removes a cache mount that nobody uses; the bytes it gave back.
     pub fn remove(&self, name: &str) -> u64 {
-        let turn = self.turn(name);
-        let Ok(_alone) = turn.try_write() else { return 0 };
+        let whole = self.whole(name);
+        let Ok(_alone) = whole.try_write() else { return 0 };
         let path = self.dir.join(name);
         let size = crate::snapshot::disk_usage(&path);
         crate::snapshot::remove_tree(&path);
@@ -263,8 +270,8 @@ mod tests {
         assert_eq!(std::fs::read_to_string(&copy).unwrap(), "kept");
         let names = std::fs::read_dir(copy.parent().unwrap().parent().unwrap()).unwrap();
         assert_eq!(names.count(), 2, "what was replaced is gone");
-        let turn = caches.turn(&name("", "/c"));
-        let _held = turn.try_read().unwrap();
+        let whole = caches.whole(&name("", "/c"));
+        let _held = whole.try_read().unwrap();
         assert!(matches!(caches.export("", "/c", std::io::sink()), Err(Error::Busy(_))));
         assert!(matches!(caches.import("", "/c", &archive[..]), Err(Error::Busy(_))));
     }

@@ -91,6 +91,9 @@ pub struct Run {
     pub mounts: Vec<RunMount>,
     /// Heredocs that are scripts of their own: name and text, at `/dev/pipes/<name>`.
     pub scripts: Vec<(String, String)>,
+    /// The platform of its programs where that is not the host's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub foreign: Option<String>,
     /// Changes nothing about the result: not part of the identity.
     #[serde(skip)]
     pub around: Around,

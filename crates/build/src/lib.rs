@@ -8,12 +8,16 @@ pub mod convert;
 pub mod dockerfile;
 pub mod graph;
 
+mod attest;
+mod binfmt;
 mod caches;
+mod chmod;
 mod compression;
 mod context;
 mod deliver;
 mod error;
 mod export;
+mod gc;
 mod hashes;
 mod history;
 mod ids;
@@ -29,7 +33,9 @@ mod solver;
 mod source;
 mod tree;
 mod users;
+mod wanted;
 mod write;
+mod xattrs;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -42,16 +48,20 @@ use brigantine_image::{Digest, Image, Lease, Reference, Store};
 use brigantine_registry::{Client, Credentials, Progress};
 use brigantine_session::Session;
 use brigantine_sys::SealedExe;
+use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 
+pub use attest::purl as package_url;
 pub use caches::CacheMount;
 pub use convert::{Options, Plan, Step, named_context};
 pub use error::Error;
+pub use gc::{Gc, filter};
 pub use history::{BuildRecord, StepRecord};
 pub use pattern::Ignore;
-pub use prune::{Entry, Prune, Pruned};
+pub use prune::{Chosen, Entry, Prune, Pruned, Space};
 pub use records::Snapshot;
 pub use run::{Joined, Network};
+pub use wanted::{Annotation, Export, Level, Provenance};
 
 use crate::caches::Caches;
 use crate::dockerfile::{Fault, Rule, Warning};
@@ -320,12 +330,17 @@ impl Builder {
     }
 
     async fn run(&self, request: Request, events: &mpsc::Sender<Event>, steps: Arc<Steps>) -> Result<Built> {
+        let started = records::now();
+        let remote = match &request.context {
+            ContextSource::Remote(url) => Some(url.clone()),
+            _ => None,
+        };
         let prepared = self.prepare(request, events).await?;
         if prepared.plan.refused {
             return Err(refused(&prepared.plan.warnings));
         }
         send(events, Event::Planned(Arc::clone(&prepared.plan))).await;
-        let Prepared { request, lease, scratch, main, plan, resolver, context, .. } =
+        let Prepared { request, lease, scratch, main, plan, resolver, context, text, name, .. } =
             self.receive(prepared, events).await?;
         let solver = Arc::clone(&self.solver);
         let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
@@ -355,22 +370,48 @@ impl Builder {
         );
         // However this ends, no work is kept alive by the job's own memory of it.
         let stop = Stop(Arc::clone(&job));
-        let target = job.result(plan.target).await?;
-        let mut layers: BTreeMap<VertexId, Arc<solver::Output>> = BTreeMap::new();
-        for item in &plan.history {
-            if let Some(vertex) = item.vertex {
-                layers.insert(vertex, job.result(vertex).await?);
-            }
+        let targets: Vec<VertexId> =
+            std::iter::once(plan.target).chain(plan.others.iter().map(|other| other.target)).collect();
+        try_join_all(targets.iter().map(|target| job.result(*target))).await?;
+        let mut results: BTreeMap<VertexId, Arc<solver::Output>> = BTreeMap::new();
+        let histories = plan.others.iter().flat_map(|other| &other.history).chain(&plan.history);
+        for vertex in histories.filter_map(|item| item.vertex).chain(targets) {
+            results.insert(vertex, job.result(vertex).await?);
+        }
+        let mut materials = resolver.materials();
+        if request.options.export.provenance.is_some() {
+            materials.extend(job.materials().await?);
         }
         send(events, Event::Exporting).await;
-        let (solver, tags) = (Arc::clone(&self.solver), request.tags);
-        let bases = resolver.layers();
+        let (solver, tags, options) = (Arc::clone(&self.solver), request.tags, request.options);
+        let (bases, id) = (resolver.layers(), scratch.id.clone());
         let result = match request.product {
             Product::Image => {
                 let names: Vec<String> = tags.iter().map(Reference::familiar).collect();
                 beside(events, EXPORTING, async {
                     let made = blocking(move || {
-                        export::image(&solver, &lease, &plan, &target, &layers, &bases, epoch, tags)
+                        let known = attest::Known {
+                            id: &id,
+                            options: &options,
+                            graph: &plan.graph,
+                            dockerfile: (&name, &text),
+                            materials: &materials,
+                            started,
+                            ended: records::now(),
+                            remote: remote.as_deref(),
+                        };
+                        let exporting = export::Exporting {
+                            solver: &solver,
+                            lease: &lease,
+                            plan: &plan,
+                            results: &results,
+                            bases: &bases,
+                            epoch,
+                            tags,
+                            wanted: &options.export,
+                            known,
+                        };
+                        exporting.run()
                     })
                     .await?;
                     let id = made.image.as_ref().map(|image| format!("writing image {}", image.id));
@@ -385,6 +426,8 @@ impl Builder {
             }
             Product::Nothing => Ok(Built { image: None, replaced: Vec::new() }),
             Product::Files | Product::Archive => {
+                let target =
+                    results.get(&plan.target).cloned().ok_or_else(|| invalid("the target was not made"))?;
                 let session =
                     request.session.ok_or_else(|| invalid("files can be sent to a client's session only"));
                 let archive = request.product == Product::Archive;
@@ -470,7 +513,7 @@ impl Builder {
             events.clone(),
             request.session.clone(),
         );
-        let plan = convert::convert(&file, &name, &text, &request.options, &ignore, &resolver).await?;
+        let plan = convert::convert_all(&file, &name, &text, &request.options, &ignore, &resolver).await?;
         let plan = Arc::new(plan);
         Ok(Prepared {
             request,

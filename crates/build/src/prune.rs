@@ -1,15 +1,18 @@
 //! What the cache takes, and giving it back.
 //!
-//! Invariant: what a build uses now is never taken; caps are of bytes on disk.
+//! Invariant: what a build uses now is never taken; caps are of bytes on disk that the cache alone costs: what an image
+//! has as well counts nothing, for removing it would give nothing back.
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::time::Duration;
 
+use brigantine_image::Digest;
 use serde::Serialize;
 
 use crate::Builder;
 use crate::caches::CacheMount;
-use crate::error::Result;
+use crate::error::{Context as _, Result};
 use crate::records::now;
 use crate::snapshot::remove_tree;
 
@@ -31,19 +34,53 @@ pub struct Entry {
     pub uses: u64,
 }
 
-/// What to take.
-#[derive(Debug, Clone, Default)]
-pub struct Prune {
-    /// Cache mounts and what was used lately too.
-    pub all: bool,
+/// Which objects.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Chosen {
     /// Only what was not used for so long.
     pub unused_for: Option<Duration>,
-    /// Bytes that may stay, the most recently used first.
-    pub keep: Option<u64>,
     /// Only these kinds.
     pub kinds: Vec<String>,
     /// Only these ids.
     pub ids: Vec<String>,
+    /// Only what an image uses as well, or only what none does.
+    pub shared: Option<bool>,
+    /// Only those whose description has this in it.
+    pub description: Option<String>,
+}
+
+/// How much may stay, in bytes; 0 is no limit, and nothing stays where all are 0.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Space {
+    /// Stays in any case.
+    pub reserved: u64,
+    pub max_used: u64,
+    /// To be free on the disk.
+    pub min_free: u64,
+}
+
+impl Space {
+    /// What may stay of `total` bytes while `free` are free.
+    fn keep(self, total: u64, free: u64) -> u64 {
+        if self == Self::default() {
+            return 0;
+        }
+        let mut keep = if self.max_used == 0 { u64::MAX } else { self.max_used };
+        let lacking = self.min_free.saturating_sub(free);
+        if lacking > 0 {
+            keep = keep.min(total.saturating_sub(lacking));
+        }
+        keep.max(self.reserved)
+    }
+}
+
+/// What to take.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Prune {
+    /// Cache mounts, too.
+    pub all: bool,
+    pub chosen: Chosen,
+    pub space: Space,
 }
 
 /// What was taken.
@@ -54,10 +91,23 @@ pub struct Pruned {
     pub reclaimed: u64,
 }
 
+impl Chosen {
+    fn takes(&self, entry: &Entry, before: Option<i64>) -> bool {
+        before.is_none_or(|before| entry.used < before)
+            && (self.kinds.is_empty() || self.kinds.contains(&entry.kind))
+            && (self.ids.is_empty() || self.ids.iter().any(|id| entry.id.starts_with(id.as_str())))
+            && self.shared.is_none_or(|shared| entry.shared == shared)
+            && self.description.as_ref().is_none_or(|part| entry.description.contains(part.as_str()))
+    }
+}
+
 impl Builder {
     /// Everything the cache holds, least recently used first. Blocks.
     pub fn usage(&self) -> Result<Vec<Entry>> {
         let solver = self.solver();
+        let images = solver.store.list().doing(|| "list the images".to_owned())?;
+        let of_images: HashSet<&str> =
+            images.iter().flat_map(|image| &image.config.rootfs.diff_ids).map(Digest::as_str).collect();
         let mut entries: Vec<Entry> = solver
             .records
             .all()?
@@ -66,7 +116,7 @@ impl Builder {
                 in_use: solver.in_use(&snapshot.id),
                 kind: "regular".to_owned(),
                 description: snapshot.name,
-                shared: snapshot.diff_id.is_some(),
+                shared: snapshot.diff_id.as_deref().is_some_and(|diff_id| of_images.contains(diff_id)),
                 size: snapshot.size,
                 created: snapshot.created,
                 used: snapshot.used,
@@ -120,23 +170,25 @@ impl Builder {
         self.solver().caches.import(namespace, id, input)
     }
 
-    /// Gives back what is asked for. Blocks.
+    /// Gives back what is asked for, what was used longest ago first. Blocks.
     pub fn prune(&self, wanted: &Prune) -> Result<Pruned> {
         let solver = self.solver();
         let entries = self.usage()?;
-        let mut total: u64 = entries.iter().map(|entry| entry.size).sum();
+        let mut total: u64 = entries.iter().filter(|entry| !entry.shared).map(|entry| entry.size).sum();
+        let keep = wanted.space.keep(total, self.free()?);
         let mut pruned = Pruned::default();
         let before = wanted
+            .chosen
             .unused_for
             .map(|age| now().saturating_sub(i64::try_from(age.as_nanos()).unwrap_or(i64::MAX)));
         for entry in entries {
-            let chosen = !entry.in_use
-                && (wanted.all || entry.kind != "exec.cachemount" || !wanted.kinds.is_empty())
-                && before.is_none_or(|before| entry.used < before)
-                && (wanted.kinds.is_empty() || wanted.kinds.contains(&entry.kind))
-                && (wanted.ids.is_empty() || wanted.ids.iter().any(|id| entry.id.starts_with(id.as_str())))
-                && wanted.keep.is_none_or(|keep| total > keep);
-            if !chosen {
+            let all = wanted.all || !wanted.chosen.kinds.is_empty();
+            let capped = wanted.space != Space::default();
+            if entry.in_use
+                || !(all || entry.kind != "exec.cachemount")
+                || !wanted.chosen.takes(&entry, before)
+                || (capped && (total <= keep || entry.shared))
+            {
                 continue;
             }
             let reclaimed = match entry.kind.as_str() {
@@ -148,10 +200,47 @@ impl Builder {
                 "source.local" => solver.contexts.remove(&entry.id),
                 _ => solver.caches.remove(&entry.id),
             };
-            total = total.saturating_sub(entry.size);
+            if !entry.shared {
+                total = total.saturating_sub(entry.size);
+            }
             pruned.reclaimed += reclaimed;
             pruned.deleted.push(entry.id);
         }
         Ok(pruned)
+    }
+
+    /// Bytes of the disk that the cache is on.
+    pub(crate) fn disk(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(self.data()).doing(|| format!("stat {}", self.data().display()))?;
+        Ok(stat.f_blocks.saturating_mul(stat.f_frsize))
+    }
+
+    /// Bytes that are free where the cache is.
+    fn free(&self) -> Result<u64> {
+        let stat = rustix::fs::statvfs(self.data()).doing(|| format!("stat {}", self.data().display()))?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn caps_are_buildkits() {
+        let space = |reserved, max_used, min_free| Space { reserved, max_used, min_free };
+        for (limits, total, free, kept) in [
+            (space(0, 0, 0), 100, 0, 0),
+            (space(0, 60, 0), 100, 0, 60),
+            (space(80, 60, 0), 100, 0, 80),
+            (space(10, 0, 0), 100, 0, u64::MAX),
+            (space(0, 0, 50), 100, 60, u64::MAX),
+            (space(0, 0, 50), 100, 20, 70),
+            (space(90, 0, 50), 100, 20, 90),
+            (space(0, 60, 50), 100, 40, 60),
+            (space(0, 0, 500), 100, 0, 0),
+        ] {
+            assert_eq!(limits.keep(total, free), kept, "{limits:?}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use brigantine_session::Session;
 use tokio::sync::mpsc;
 
 use crate::Event;
+use crate::attest::{Material, purl};
 use crate::convert::{Base, Resolver};
 use crate::error::{Context, Error, Result, invalid};
 use crate::solver::blocking;
@@ -25,6 +26,7 @@ pub(crate) struct Images {
     events: mpsc::Sender<Event>,
     session: Option<Arc<Session>>,
     layers: Mutex<HashMap<String, Descriptor>>,
+    materials: Mutex<Vec<Material>>,
 }
 
 impl Images {
@@ -37,12 +39,44 @@ impl Images {
         events: mpsc::Sender<Event>,
         session: Option<Arc<Session>>,
     ) -> Self {
-        Self { store, registry, credentials, pull, lease, events, session, layers: Mutex::default() }
+        Self {
+            store,
+            registry,
+            credentials,
+            pull,
+            lease,
+            events,
+            session,
+            layers: Mutex::default(),
+            materials: Mutex::default(),
+        }
     }
 
     /// The blobs of all layers seen, by diff id.
     pub fn layers(&self) -> HashMap<String, Descriptor> {
         self.layers.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The images used.
+    pub fn materials(&self) -> Vec<Material> {
+        self.materials.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes that an image is used: by its digest in its registry, where it is from one.
+    fn note(&self, name: &str, image: &Image) {
+        let Ok(reference) = Reference::parse(name) else { return };
+        let reference = if reference.digest().is_some() { reference } else { reference.or_latest() };
+        let known = image.digests.iter().find(|known| known.same_repository(&reference));
+        let digest = known.and_then(Reference::digest).unwrap_or(&image.manifest.digest);
+        let material = Material {
+            uri: purl(&reference, &image.config.platform()),
+            algorithm: digest.algorithm().as_str(),
+            digest: digest.hex().to_owned(),
+        };
+        let mut materials = self.materials.lock().unwrap_or_else(PoisonError::into_inner);
+        if !materials.contains(&material) {
+            materials.push(material);
+        }
     }
 
     async fn find(&self, name: &str, platform: &Platform) -> Result<Image> {
@@ -122,6 +156,7 @@ impl Resolver for Images {
                 Err(_) => format!("[internal] load metadata for {name}"),
             };
             let image = crate::beside(&self.events, &side, self.find(name, platform)).await?;
+            self.note(name, &image);
             let (store, lease, held) = (self.store.clone(), self.lease.clone(), image.clone());
             blocking(move || {
                 let what = || "hold the base image".to_owned();

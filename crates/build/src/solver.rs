@@ -26,6 +26,7 @@ use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::Event;
+use crate::attest::Material;
 use crate::caches::Caches;
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::{Graph, Op, Vertex, VertexId};
@@ -468,6 +469,26 @@ impl Job {
             Op::Run(run) => self.run(id, vertex, run, &inputs).await,
             Op::Files(actions) => self.files(id, vertex, actions, &inputs).await,
         }
+    }
+
+    /// The files and repositories from the web that went into the build.
+    pub async fn materials(self: &Arc<Self>) -> Result<Vec<Material>> {
+        let mut all = Vec::new();
+        for (number, vertex) in self.graph.vertices.iter().enumerate() {
+            let (uri, algorithm) = match &vertex.op {
+                Op::Http { url, .. } => (url.clone(), "sha256"),
+                Op::Git { url, reference, .. } if reference.is_empty() => (url.clone(), "sha1"),
+                Op::Git { url, reference, .. } => (format!("{url}#{reference}"), "sha1"),
+                _ => continue,
+            };
+            let output = self.result(VertexId(number)).await?;
+            let digest = match &output.file {
+                Some(file) => file.found.sha256.clone(),
+                None => output.key.trim_start_matches("git:").to_owned(),
+            };
+            all.push(Material { uri, algorithm, digest });
+        }
+        Ok(all)
     }
 
     async fn download(&self, url: &str, checksum: Option<&str>, name: &str) -> Result<Arc<Output>> {

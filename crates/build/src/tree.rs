@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{Read, Write as _};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 
 use brigantine_image::Lower;
@@ -325,6 +325,22 @@ impl Tree {
         Ok(())
     }
 
+    /// A context's files have none; nor has what is neither file nor directory.
+    fn add_xattrs(&self, entry: &Entry, line: &mut Vec<u8>) -> Result<()> {
+        let kind = FileType::from_raw_mode(entry.stat.st_mode);
+        if self.ownerless || !matches!(kind, FileType::RegularFile | FileType::Directory) {
+            return Ok(());
+        }
+        let what = || format!("read the attributes of {}", String::from_utf8_lossy(&entry.path));
+        let file = self.open(&entry.path, OFlags::RDONLY | OFlags::NONBLOCK).doing(what)?;
+        for (name, value) in crate::xattrs::of(file.as_fd()).doing(what)? {
+            write!(line, " {}:{}:", name.len(), value.len()).doing(what)?;
+            line.extend_from_slice(&name);
+            line.extend_from_slice(&value);
+        }
+        Ok(())
+    }
+
     /// A digest of what copying these sources would bring: names, kinds, modes, owners, contents; no times.
     pub fn digest(
         &self,
@@ -392,6 +408,7 @@ impl Tree {
                     }
                     _ => {}
                 }
+                self.add_xattrs(entry, &mut line)?;
                 line.push(b'\n');
                 hasher.update(&line);
                 listing.add(&entry.path, &line);

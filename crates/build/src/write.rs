@@ -8,19 +8,20 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read, Write as _};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, mkdirat, openat2,
-    unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, mkdirat, openat2, unlinkat,
+    utimensat,
 };
 use rustix::io::Errno;
 
+use crate::chmod::Chmod;
 use crate::error::{Context, Error, Result, invalid};
 use crate::pattern::{Ignore, clean};
 use crate::tree::{Entry, Selected, Tree, beneath, join, last};
+use crate::xattrs;
 
 /// What files get that have no time of their own when nothing else is asked for: 1980-01-01, the oldest that every
 /// archive format can hold.
@@ -50,87 +51,6 @@ impl Attributes {
     fn times(self) -> Timestamps {
         let time = Timespec { tv_sec: self.seconds, tv_nsec: i64::from(self.nanos) };
         Timestamps { last_access: time, last_modification: time }
-    }
-}
-
-/// A mode asked for by `--chmod`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Chmod {
-    Octal(u32),
-    Symbolic(Vec<Clause>),
-}
-
-/// `ug+rwX`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Clause {
-    who: u32,
-    op: char,
-    bits: u32,
-    conditional_x: bool,
-}
-
-impl Chmod {
-    pub fn parse(text: &str) -> Result<Self> {
-        let wrong = || {
-            invalid(format!(
-                "invalid chmod parameter: '{text}'. it should be octal string and between 0 and 07777"
-            ))
-        };
-        if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-            let mode = u32::from_str_radix(text, 8).map_err(|_bad| wrong())?;
-            return if mode > 0o7777 { Err(wrong()) } else { Ok(Self::Octal(mode)) };
-        }
-        let mut clauses = Vec::new();
-        for clause in text.split(',') {
-            let at = clause.find(['+', '-', '=']).ok_or_else(wrong)?;
-            let mut who = 0;
-            for c in clause[..at].chars() {
-                who |= match c {
-                    'u' => 0o4700,
-                    'g' => 0o2070,
-                    'o' => 0o1007,
-                    'a' => 0o7777,
-                    _ => return Err(wrong()),
-                };
-            }
-            let who = if who == 0 { 0o7777 } else { who };
-            let op = clause[at..].chars().next().ok_or_else(wrong)?;
-            let (mut bits, mut conditional_x) = (0, false);
-            for c in clause[at + 1..].chars() {
-                bits |= match c {
-                    'r' => 0o444,
-                    'w' => 0o222,
-                    'x' => 0o111,
-                    's' => 0o6000,
-                    't' => 0o1000,
-                    'X' => {
-                        conditional_x = true;
-                        0
-                    }
-                    _ => return Err(wrong()),
-                };
-            }
-            clauses.push(Clause { who, op, bits, conditional_x });
-        }
-        Ok(Self::Symbolic(clauses))
-    }
-
-    fn apply(&self, mode: u32, dir: bool) -> u32 {
-        match self {
-            Self::Octal(mode) => *mode,
-            Self::Symbolic(clauses) => clauses.iter().fold(mode, |mode, clause| {
-                let mut bits = clause.bits;
-                if clause.conditional_x && (dir || mode & 0o111 != 0) {
-                    bits |= 0o111;
-                }
-                bits &= clause.who;
-                match clause.op {
-                    '+' => mode | bits,
-                    '-' => mode & !bits,
-                    _ => mode & !(clause.who & 0o777) | bits,
-                }
-            }),
-        }
     }
 }
 
@@ -298,7 +218,7 @@ impl<'a> Writer<'a> {
         let to =
             openat2(&self.upper, path, flags | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty(), beneath())
                 .doing(what)?;
-        copy_xattrs(from.as_fd(), to.as_fd()).doing(what)
+        xattrs::copy(from.as_fd(), to.as_fd()).doing(what)
     }
 
     fn touch(&self, path: &[u8], attributes: Attributes) -> Result<()> {
@@ -588,7 +508,7 @@ impl<'a> Writer<'a> {
                 let out = self.create(target)?;
                 copy_data(&file, &out).doing(what)?;
                 if !source.ownerless() {
-                    copy_xattrs(file.as_fd(), out.as_fd()).doing(what)?;
+                    xattrs::copy(file.as_fd(), out.as_fd()).doing(what)?;
                 }
                 Self::dress_file(&out, attributes).doing(what)
             }
@@ -802,52 +722,4 @@ fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
         return Ok(());
     }
     io::copy(&mut from, &mut to).map(drop)
-}
-
-/// Copies the attributes that belong to the content: capabilities and users' own.
-fn copy_xattrs(from: std::os::fd::BorrowedFd<'_>, to: std::os::fd::BorrowedFd<'_>) -> rustix::io::Result<()> {
-    let mut list = vec![0_u8; 64 << 10];
-    let length = match rustix::fs::flistxattr(from, &mut list) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let mut value = vec![0_u8; 64 << 10];
-    for name in list[..length].split(|b| *b == 0).filter(|name| !name.is_empty()) {
-        let text = std::ffi::OsStr::from_bytes(name);
-        let skip = name.starts_with(b"trusted.overlay.")
-            || name.starts_with(b"user.overlay.")
-            || matches!(name, b"security.selinux" | b"security.ima" | b"security.evm");
-        if skip {
-            continue;
-        }
-        match rustix::fs::fgetxattr(from, text, &mut value) {
-            Ok(n) => match rustix::fs::fsetxattr(to, text, &value[..n], XattrFlags::empty()) {
-                Ok(()) | Err(Errno::OPNOTSUPP) => {}
-                Err(error) => return Err(error),
-            },
-            Err(Errno::NODATA) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn modes_octal_and_symbolic() {
-        let apply = |text: &str, mode, dir| Chmod::parse(text).unwrap().apply(mode, dir);
-        assert_eq!(apply("755", 0o600, false), 0o755);
-        assert_eq!(apply("u=rwX,go=rX", 0o600, false), 0o644);
-        assert_eq!(apply("u=rwX,go=rX", 0o600, true), 0o755);
-        assert_eq!(apply("a+x", 0o644, false), 0o755);
-        assert_eq!(apply("+x", 0o644, false), 0o755);
-        assert_eq!(apply("go-rwx", 0o777, false), 0o700);
-        for bad in ["", "8", "10000", "u", "u+z", "x=r"] {
-            assert!(Chmod::parse(bad).is_err(), "{bad}");
-        }
-    }
 }

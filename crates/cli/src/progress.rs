@@ -17,6 +17,8 @@ pub enum Sink {
 /// Shows a stream of the engine's.
 pub struct Progress {
     bars: Bars,
+    /// Messages are shown as they come.
+    raw: bool,
 }
 
 /// What is shown: a bar for each thing that is on its way.
@@ -28,13 +30,27 @@ pub struct Bars {
 
 impl Progress {
     pub fn new(sink: Sink) -> Self {
-        Self { bars: Bars::new(sink) }
+        Self { bars: Bars::new(sink), raw: false }
+    }
+
+    /// Lines alone, on a terminal too.
+    pub fn plain(mut self) -> Self {
+        self.bars.bars = None;
+        self
+    }
+
+    /// Each message as JSON on a line of its own, on standard error.
+    pub fn raw(self) -> Self {
+        Self { raw: true, ..self }
     }
 
     /// Shows a stream of progress to its end; `aux` sees the results in it. An error in the stream becomes a fault.
     pub async fn follow(mut self, mut lines: Lines, mut aux: impl FnMut(&Value)) -> Outcome {
         let mut result = Ok(());
         while let Some(message) = lines.next().await? {
+            if self.raw {
+                output::error_line(&serde_json::json!(message).to_string());
+            }
             if let Some(error) = message.get("errorDetail").or_else(|| message.get("error")) {
                 let text = match error {
                     Value::Text(text) => text.as_str(),
@@ -48,7 +64,9 @@ impl Progress {
                 aux(result);
                 continue;
             }
-            self.show(&message);
+            if !self.raw {
+                self.show(&message);
+            }
         }
         self.bars.leave();
         result

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use brigantine_build::{Builder, Joined, Setup};
 use brigantine_network::helper::{Residence, Resident};
@@ -16,10 +17,11 @@ use ipnet::IpNet;
 
 use crate::config::Config;
 use crate::containers::extra_host;
+use crate::events::Kind;
 use crate::images::Images;
 use crate::networks::{Networks, Wanted};
 use crate::sync::lock;
-use crate::{Class, Error, Result};
+use crate::{Class, Engine, Error, Result};
 
 /// Opens the builder. Blocks.
 pub(crate) fn open(
@@ -41,6 +43,24 @@ pub(crate) fn open(
         shm_size: config.default_shm_size,
     })
     .map_err(|error| Error::internal("open the builder").because(error.report()))
+}
+
+/// What fills the disk may not be builds.
+pub(crate) const COLLECT_EVERY: Duration = Duration::from_mins(10);
+
+/// Takes from the build cache what is beyond its bounds, with the layers that only the cache had.
+pub(crate) async fn collect(engine: &Engine) {
+    let (builder, gc) = (engine.builder().clone(), engine.config().build_gc.clone());
+    match crate::blocking(move || Ok(builder.collect(&gc)?)).await {
+        Ok(pruned) if pruned.deleted.is_empty() => {}
+        Ok(pruned) => {
+            engine.containers().collect_layers().await;
+            tracing::info!(objects = pruned.deleted.len(), bytes = pruned.reclaimed, "collected build cache");
+            let attributes = BTreeMap::from([("reclaimed".to_owned(), pruned.reclaimed.to_string())]);
+            engine.events().publish(Kind::Builder, "prune", "", attributes);
+        }
+        Err(error) => tracing::error!(error = error.report(), "keep the build cache within its bounds"),
+    }
 }
 
 impl From<brigantine_build::Error> for Error {

@@ -75,6 +75,8 @@ pub struct Config {
     pub default_cgroupns: DefaultCgroupns,
     /// Size of /dev/shm when the request has none, in bytes.
     pub default_shm_size: i64,
+    /// What the build cache is kept to.
+    pub build_gc: brigantine_build::Gc,
     /// Default resource limits: name → (soft, hard).
     pub default_ulimits: BTreeMap<String, (i64, i64)>,
     /// Run `--init` in every container that does not say otherwise.
@@ -147,6 +149,7 @@ impl Default for Config {
             default_ipc: DefaultIpc::default(),
             default_cgroupns: DefaultCgroupns::default(),
             default_shm_size: 64 << 20,
+            build_gc: brigantine_build::Gc::default(),
             default_ulimits: BTreeMap::new(),
             init: false,
             no_new_privileges: false,

@@ -70,6 +70,7 @@ pub struct Engine {
     containers: Arc<Containers>,
     sockets: Arc<Sockets>,
     builder: Builder,
+    cache_changed: Arc<tokio::sync::Notify>,
 }
 
 impl Engine {
@@ -114,7 +115,18 @@ impl Engine {
             builder.clone(),
         );
         containers.restore(&mut snapshot).await?;
-        Ok(Self { config, id: id.into(), events, images, volumes, networks, containers, sockets, builder })
+        Ok(Self {
+            config,
+            id: id.into(),
+            events,
+            images,
+            volumes,
+            networks,
+            containers,
+            sockets,
+            builder,
+            cache_changed: Arc::default(),
+        })
     }
 
     pub fn config(&self) -> &Config {
@@ -144,6 +156,21 @@ impl Engine {
 
     pub fn builder(&self) -> &Builder {
         &self.builder
+    }
+
+    /// Has the build cache looked at soon: a build has ended, or an image has gone that had layers of the cache's.
+    pub fn check_build_cache(&self) {
+        self.cache_changed.notify_one();
+    }
+
+    /// Keeps the build cache within its bounds, after builds and now and then. Never ends.
+    pub async fn keep_build_cache(self) {
+        loop {
+            if tokio::time::timeout(builds::COLLECT_EVERY, self.cache_changed.notified()).await.is_err() {
+                tracing::trace!("the build cache is looked at by the clock");
+            }
+            builds::collect(&self).await;
+        }
     }
 
     pub fn sockets(&self) -> &Arc<Sockets> {

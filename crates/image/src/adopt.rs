@@ -4,21 +4,21 @@
 //! Invariant: the directory is moved, not copied, and only when its archive is in the store; nobody may write to it
 //! any more.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 
-use crate::archive::make_manifest;
 use crate::digest::Digest;
 use crate::error::{Error, IoContext as _, Result, json};
 use crate::layer;
 use crate::layers::LayerInfo;
 use crate::lease::Lease;
 use crate::media;
-use crate::model::{Descriptor, ImageConfig};
-use crate::reference::Reference;
+use crate::model::{Descriptor, ImageConfig, Manifest};
 use crate::replica::Replica;
 use crate::snapshot::LayerFiles;
-use crate::store::{Image, NewImage, Store};
+use crate::store::Store;
+use crate::tar::{Entry, Reader, Time, Writer};
 
 impl Store {
     /// Makes a layer of an upper directory, which is moved into the store. `None`, and nothing moved, when there is
@@ -72,22 +72,61 @@ impl Store {
         }
     }
 
-    /// Makes an image of a configuration and the blobs of its layers, all in the store already.
-    pub fn add_built(
+    /// A layer in which no file is younger than `seconds` after 1970; the layer itself when none is.
+    /// It must be stored plain.
+    pub fn clamp_layer(&self, lease: &Lease, layer: &Descriptor, seconds: i64) -> Result<Descriptor> {
+        let failed = |source| Error::Layer { layer: layer.digest.to_string(), source };
+        let latest = Time { seconds, nanos: 0 };
+        let input = io::BufReader::with_capacity(1 << 18, self.content().open(&layer.digest)?);
+        let mut reader = Reader::new(input);
+        let mut ingest = self.content().ingest_unnamed(lease)?;
+        let mut writer = Writer::new(io::BufWriter::with_capacity(1 << 18, &mut ingest));
+        let mut entry = Entry::default();
+        while reader.next(&mut entry).map_err(|error| failed(error.into()))? {
+            entry.mtime = entry.mtime.min(latest);
+            writer.append(&entry, &mut reader).map_err(Error::Output)?;
+        }
+        writer.finish().map_err(Error::Output)?;
+        let size = ingest.offset();
+        let digest = ingest.commit()?;
+        lease.hold(&digest)?;
+        self.layers().make_of_blob(&digest, &digest, self.content())?;
+        Ok(Descriptor::new(media::OCI_LAYER, digest, size))
+    }
+
+    /// Writes an image's configuration and manifest; its layers are in the store already.
+    pub fn put_manifest(
         &self,
         lease: &Lease,
         config: &ImageConfig,
         layers: &[Descriptor],
-        names: Vec<Reference>,
-    ) -> Result<Image> {
+        annotations: &BTreeMap<String, String>,
+    ) -> Result<Descriptor> {
         let raw = serde_json::to_vec(config)
             .map_err(|source| Error::Json { what: "an image's configuration".to_owned(), source })?;
         // What is written must be read again as the same.
         let _: ImageConfig = json(&raw, || "an image's configuration".to_owned())?;
+        let id = self.content().put(lease, &raw)?;
+        self.put_any_manifest(
+            lease,
+            &Manifest {
+                schema_version: 2,
+                media_type: Some(media::OCI_MANIFEST.to_owned()),
+                artifact_type: None,
+                config: Descriptor::new(media::OCI_CONFIG, id, raw.len() as u64),
+                layers: layers.to_vec(),
+                subject: None,
+                annotations: annotations.clone(),
+            },
+        )
+    }
+
+    /// Writes a manifest of whatever.
+    pub fn put_any_manifest(&self, lease: &Lease, manifest: &Manifest) -> Result<Descriptor> {
+        let raw = serde_json::to_vec(manifest)
+            .map_err(|source| Error::Json { what: "a manifest".to_owned(), source })?;
         let digest = self.content().put(lease, &raw)?;
-        let (manifest_raw, manifest) = make_manifest(&digest, raw.len() as u64, layers)?;
-        self.content().put_as(lease, &manifest.digest, &manifest_raw)?;
-        self.add_image(lease, NewImage { manifest, names, parent: None })
+        Ok(Descriptor::new(media::OCI_MANIFEST, digest, raw.len() as u64))
     }
 
     fn pack_layer(&self, lease: &Lease, upper: &Path) -> Result<Option<(Descriptor, layer::Packed)>> {

@@ -84,6 +84,11 @@ impl Store {
         for id in names.images() {
             for entry in names.of_image(&id) {
                 referred.extend([entry.manifest.digest.clone(), entry.image.clone()]);
+                if let Some(index) = &entry.index {
+                    referred.insert(index.digest.clone());
+                    // Where it cannot be read, what it leads to is not known.
+                    referred.extend(self.index_content(index).into_iter().flatten());
+                }
                 users.extend([(entry.manifest.digest.clone(), id.clone()), (id.clone(), id.clone())]);
                 let documents = match self.describe_entry(entry) {
                     Ok(documents)

@@ -205,7 +205,10 @@ impl Store {
         self.content().put(&lease, &config)?;
         self.content().put_as(&lease, &descriptor.digest, &manifest)?;
         let name = Reference::parse(HELLO)?.or_latest();
-        self.add_image(&lease, NewImage { manifest: descriptor, names: vec![name], parent: None })
+        self.add_image(
+            &lease,
+            NewImage { manifest: descriptor, names: vec![name], parent: None, index: None },
+        )
     }
 }
 

@@ -23,6 +23,7 @@ const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const IMAGE: &str = "dev.brigantine.image.id";
 const TAGGED: &str = "dev.brigantine.image.last-tagged";
 const PARENT: &str = "dev.brigantine.image.parent";
+const INDEX: &str = "dev.brigantine.image.index";
 
 /// One name of one image, or the image without a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(crate) struct Entry {
     pub tagged: Option<String>,
     /// The image this one was made from, here.
     pub parent: Option<Digest>,
+    /// The index that the name stands for, with other platforms' images and attestations.
+    pub index: Option<Descriptor>,
 }
 
 /// All names, at one moment.
@@ -114,6 +117,9 @@ impl Names {
                 manifest,
                 tagged: text(TAGGED),
                 parent: text(PARENT).map(|parent| parent.parse()).transpose()?,
+                index: text(INDEX)
+                    .map(|index| json(index.as_bytes(), || "an index of the store's index.json".to_owned()))
+                    .transpose()?,
             });
         }
         Ok(Self { entries })
@@ -136,6 +142,7 @@ impl Names {
                 set(REF_NAME, entry.name.as_ref().map(Reference::familiar));
                 set(TAGGED, entry.tagged.clone());
                 set(PARENT, entry.parent.as_ref().map(ToString::to_string));
+                set(INDEX, entry.index.as_ref().and_then(|index| serde_json::to_string(index).ok()));
                 descriptor
             })
             .collect();

@@ -161,6 +161,9 @@ impl Store {
                 blobs.insert(entry.manifest.digest.clone());
                 blobs.insert(entry.image.clone());
                 blobs.extend(image.layers.iter().map(|layer| layer.digest.clone()));
+                if let Some(index) = &entry.index {
+                    blobs.extend(self.index_content(index)?);
+                }
                 layers.extend(image.config.rootfs.diff_ids.iter().cloned());
                 chains.extend(chain_ids(&image.config.rootfs.diff_ids).pop());
             }

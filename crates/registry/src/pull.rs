@@ -110,7 +110,7 @@ impl Pull<'_> {
                 names.push(reference.with_tag(tag).map_err(|error| Error::Invalid(error.to_string()))?);
             }
             names.push(reference.with_digest(known_as.clone()));
-            move || store.add_image(&lease, NewImage { manifest, names, parent: None })
+            move || store.add_image(&lease, NewImage { manifest, names, parent: None, index: None })
         })
         .await?
         .map_err(Error::store(format!("add {} to the image store", reference.familiar())))?;

@@ -72,7 +72,11 @@ impl Client {
             encoding: options.encoding,
             report: &report,
         };
-        push.run().await.map_err(named)
+        let pushed = match &image.index {
+            Some(index) => push.index(index).await,
+            None => push.run().await,
+        };
+        pushed.map_err(named)
     }
 }
 
@@ -156,6 +160,61 @@ impl Push<'_> {
         })
         .await?
         .map_err(Error::store(format!("note the digest of {stored}")))?;
+        (self.report)(Progress::message(format!("{name}: digest: {digest} size: {size}")));
+        Ok(Pushed { digest, size })
+    }
+
+    /// Pushes an index with everything it leads to; what it names is as it will be.
+    async fn index(&self, index: &Descriptor) -> Result<Pushed, Error> {
+        let stored = format!("index {}", index.digest);
+        let (held, raw, manifests) = blocking({
+            let (store, index) = (self.store.clone(), index.clone());
+            move || {
+                let held = store.lease()?;
+                held.hold(&index.digest)?;
+                let manifests = store.indexed(&index)?;
+                for one in &manifests {
+                    let content = one.manifest.layers.iter().chain([&one.descriptor, &one.manifest.config]);
+                    content.into_iter().try_for_each(|content| held.hold(&content.digest))?;
+                }
+                Ok((held, store.content().read(&index.digest)?, manifests))
+            }
+        })
+        .await?
+        .map_err(Error::store(format!("read the {stored}")))?;
+        for one in manifests {
+            let at_once = self.transport.config.max_uploads.max(1);
+            let mut seen = HashSet::new();
+            let layers: Vec<Descriptor> = one
+                .manifest
+                .layers
+                .iter()
+                .filter(|layer| !media::is_foreign(&layer.media_type) && seen.insert(layer.digest.clone()))
+                .cloned()
+                .collect();
+            stream::iter(layers)
+                .map(|layer| async move { self.blob(&layer, Some(short(&layer))).await })
+                .buffer_unordered(at_once)
+                .try_collect::<()>()
+                .await?;
+            self.blob(&one.manifest.config, None).await?;
+            let digest = &one.descriptor.digest;
+            upload::manifest(self.session, digest.as_str(), &one.descriptor.media_type, digest, one.raw)
+                .await?;
+        }
+        let (digest, size) = (index.digest.clone(), raw.len() as u64);
+        let name = self.reference.tag().map_or_else(|| digest.to_string(), str::to_owned);
+        upload::manifest(self.session, &name, &index.media_type, &digest, raw).await?;
+        blocking({
+            let (store, image) = (self.store.clone(), self.image.clone());
+            let named = self.reference.with_digest(digest.clone());
+            move || {
+                drop(held);
+                store.add_digest_name(&image.id, &named)
+            }
+        })
+        .await?
+        .map_err(Error::store(format!("note the digest of the {stored}")))?;
         (self.report)(Progress::message(format!("{name}: digest: {digest} size: {size}")));
         Ok(Pushed { digest, size })
     }

@@ -179,6 +179,7 @@ async fn serve(options: Options, line: &CommandLine, level: &logging::LevelHandl
     let state = state.with_gate(authorization.clone());
     let server = Arc::new(Server::new(routes::bind(), state.clone()).with_gate(authorization));
     state.sockets.open_all(&state);
+    tokio::spawn(engine.clone().keep_build_cache());
 
     let (stop, stopped) = watch::channel(false);
     let mut serving = tokio::task::JoinSet::new();

@@ -212,6 +212,10 @@ impl Options {
         if let Some(size) = number(given, "default-shm-size") {
             engine.default_shm_size = size;
         }
+        if let Some(builder) = given.get("builder") {
+            engine.build_gc =
+                brigantine_build::Gc::parse(builder).map_err(|error| value("builder", &error))?;
+        }
         for (name, limit) in given.get("default-ulimits").and_then(Value::as_object).into_iter().flatten() {
             let number = |key: &str| limit.get(key).and_then(Value::as_i64).unwrap_or(-1);
             engine.default_ulimits.insert(name.clone(), (number("Soft"), number("Hard")));

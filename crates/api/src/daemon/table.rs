@@ -494,6 +494,6 @@ pub static SETTINGS: &[Setting] = &[
     setting("https-proxy", None, "https-proxy", Text, Yes, "Proxy for registries over HTTPS"),
     setting("no-proxy", None, "no-proxy", Text, Yes, "Hosts to reach without proxy"),
     setting("features", None, "features", Any, Warn("features cannot be switched on or off"), ""),
-    setting("builder", None, "builder", Any, Warn("the build cache takes no settings yet"), ""),
+    setting("builder", None, "builder", Any, Yes, ""),
     setting("proxies", None, "proxies", Any, Refuse(&[], "use http-proxy, https-proxy and no-proxy"), ""),
 ];

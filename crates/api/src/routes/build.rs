@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use brigantine_build::graph::Limits;
-use brigantine_build::{ContextSource, Event, Options, Product, Request as BuildRequest, named_context};
+use brigantine_build::{
+    ContextSource, Event, Export, Options, Product, Request as BuildRequest, named_context,
+};
 use brigantine_image::{Digest, Platform, Reference, Storage};
 use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
@@ -69,10 +71,14 @@ fn limits(query: &Query) -> Result<Limits, Error> {
 }
 
 fn options(query: &Query) -> Result<Options, Error> {
-    let platform = query
-        .text("platform")
-        .map(|text| text.parse::<Platform>().map_err(|error| Error::invalid(error.to_string())))
-        .transpose()?;
+    let mut platforms: Vec<Platform> = Vec::new();
+    for text in query.all("platform").flat_map(|all| all.split(',')).filter(|text| !text.is_empty()) {
+        let platform = text.parse::<Platform>().map_err(|error| Error::invalid(error.to_string()))?;
+        if !platforms.contains(&platform) {
+            platforms.push(platform);
+        }
+    }
+    let mut platforms = platforms.into_iter();
     let contexts: BTreeMap<String, String> = document(query, "contexts")?;
     let filter: Vec<String> = document(query, "nocachefilter")?;
     let network = match query.text("networkmode") {
@@ -83,7 +89,8 @@ fn options(query: &Query) -> Result<Options, Error> {
         target: query.text("target").map(str::to_owned),
         build_args: document(query, "buildargs")?,
         labels: document(query, "labels")?,
-        platform,
+        platform: platforms.next(),
+        more_platforms: platforms.collect(),
         no_cache: query.flag("nocache"),
         no_cache_filter: filter,
         contexts: contexts.into_iter().map(|(name, value)| (name, named_context(&value))).collect(),
@@ -97,7 +104,22 @@ fn options(query: &Query) -> Result<Options, Error> {
         shm_size: query.int("shmsize")?.filter(|bytes| *bytes > 0),
         limits: limits(query)?,
         allow_insecure: allows_insecure(query)?,
+        export: export(query)?,
     })
+}
+
+/// Ours: what is wanted of the result besides the image.
+fn export(query: &Query) -> Result<Export, Error> {
+    let mut export = Export { rewrite_timestamps: query.flag("rewritetimestamp"), ..Export::default() };
+    let annotations: Vec<String> = document(query, "annotations")?;
+    for text in &annotations {
+        export.annotate(text).map_err(brigantine_engine::Error::from)?;
+    }
+    let attestations: BTreeMap<String, String> = document(query, "attests")?;
+    for (kind, fields) in &attestations {
+        export.attest(kind, fields).map_err(brigantine_engine::Error::from)?;
+    }
+    Ok(export)
 }
 
 /// What more than usual RUN steps may ask for, as `docker buildx build --allow` names it.
@@ -314,6 +336,7 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
             // The trees that steps ran on.
             state.engine.containers().collect_layers().await;
         }
+        state.engine.check_build_cache();
         let built = match built {
             Ok(built) => built,
             Err(error) => return text.failed(error).await,

@@ -2,9 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::time::Duration;
 
-use brigantine_build::{Builder, Entry, Prune};
+use brigantine_build::{Builder, Chosen, Entry, Prune, Space};
 use brigantine_engine::events::Kind;
 use serde_json::{Value, json};
 
@@ -127,20 +126,21 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
         return Reply::json(&json!({ "CachesDeleted": null, "SpaceReclaimed": 0 }));
     }
     let query = request.query();
-    let age = filters.get("until").chain(filters.get("unused-for")).next().map(|text| {
-        brigantine_build::dockerfile::instruction::duration(text)
-            .map(|nanos| Duration::from_nanos(nanos.unsigned_abs()))
-            .ok_or_else(|| Error::invalid(format!("invalid filter 'until={text}': it is not a duration")))
-    });
-    let caps =
-        [bytes(query, "keep-storage")?, bytes(query, "reserved-space")?, bytes(query, "max-used-space")?];
-    let wanted = Prune {
-        all: query.flag("all"),
-        unused_for: age.transpose()?,
-        keep: caps.into_iter().flatten().max(),
-        kinds: filters.get("type").map(str::to_owned).collect(),
-        ids: filters.get("id").map(str::to_owned).collect(),
-    };
+    let mut chosen = Chosen::default();
+    for (key, values) in filters.iter().filter(|(key, _)| !matches!(*key, "label!" | "parent")) {
+        for value in values {
+            brigantine_build::filter(&mut chosen, key, value).map_err(brigantine_engine::Error::from)?;
+        }
+    }
+    let size = |key: &str| Ok::<u64, Error>(bytes(query, key)?.unwrap_or_default());
+    // The older name, and the one that replaced it: what may stay. Without a cap beside it, it is the cap.
+    let kept = size("keep-storage")?.max(size("reserved-space")?);
+    let mut space =
+        Space { reserved: kept, max_used: size("max-used-space")?, min_free: size("min-free-space")? };
+    if space.max_used == 0 && space.min_free == 0 {
+        space.max_used = kept;
+    }
+    let wanted = Prune { all: query.flag("all"), chosen, space };
     let builder = state.engine.builder().clone();
     let pruned = tokio::task::spawn_blocking(move || builder.prune(&wanted))
         .await

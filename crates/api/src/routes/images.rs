@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 
 use brigantine_engine::events::Kind;
 use brigantine_engine::project::ImageGrant;
-use brigantine_image::{Digest, Image, ImageConfig, LayerFiles, Reference, Removed, Storage, Store, explore};
+use brigantine_image::{
+    Digest, Image, ImageConfig, LayerFiles, Reference, Removed, Storage, Store, explore, first_difference,
+};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -28,6 +30,7 @@ pub fn bind(router: &mut Router<State>) {
         .get("/images/{name:.*}/history", history)
         .get("/images/{name:.*}/explore", explored)
         .get("/images/{name:.*}/diff", difference)
+        .get("/images/{name:.*}/compare", compared)
         .post("/images/{name:.*}/tag", tag)
         .delete("/images/{name:.*}", remove)
         .get("/distribution/{name:.*}/json", distribution);
@@ -102,11 +105,56 @@ impl Summary {
 }
 
 fn descriptor(image: &Image) -> Value {
+    let descriptor = image.index.as_ref().unwrap_or(&image.manifest);
     json!({
-        "mediaType": image.manifest.media_type,
-        "digest": image.manifest.digest.to_string(),
-        "size": image.manifest.size,
+        "mediaType": descriptor.media_type,
+        "digest": descriptor.digest.to_string(),
+        "size": descriptor.size,
     })
+}
+
+/// What an index names, as clients of 1.48 read it; nothing for an image without one.
+fn manifests(store: &Store, image: &Image) -> Result<Vec<Value>, brigantine_image::Error> {
+    let mut all = Vec::new();
+    for one in image.index.iter().map(|index| store.indexed(index)).collect::<Result<Vec<_>, _>>()?.concat() {
+        let content =
+            one.manifest.config.size + one.manifest.layers.iter().map(|layer| layer.size).sum::<u64>();
+        let attested = one.descriptor.annotations.get("vnd.docker.reference.digest");
+        let mut shown = json!({
+            "ID": one.descriptor.digest.to_string(),
+            "Descriptor": one.descriptor,
+            "Available": true,
+            "Size": { "Content": content, "Total": content },
+        });
+        if let Some(image) = attested {
+            shown["Kind"] = "attestation".into();
+            shown["AttestationData"] = json!({ "For": image });
+        } else {
+            shown["Kind"] = "image".into();
+            shown["ImageData"] = json!({
+                "Platform": one.descriptor.platform,
+                "Identity": null,
+                "Containers": null,
+                "Size": { "Unpacked": 0 },
+            });
+        }
+        all.push(shown);
+    }
+    Ok(all)
+}
+
+/// Ours: how an image differs from another, in words; null where it does not.
+async fn compared(state: State, request: Request) -> Result<Reply, Error> {
+    let name = request.param("name").to_owned();
+    let with =
+        request.query().text("with").ok_or_else(|| Error::invalid("with which image? with= is missing"))?;
+    let with = with.to_owned();
+    let difference = state
+        .engine
+        .images()
+        .with(move |store| first_difference(store, &store.resolve(&name)?, &store.resolve(&with)?))
+        .await?;
+    Reply::json(&json!({ "Difference": difference }))
 }
 
 /// Seconds since the epoch; 0 for what has no date.
@@ -293,6 +341,7 @@ pub(super) fn moment(text: &str) -> Result<jiff::Timestamp, Error> {
 pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Error> {
     let name = request.param("name").to_owned();
     let platforms = super::transfer::platforms(&request)?;
+    let with_manifests = request.query().flag("manifests");
     let document = state
         .engine
         .images()
@@ -300,7 +349,11 @@ pub(super) async fn inspect(state: State, request: Request) -> Result<Reply, Err
             let image = store.resolve(&name)?;
             image.require_platform(&name, &platforms)?;
             let files = store.layer_files(&image).unwrap_or_default();
-            Ok(document(&image, &files, driver(store)))
+            let mut document = document(&image, &files, driver(store));
+            if with_manifests {
+                document["Manifests"] = manifests(store, &image)?.into();
+            }
+            Ok(document)
         })
         .await?;
     Reply::json(&document)
@@ -510,6 +563,7 @@ async fn remove(state: State, request: Request) -> Result<Reply, Error> {
         })
         .await?;
     state.engine.images().forget();
+    state.engine.check_build_cache();
     announce_removed(&state, id.as_str(), &steps);
     Reply::json(&steps.iter().map(removed).collect::<Vec<_>>())
 }
@@ -533,6 +587,7 @@ async fn prune(state: State, request: Request) -> Result<Reply, Error> {
         })
         .await?;
     state.engine.images().forget();
+    state.engine.check_build_cache();
     for step in &pruned.removed {
         match step {
             Removed::Untagged(name) => announce(&state, "untag", name, name),

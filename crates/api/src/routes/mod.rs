@@ -51,6 +51,7 @@ mod files;
 mod host;
 mod images;
 mod networks;
+mod sbom;
 pub mod scoped;
 mod search;
 mod session;
@@ -132,6 +133,7 @@ pub fn bind() -> Router<State> {
     events::bind(&mut router);
     networks::bind(&mut router);
     volumes::bind(&mut router);
+    sbom::bind(&mut router);
     search::bind(&mut router);
     build::bind(&mut router);
     session::bind(&mut router);

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use brigantine_image::archive::{self, Import};
+use brigantine_image::archive::{self, Compose, Import};
 use brigantine_image::{Encoder, Encoding, Platform, Reference};
 use brigantine_registry::{Progress, PullOptions, PushOptions, Report};
 use serde_json::{Value, json};
@@ -20,6 +20,7 @@ pub fn bind(router: &mut Router<State>) {
     router
         .post("/images/create", create)
         .post("/images/load", load)
+        .post("/images/compose", composed)
         .get("/images/get", save_many)
         .get("/images/{name:.*}/get", save_one)
         .post("/images/{name:.*}/push", push);
@@ -249,12 +250,14 @@ async fn import_from(
 
 async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
     let platform = platform(&request)?;
+    // Ours: names in the archive are left alone.
+    let nameless = request.query().flag("nameless");
     let body = bridge::reader(request.reader());
     Reply::progress(move |sink| async move {
-        let loaded = state
-            .engine
-            .images()
-            .with(move |store| archive::load_for(store, body, platform.as_ref(), &mut |_progress| {}));
+        let loaded = state.engine.images().with(move |store| {
+            let load = if nameless { archive::load_nameless } else { archive::load_for };
+            load(store, body, platform.as_ref(), &mut |_progress| {})
+        });
         let loaded = match loaded.await {
             Ok(loaded) => loaded,
             // Clients look for it in the stream and nowhere else.
@@ -275,6 +278,41 @@ async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
         Ok(())
     })
     .await
+}
+
+/// Ours: an image made of another (`base`), further layers (the body: an archive whose members are layers' archives)
+/// and other values in the configuration (`edit`, JSON); nothing is run.
+async fn composed(state: State, mut request: Request) -> Result<Reply, Error> {
+    let query = request.query();
+    let base = match query.text("base") {
+        None => None,
+        Some(name) => Some(state.engine.images().resolve(name).await?.id),
+    };
+    let edit = match query.text("edit") {
+        None => archive::Edit::default(),
+        Some(text) => crate::http::json::from_slice(text.as_bytes())?,
+    };
+    let mut names = Vec::new();
+    for name in query.all("t").filter(|name| !name.is_empty()) {
+        names.push(reference(name, None)?.or_latest());
+    }
+    let wanted = Compose { base, edit, names };
+    let body: Box<dyn std::io::Read + Send> = if request.has_body() {
+        Box::new(bridge::reader(request.reader()))
+    } else {
+        Box::new(std::io::empty())
+    };
+    let tags = wanted.names.clone();
+    let made = state.engine.images().with(move |store| {
+        archive::compose(store, std::io::BufReader::with_capacity(1 << 17, body), &wanted)
+    });
+    let image = made.await?;
+    state.engine.images().forget();
+    state.engine.images().settle_soon();
+    for tag in &tags {
+        announce(&state, "tag", image.id.as_str(), &tag.familiar());
+    }
+    Reply::created(&json!({ "Id": image.id.to_string() }))
 }
 
 async fn save_one(state: State, request: Request) -> Result<Reply, Error> {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use brigantine_testkit::{Client, Engine, Invocation, Output, peers::Registry};
+use brigantine_testkit::{Client, Engine, Invocation, Output, eventually, peers::Registry};
 use serde_json::Value;
 
 use crate::Host;
@@ -369,4 +369,52 @@ fn a_builds_output_is_a_folder_an_archive_or_an_image_in_a_registry() {
         let refused = brig_build(&host, &dir, &args).run();
         assert!(refused.code != 0 && refused.stderr.contains(words), "{args:?}: {}", text(&refused));
     }
+}
+
+/// Bytes that the cache alone takes.
+fn cached_bytes(host: &Host) -> u64 {
+    let usage = host.engine.get("/system/df?type=build-cache");
+    let own = |entry: &&Value| entry["Shared"] != true;
+    usage["BuildCache"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(own)
+        .map(|entry| entry["Size"].as_u64().unwrap())
+        .sum()
+}
+
+#[test]
+fn the_cache_stays_below_its_cap_and_what_was_used_last_stays() {
+    let gc = r#"{"builder": {"gc": {"enabled": true, "policy": [{"maxUsedSpace": "6MB"}]}}}"#;
+    let engine = Engine::builder().etc("brigantine/daemon.json", gc).busybox().start();
+    let host = Host { engine, client: Client::Brig };
+    let dir = host.dir().join("ctx");
+    let build = |number: usize| {
+        let text = format!(
+            "FROM busybox AS b\nRUN dd if=/dev/urandom of=/f bs=1M count=2 && echo ran-{number}\nFROM scratch\n"
+        );
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("Dockerfile"), text).unwrap();
+        brig_build(&host, &dir, &["-t", "x", "--target", "b", "-o", "type=tar,dest=/dev/null"]).ok()
+    };
+    for number in 0..6 {
+        build(number);
+        eventually("the cache is within its bounds", || (cached_bytes(&host) <= 6 << 20).then_some(()));
+    }
+    assert!(cached_bytes(&host) >= 2 << 20, "what was made last stays");
+    let ran = |said: &str, number: usize| said.lines().any(|line| line == format!("ran-{number}"));
+    assert!(!ran(&build(5), 5), "the last build is cached");
+    assert!(ran(&build(0), 0), "the first is not any more");
+    // By hand: to a smaller cap, then a filter that takes nothing.
+    host.cli(["builder", "prune", "-f", "--max-used-space", "3MB"]).ok();
+    assert!(cached_bytes(&host) <= 3 << 20);
+    let before = cached_bytes(&host);
+    host.cli(["builder", "prune", "-f", "--filter", "unused-for=48h"]).ok();
+    host.cli(["builder", "prune", "-af", "--reserved-space", "1GB"]).ok();
+    assert_eq!(cached_bytes(&host), before);
+    let wrong = host.cli(["builder", "prune", "-f", "--filter", "type=nonsense"]).run();
+    assert!(wrong.stderr.contains("regular, source.local and exec.cachemount are known"), "{}", wrong.stderr);
+    host.cli(["builder", "prune", "-af"]).ok();
+    assert_eq!(cached_bytes(&host), 0);
 }

@@ -22,9 +22,11 @@ macro_rules! both {
     };
 }
 
+mod append;
 mod authorization;
 mod bad_input;
 mod build;
+mod build_results;
 mod buildkit;
 mod clients;
 mod cni;

@@ -43,7 +43,7 @@ impl Conversion<'_> {
             link: flags.link,
         };
         if let Some(chmod) = &how.chmod {
-            crate::write::Chmod::parse(chmod).map_err(|error| Fault::new(span, error.to_string()))?;
+            crate::chmod::Chmod::parse(chmod).map_err(|error| Fault::new(span, error.to_string()))?;
         }
         let many = sources.len() + copy.heredocs.len() > 1;
         if many && !destination.ends_with('/') {

@@ -628,6 +628,7 @@ impl<'f> Conversion<'f> {
             unconsumed: vars::unconsumed(self.options, &self.used_args),
             name: String::new(),
             text: String::new(),
+            others: Vec::new(),
         })
     }
 }

@@ -4,6 +4,7 @@
 
 mod copy;
 mod dispatch;
+mod platforms;
 mod reach;
 mod run;
 mod state;
@@ -19,10 +20,13 @@ use std::pin::Pin;
 
 use brigantine_image::{ImageConfig, Platform};
 
+pub use platforms::convert_all;
+
 use crate::dockerfile::{Checks, Command, Dockerfile, Fault, Span, Warning};
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Limits, NamedContext, NamedContexts, VertexId};
 use crate::pattern::Ignore;
+use crate::wanted::Export;
 
 /// What decides about a build beside its Dockerfile.
 #[derive(Debug, Clone, Default)]
@@ -31,6 +35,8 @@ pub struct Options {
     pub build_args: BTreeMap<String, Option<String>>,
     pub labels: BTreeMap<String, String>,
     pub platform: Option<Platform>,
+    /// Further platforms besides that one: the result is an index.
+    pub more_platforms: Vec<Platform>,
     pub no_cache: bool,
     /// Stages (names or numbers) that are run again.
     pub no_cache_filter: Vec<String>,
@@ -42,6 +48,8 @@ pub struct Options {
     pub limits: Limits,
     /// RUN steps may ask for `--security=insecure`.
     pub allow_insecure: bool,
+    /// What is wanted of the result.
+    pub export: Export,
 }
 
 /// An image that a FROM or a `--from` names.
@@ -102,6 +110,8 @@ pub struct Plan {
     /// The Dockerfile's name and text.
     pub name: String,
     pub text: String,
+    /// The same for further platforms, in the same graph.
+    pub others: Vec<Variant>,
 }
 
 impl Plan {
@@ -110,6 +120,15 @@ impl Plan {
         let span = self.graph.get(vertex).span;
         Fault::new(span, message).excerpt(&self.name, &self.text)
     }
+}
+
+/// What a plan is to come to on a further platform.
+#[derive(Debug, Clone)]
+pub struct Variant {
+    pub platform: Platform,
+    pub target: VertexId,
+    pub config: ImageConfig,
+    pub history: Vec<HistoryItem>,
 }
 
 /// Makes the plan of a build.

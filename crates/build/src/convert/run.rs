@@ -1,5 +1,7 @@
 //! RUN: its command, mounts, network and what it runs in.
 
+use brigantine_image::Platform;
+
 use super::dispatch::{Conversion, StageError};
 use super::state::State;
 use super::{Resolver, at, vars};
@@ -139,6 +141,9 @@ impl Conversion<'_> {
             insecure,
             mounts,
             scripts,
+            foreign: Some(state.config.platform().normalised())
+                .filter(|platform| *platform != Platform::host())
+                .map(|platform| platform.to_string()),
         }));
         self.layer(state, op, inputs, &instruction.original, span);
         state.record(created_by, Some(state.root));

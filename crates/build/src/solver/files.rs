@@ -7,13 +7,14 @@ use futures_util::FutureExt as _;
 
 use super::explain::FILES;
 use super::{Cancel, Job, Keys, Output, blocking, definition, digest_of};
+use crate::chmod::Chmod;
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::{Action, How, Vertex, VertexId};
 use crate::pattern::Ignore;
 use crate::snapshot::{Fresh, Layer, hold};
 use crate::tree::{Listing, Tree};
 use crate::users;
-use crate::write::{Chmod, CopyOptions, Writer};
+use crate::write::{CopyOptions, Writer};
 
 impl Job {
     pub(super) async fn files(

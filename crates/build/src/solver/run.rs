@@ -117,6 +117,9 @@ impl Job {
         listeners: Arc<Listeners>,
     ) -> Result<Arc<Output>> {
         let About { run, bases, name, family } = about;
+        if let Some(platform) = &run.foreign {
+            crate::binfmt::require(platform)?;
+        }
         let _turn = self.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
         let held_caches = self.solver.caches.take(&run, &self.cache_namespace, &bases).await?;
         let id = crate::ids::new();

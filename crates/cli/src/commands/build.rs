@@ -11,14 +11,15 @@ use brigantine_build::Ignore;
 use http::HeaderName;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
-use crate::commands::build_output::Outputs;
+use crate::client::encode;
+use crate::commands::build_output::{self, Outputs};
 use crate::commands::{build_ssh, builder, upload};
 use crate::config::Config;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::output;
 use crate::parse::limits;
-use crate::progress::Progress;
+use crate::progress::{Progress, Sink};
 use crate::value::Value;
 
 /// Secrets for `RUN --mount=type=secret`: base64 of a JSON map of ids to base64 values. They are in no URL and no log.
@@ -31,6 +32,8 @@ pub static COMMAND: Command = Command {
     usage: "[OPTIONS] PATH|URL|-",
     about: "Make an image from a Dockerfile",
     flags: &[
+        Flag::list("annotation", "Annotate the image ([LEVEL[PLATFORM]:]NAME=VALUE)"),
+        Flag::list("attest", "Attest to the image (type=provenance|sbom[,KEY=VALUE…])"),
         Flag::list("add-host", "Add a host name and its address (NAME:ADDRESS)"),
         Flag::list("allow", "Let RUN steps ask for more (security.insecure)"),
         Flag::list(
@@ -60,16 +63,21 @@ pub static COMMAND: Command = Command {
             "What becomes of it (DIR, -, or type=local|tar|oci|docker|image|registry,KEY=VALUE…)",
         )
         .short('o'),
-        Flag::text("platform", "Platform of the image (os/arch[/variant])"),
+        Flag::list("platform", "Platforms of the image (os/arch[/variant]); several make an index"),
+        Flag::text("progress", "How progress is shown: auto, plain, rawjson or quiet (or BUILDKIT_PROGRESS)")
+            .default("auto"),
+        Flag::text("provenance", "Attest how the image came about (mode=min, mode=max or false)"),
         Flag::switch("pull", "Ask for newer base images"),
         Flag::switch("push", "Upload the image to its registry"),
         Flag::switch("quiet", "Show only the image's id").short('q'),
+        Flag::text("sbom", "Attest what the image holds (true or false)"),
         Flag::list("secret", "Secret for RUN --mount=type=secret (id=NAME[,src=FILE|,env=VARIABLE])"),
         Flag::text("shm-size", "Size of /dev/shm, in bytes"),
         Flag::list("ssh", "ssh agent for RUN --mount=type=ssh (ID, or ID=SOCKET)"),
         Flag::list("tag", "Name the image (NAME[:TAG])").short('t'),
         Flag::text("target", "Build this stage"),
         Flag::list("ulimit", "Resource limit of RUN's processes (NAME=SOFT[:HARD])"),
+        Flag::switch("verify", "Build twice without the cache, and fail unless both are the same"),
     ],
     operands: Operands::Between(1, 2),
     run: runs!(run),
@@ -85,7 +93,80 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     if let Some(more) = matches.operands().get(1) {
         return Err(Fault::said(format!("brig build takes one context: what is {more:?}?")));
     }
+    let outputs = Outputs::of(&matches)?;
+    let epoch = epoch(&matches)?;
+    if !matches.is("verify") {
+        let Some(id) = once(context, &matches, outputs.tags(), &outputs, epoch.as_deref(), false).await?
+        else {
+            return Ok(());
+        };
+        return finish(context, &matches, &outputs, &id).await;
+    }
+    if matches.list("platform").iter().flat_map(|all| all.split(',')).count() > 1 {
+        return Err(Fault::said("--verify is for one platform at a time"));
+    }
+    // Times that nobody has given would differ in any case.
+    let rewrite = epoch.is_none();
+    let now = || jiff::Timestamp::now().as_second().to_string();
+    let epoch = epoch.unwrap_or_else(now);
+    let build = |tags| once(context, &matches, tags, &outputs, Some(&epoch), rewrite);
+    let (Some(first), Some(second)) = (build(outputs.tags()).await?, build(&[]).await?) else {
+        return Ok(());
+    };
+    if first == second {
+        return finish(context, &matches, &outputs, &first).await;
+    }
+    let compared = context
+        .client
+        .get(format!("/images/{}/compare", encode(&first)))
+        .query("with", &second)
+        .send()
+        .await?
+        .value()
+        .await?;
+    build_output::discard(context, &second).await?;
+    Err(Fault::said(format!(
+        "the build is not reproducible: {first} the first time, {second} the second: {}",
+        compared.at("Difference").text()
+    )))
+}
+
+/// Hands out what was built.
+async fn finish(context: &Context, matches: &Matches, outputs: &Outputs, id: &str) -> Outcome {
+    outputs.deliver(context, id).await?;
+    if let Some(path) = matches.optional("iidfile") {
+        std::fs::write(path, id)
+            .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))?;
+    }
+    Ok(())
+}
+
+/// The time that is given: as an argument, or in the environment as for every other tool.
+fn epoch(matches: &Matches) -> Outcome<Option<String>> {
+    const NAME: &str = "SOURCE_DATE_EPOCH";
+    let given =
+        matches.list("build-arg").into_iter().find_map(|text| text.strip_prefix(NAME)?.strip_prefix('='));
+    let found = given.map(str::to_owned).or_else(|| std::env::var(NAME).ok()).filter(|text| !text.is_empty());
+    if let Some(text) = &found
+        && text.parse::<i64>().is_err()
+    {
+        return Err(Fault::said(format!("{NAME}={text}: seconds since 1970 are expected")));
+    }
+    Ok(found)
+}
+
+/// Builds; the image's id, or none where there is none.
+async fn once(
+    context: &Context,
+    matches: &Matches,
+    tags: &[String],
+    outputs: &Outputs,
+    epoch: Option<&str>,
+    rewrite: bool,
+) -> Outcome<Option<String>> {
+    let place = matches.operand(0);
     let remote = is_remote(place);
+    let progress = progress(matches, outputs.sink())?;
     let mut ask = context.client.post("/build").query("version", "1").query("rm", "1");
     let number = |name: &str| -> Outcome<Option<String>> { Ok(matches.int(name)?.map(|n| n.to_string())) };
     let size = |name: &str| -> Outcome<Option<String>> { Ok(matches.bytes(name)?.map(|n| n.to_string())) };
@@ -104,14 +185,16 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         .maybe("cpusetmems", matches.optional("cpuset-mems"))
         .maybe("cgroupparent", matches.optional("cgroup-parent"))
         .maybe("networkmode", matches.optional("network"))
-        .maybe("platform", matches.optional("platform"))
+        .maybe("platform", Some(matches.list("platform").join(",")).filter(|all| !all.is_empty()).as_deref())
         .maybe("target", matches.optional("target"))
-        .flag("nocache", matches.is("no-cache"))
+        .flag("nocache", matches.is("no-cache") || matches.is("verify"))
+        .flag("rewritetimestamp", rewrite || outputs.rewrite_timestamps())
+        .query("annotations", &serde_json::json!(matches.list("annotation")).to_string())
+        .query("attests", &attestations(matches)?.to_string())
         .maybe("call", matches.is("check").then_some("check"))
         .flag("pull", matches.is("pull"))
         .flag("q", matches.is("quiet"));
-    let outputs = Outputs::of(&matches)?;
-    for tag in outputs.tags() {
+    for tag in tags {
         ask = ask.query("t", tag);
     }
     for allowed in matches.list("allow") {
@@ -122,7 +205,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     }
     let json = |value: &serde_json::Value| value.to_string();
     ask = ask
-        .query("buildargs", &json(&arguments(&matches)))
+        .query("buildargs", &json(&arguments(matches, epoch)))
         .query("labels", &json(&pairs(&matches.list("label"), "label")?))
         .query("contexts", &json(&pairs(&matches.list("build-context"), "build-context")?))
         .query("nocachefilter", &json(&serde_json::json!(matches.list("no-cache-filter"))));
@@ -168,19 +251,48 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         reply?
     };
     if matches.is("check") {
-        return told(&reply.value().await?);
+        return told(&reply.value().await?).map(|()| None);
     }
     let mut id = String::new();
     let lines = reply.into_lines();
-    let shown =
-        Progress::new(outputs.sink()).follow(lines, |aux| aux.at("ID").text().clone_into(&mut id)).await;
-    shown?;
-    outputs.deliver(context, &id).await?;
-    if let Some(path) = matches.optional("iidfile") {
-        std::fs::write(path, &id)
-            .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))?;
+    let shown = progress.follow(lines, |aux| aux.at("ID").text().clone_into(&mut id)).await;
+    shown.map(|()| Some(id))
+}
+
+/// How progress is shown; with `-q` the id is what there is to show.
+fn progress(matches: &Matches, sink: Sink) -> Outcome<Progress> {
+    let given = matches.given("progress").then(|| matches.text("progress").to_owned());
+    let form = given.or_else(|| std::env::var("BUILDKIT_PROGRESS").ok()).unwrap_or_default();
+    if matches.is("quiet") {
+        return Ok(Progress::new(sink));
     }
-    Ok(())
+    match form.as_str() {
+        "" | "auto" => Ok(Progress::new(sink)),
+        "plain" => Ok(Progress::new(sink).plain()),
+        "quiet" | "none" => Ok(Progress::new(Sink::Nowhere)),
+        "rawjson" => Ok(Progress::new(sink).raw()),
+        "tty" => Err(Fault::said("--progress tty: a live view of the graph is not built: use auto or plain")),
+        other => Err(Fault::said(format!("--progress {other}: auto, plain, rawjson and quiet are known"))),
+    }
+}
+
+/// `--attest`, and its two shorter forms: what is said of each kind.
+fn attestations(matches: &Matches) -> Outcome<serde_json::Value> {
+    let mut all = serde_json::Map::new();
+    for text in matches.list("attest") {
+        let (kinds, others): (Vec<&str>, Vec<&str>) =
+            text.split(',').partition(|field| field.starts_with("type="));
+        let [kind] = kinds[..] else {
+            return Err(Fault::said(format!("--attest {text}: type=provenance or type=sbom is expected")));
+        };
+        all.insert(kind.trim_start_matches("type=").to_owned(), others.join(",").into());
+    }
+    for kind in ["provenance", "sbom"] {
+        if let Some(text) = matches.optional(kind) {
+            all.insert(kind.to_owned(), text.into());
+        }
+    }
+    Ok(all.into())
 }
 
 /// Shows what the build checks found; anything at all is a failure.
@@ -217,8 +329,11 @@ fn is_remote(place: &str) -> bool {
 }
 
 /// A name alone takes its value from the environment; without one there it only says that the engine has none.
-fn arguments(matches: &Matches) -> serde_json::Value {
+fn arguments(matches: &Matches, epoch: Option<&str>) -> serde_json::Value {
     let mut all = serde_json::Map::new();
+    if let Some(seconds) = epoch {
+        all.insert("SOURCE_DATE_EPOCH".to_owned(), seconds.into());
+    }
     for text in matches.list("build-arg") {
         let (name, value) = match text.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),

@@ -35,11 +35,19 @@ pub struct Outputs {
     all: Vec<Output>,
     tags: Vec<String>,
     metadata: Option<String>,
+    /// Where progress is shown, if not where it would be.
+    elsewhere: Option<Sink>,
+    rewrite_timestamps: bool,
 }
 
 impl Outputs {
     pub fn of(matches: &Matches) -> Outcome<Self> {
-        let mut all = matches.list("output").into_iter().map(parse).collect::<Outcome<Vec<_>>>()?;
+        let (mut all, mut rewrite_timestamps) = (Vec::new(), false);
+        for text in matches.list("output") {
+            all.push(parse(text)?);
+            let rewrites = |(key, value): &(String, String)| key == "rewrite-timestamp" && value == "true";
+            rewrite_timestamps |= fields(text).iter().any(rewrites);
+        }
         let image = |push| Output::Image { names: Vec::new(), push, compression: None };
         if matches.is("push") {
             all.push(image(true));
@@ -69,7 +77,7 @@ impl Outputs {
             return Err(Fault::said("a push needs the image's name: give it with --tag"));
         }
         let metadata = matches.optional("metadata-file").map(str::to_owned);
-        Ok(Self { all, tags, metadata })
+        Ok(Self { all, tags, metadata, elsewhere: None, rewrite_timestamps })
     }
 
     /// The image's names: none where only files are asked for.
@@ -79,8 +87,23 @@ impl Outputs {
 
     /// Where progress is shown.
     pub fn sink(&self) -> Sink {
-        let to_stdout = self.all.iter().any(|o| matches!(o, Output::Tar(None) | Output::Archive(None)));
-        if to_stdout { Sink::Stderr } else { Sink::Stdout }
+        let otherwise = if self.take_stdout() { Sink::Stderr } else { Sink::Stdout };
+        self.elsewhere.unwrap_or(otherwise)
+    }
+
+    /// Shows progress there.
+    pub fn with_progress(self, sink: Sink) -> Self {
+        Self { elsewhere: Some(sink), ..self }
+    }
+
+    /// Whether files' times are not to be later than the time that is given.
+    pub fn rewrite_timestamps(&self) -> bool {
+        self.rewrite_timestamps
+    }
+
+    /// Whether one of them is written to standard output.
+    pub fn take_stdout(&self) -> bool {
+        self.all.iter().any(|o| matches!(o, Output::Tar(None) | Output::Archive(None)))
     }
 
     fn is_of_files(&self) -> bool {
@@ -183,7 +206,7 @@ impl Files {
 }
 
 /// Removes an image that nobody asked for; one with a name was there before.
-async fn discard(context: &Context, id: &str) -> Outcome {
+pub async fn discard(context: &Context, id: &str) -> Outcome {
     let found = context.client.get(format!("/images/{}/json", encode(id))).send().await?.value().await?;
     if !found.at("RepoTags").list().is_empty() {
         return Ok(());
@@ -225,8 +248,9 @@ fn parse(text: &str) -> Outcome<Output> {
                     .map_err(|_neither| wrong(format!("push={value:?} is not true or false")))?;
             }
             "compression" => compression = Some(value),
-            // An archive is what there is.
+            // An archive is what there is; times are the build's affair.
             "tar" if value == "true" => {}
+            "rewrite-timestamp" if matches!(value.as_str(), "true" | "false") => {}
             other => return Err(wrong(format!("{other} is not built yet"))),
         }
     }

@@ -80,14 +80,19 @@ pub static BUILDER: Command = Command {
         FILTER,
         FORCE,
         Flag::text("max-used-space", "Keep what was used last, up to this size (10GB)").alias("keep-storage"),
+        Flag::text("min-free-space", "Remove until so much is free on the disk"),
+        Flag::text("reserved-space", "Keep so much in any case"),
     ],
     run: |context, matches| {
         Box::pin(async move {
             ask(&matches, "This will remove the build cache.")?;
-            let keep = matches.bytes("max-used-space")?.unwrap_or_default();
-            let all = u8::from(matches.is("all"));
-            let path = &format!("/build/prune?all={all}&max-used-space={keep}");
-            let pruned = prune(context, path, &matches.list("filter")).await?;
+            let mut path = format!("/build/prune?all={}", u8::from(matches.is("all")));
+            for name in ["max-used-space", "min-free-space", "reserved-space"] {
+                if let Some(bytes) = matches.bytes(name)? {
+                    path.extend(["&", name, "=", &bytes.to_string()]);
+                }
+            }
+            let pruned = prune(context, &path, &matches.list("filter")).await?;
             pruned.show("Deleted build cache objects:");
             pruned.total();
             Ok(())

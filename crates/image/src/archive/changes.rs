@@ -101,7 +101,7 @@ fn command(config: &ContainerConfig, text: &str) -> Option<Vec<String>> {
     Some(words)
 }
 
-fn set_env(config: &mut ContainerConfig, name: &str, value: &str) {
+pub(super) fn set_env(config: &mut ContainerConfig, name: &str, value: &str) {
     let line = format!("{name}={value}");
     let env = config.env.get_or_insert_default();
     match env.iter_mut().find(|known| known.split('=').next() == Some(name)) {
@@ -222,7 +222,7 @@ fn variable(
 }
 
 /// `80`, `80/udp`, `8000-8010/tcp`.
-fn ports(text: &str) -> Option<BTreeSet<String>> {
+pub(super) fn ports(text: &str) -> Option<BTreeSet<String>> {
     let (range, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     let protocol = protocol.to_ascii_lowercase();
     if !matches!(protocol.as_str(), "tcp" | "udp" | "sctp") {

@@ -10,6 +10,7 @@ use crate::content::Ingest;
 use crate::digest::Digest;
 use crate::error::{Error, Result};
 use crate::layer;
+use crate::layers::LayerInfo;
 use crate::lease::Lease;
 use crate::media;
 use crate::model::{ContainerConfig, Descriptor, History, ImageConfig, RootFs};
@@ -56,33 +57,10 @@ pub fn import(store: &Store, archive: impl Read, import: &Import) -> Result<Imag
     let mut config = ContainerConfig::default();
     apply_changes(&mut config, &import.changes)?;
     undone(store, |lease, fresh| {
-        let mut input = io::BufReader::with_capacity(1 << 17, archive);
-        let compression = compress::peek(&mut input).map_err(Error::ArchiveRead)?;
-        let media_type = match compression {
-            Compression::Gzip => media::OCI_LAYER_GZIP,
-            Compression::Zstd => media::OCI_LAYER_ZSTD,
-            _ => media::OCI_LAYER,
-        };
-        let mut ingest = store.content().ingest_unnamed(lease)?;
-        let info = {
-            // The blob and the tree are made of one reading. What has no media type is stored uncompressed.
-            let mut source: Box<dyn Read + '_> = match compression {
-                Compression::Bzip2 | Compression::Xz => {
-                    compress::decode(input).map_err(Error::ArchiveRead)?
-                }
-                _ => Box::new(input),
-            };
-            let mut tee = Tee { source: &mut source, copy: &mut ingest };
-            let info =
-                store.layers().make_unnamed("of the import", &mut tee, |diff_id| lease.hold(diff_id))?;
-            io::copy(&mut tee, &mut io::sink()).map_err(Error::ArchiveRead)?;
-            info
-        };
-        fresh.insert(info.diff_id.clone());
+        let Layered { descriptor: layer, info } = keep_layer(store, lease, fresh, archive, "of the import")?;
         if info.entries == 0 {
             return Err(Error::Archive("no root file system in it: it has no entries".to_owned()));
         }
-        let layer = commit_blob(ingest, media_type, fresh)?;
         let platform = import.platform.clone().unwrap_or_else(Platform::host);
         let created = now();
         let comment = Some(import.message.clone()).filter(|message| !message.is_empty());
@@ -97,7 +75,7 @@ pub fn import(store: &Store, archive: impl Read, import: &Import) -> Result<Imag
             comment,
             ..ImageConfig::default()
         };
-        add(store, lease, fresh, &image, &[layer], name, None)
+        add(store, lease, fresh, &image, &[layer], name.into_iter().collect(), None)
     })
 }
 
@@ -144,7 +122,7 @@ pub fn commit(store: &Store, commit: &Commit) -> Result<Image> {
         image.docker_version = None;
         image.config = config;
         image.rootfs.kind = RootFs::default().kind;
-        add(store, lease, fresh, &image, &layers, name, commit.parent.clone())
+        add(store, lease, fresh, &image, &layers, name.into_iter().collect(), commit.parent.clone())
     })
 }
 
@@ -169,6 +147,44 @@ fn changed(
     commit_blob(ingest, media::OCI_LAYER, fresh).map(Some)
 }
 
+/// A layer as its blob and its files.
+pub(super) struct Layered {
+    pub descriptor: Descriptor,
+    pub info: LayerInfo,
+}
+
+/// Keeps a layer's archive, compressed or not, and extracts it: both are made of one reading. What has no media type
+/// is stored uncompressed.
+pub(super) fn keep_layer(
+    store: &Store,
+    lease: &Lease,
+    fresh: &mut HashSet<Digest>,
+    archive: impl Read,
+    name: &str,
+) -> Result<Layered> {
+    let mut input = io::BufReader::with_capacity(1 << 17, archive);
+    let compression = compress::peek(&mut input).map_err(Error::ArchiveRead)?;
+    let media_type = match compression {
+        Compression::Gzip => media::OCI_LAYER_GZIP,
+        Compression::Zstd => media::OCI_LAYER_ZSTD,
+        _ => media::OCI_LAYER,
+    };
+    let mut ingest = store.content().ingest_unnamed(lease)?;
+    let info = {
+        let mut source: Box<dyn Read + '_> = match compression {
+            Compression::Bzip2 | Compression::Xz => compress::decode(input).map_err(Error::ArchiveRead)?,
+            _ => Box::new(input),
+        };
+        let mut tee = Tee { source: &mut source, copy: &mut ingest };
+        let info = store.layers().make_unnamed(name, &mut tee, |diff_id| lease.hold(diff_id))?;
+        io::copy(&mut tee, &mut io::sink()).map_err(Error::ArchiveRead)?;
+        info
+    };
+    fresh.insert(info.diff_id.clone());
+    let descriptor = commit_blob(ingest, media_type, fresh)?;
+    Ok(Layered { descriptor, info })
+}
+
 /// The name with its tag; a digest cannot be given.
 fn target(name: Option<&Reference>) -> Result<Option<Reference>> {
     match name {
@@ -178,7 +194,10 @@ fn target(name: Option<&Reference>) -> Result<Option<Reference>> {
 }
 
 /// Runs an addition; what it brought is removed when it fails.
-fn undone<T>(store: &Store, addition: impl FnOnce(&Lease, &mut HashSet<Digest>) -> Result<T>) -> Result<T> {
+pub(super) fn undone<T>(
+    store: &Store,
+    addition: impl FnOnce(&Lease, &mut HashSet<Digest>) -> Result<T>,
+) -> Result<T> {
     let lease = store.lease()?;
     let mut fresh = HashSet::new();
     let result = addition(&lease, &mut fresh);
@@ -197,13 +216,13 @@ fn commit_blob(ingest: Ingest, media_type: &str, fresh: &mut HashSet<Digest>) ->
     Ok(Descriptor::new(media_type, digest, size))
 }
 
-fn add(
+pub(super) fn add(
     store: &Store,
     lease: &Lease,
     fresh: &mut HashSet<Digest>,
     image: &ImageConfig,
     layers: &[Descriptor],
-    name: Option<Reference>,
+    names: Vec<Reference>,
     parent: Option<Digest>,
 ) -> Result<Image> {
     let raw = serde_json::to_vec(image)
@@ -212,7 +231,7 @@ fn add(
     let (manifest_raw, manifest) = make_manifest(&config, raw.len() as u64, layers)?;
     fresh.extend([config, manifest.digest.clone()]);
     store.content().put_as(lease, &manifest.digest, &manifest_raw)?;
-    store.add_image(lease, NewImage { manifest, names: name.into_iter().collect(), parent })
+    store.add_image(lease, NewImage { manifest, names, parent, index: None })
 }
 
 /// Copies what is read.

@@ -67,6 +67,26 @@ pub fn load_for(
     platform: Option<&Platform>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Vec<Loaded>> {
+    load_as(store, archive, platform, true, progress)
+}
+
+/// The same without the names that the archive has for its images.
+pub fn load_nameless(
+    store: &Store,
+    archive: impl Read,
+    platform: Option<&Platform>,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Vec<Loaded>> {
+    load_as(store, archive, platform, false, progress)
+}
+
+fn load_as(
+    store: &Store,
+    archive: impl Read,
+    platform: Option<&Platform>,
+    named: bool,
+    progress: &mut dyn FnMut(LoadProgress),
+) -> Result<Vec<Loaded>> {
     let lease = store.lease()?;
     let decoded = compress::decode(archive).map_err(Error::ArchiveRead)?;
     let input = BufReader::with_capacity(BUFFER, decoded);
@@ -75,7 +95,8 @@ pub fn load_for(
         let _running = unpacking.start(scope);
         let mut seen = |bytes| progress(LoadProgress::Reading { bytes });
         let spool = Spool::read(store, &lease, &unpacking, input, &mut seen)?;
-        let mut load = Load { store, lease, spool, unpacking: &unpacking, platform, fresh: HashSet::new() };
+        let mut load =
+            Load { store, lease, spool, unpacking: &unpacking, platform, named, fresh: HashSet::new() };
         match load.run(progress) {
             Ok(loaded) => Ok(loaded),
             Err(error) => {
@@ -95,6 +116,7 @@ struct Load<'a> {
     spool: Spool<'a>,
     unpacking: &'a Unpacking<'a>,
     platform: Option<&'a Platform>,
+    named: bool,
     /// Blobs and layers the store did not have before.
     fresh: HashSet<Digest>,
 }
@@ -104,6 +126,11 @@ impl Load<'_> {
         let mut found = self.find()?;
         if found.is_empty() {
             return Err(Error::Archive("no image in it".to_owned()));
+        }
+        if !self.named {
+            for image in &mut found {
+                image.names.clear();
+            }
         }
         if let Some(wanted) = self.platform {
             let mut others = Vec::new();
@@ -141,7 +168,7 @@ impl Load<'_> {
             let config = Digest::sha256(&image.config_raw);
             self.put(&config, &image.config_raw)?;
             let manifest = self.manifest(image, &config)?;
-            new.push(NewImage { manifest, names: image.names.clone(), parent: None });
+            new.push(NewImage { manifest, names: image.names.clone(), parent: None, index: None });
         }
         let (images, replaced) = self.store.insert(&self.lease, new)?;
         let mut loaded = Vec::new();

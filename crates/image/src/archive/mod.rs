@@ -1,6 +1,7 @@
-//! Archives of images: load, save, import and commit.
+//! Archives of images: load, save, import, commit and compose.
 
 mod changes;
+mod compose;
 mod create;
 mod legacy;
 mod load;
@@ -12,9 +13,10 @@ use crate::digest::Digest;
 use crate::reference::Reference;
 
 pub use changes::apply_changes;
+pub use compose::{Compose, Edit, compose};
 pub use create::{Commit, Import, commit, import};
 pub(crate) use load::make_manifest;
-pub use load::{load, load_for};
+pub use load::{load, load_for, load_nameless};
 pub(crate) use save::save_single;
 pub use save::{save, save_for};
 

@@ -40,9 +40,11 @@ pub fn save_for(store: &Store, names: &[String], platforms: &[Platform], output:
     let images = select(store, names, platforms)?;
     let mut blobs = BTreeSet::new();
     for (image, _) in &images {
+        let indexed = image.index.as_ref().map(|index| store.index_content(index)).transpose()?;
         for digest in std::iter::once(&image.manifest.digest)
             .chain([&image.id])
             .chain(image.layers.iter().map(|layer| &layer.digest))
+            .chain(indexed.iter().flatten())
         {
             lease.hold(digest)?;
             if !store.content().has(digest) {
@@ -131,8 +133,14 @@ fn documents(images: &[(Image, Vec<Reference>)]) -> Result<Vec<(&'static str, Ve
             repo_tags: (!names.is_empty()).then(|| names.iter().map(Reference::familiar).collect()),
             layers,
         });
-        let mut descriptor = Descriptor { annotations: BTreeMap::new(), ..image.manifest.clone() };
-        descriptor.platform = Some(image.config.platform());
+        let descriptor = match &image.index {
+            Some(index) => index.clone(),
+            None => Descriptor {
+                annotations: BTreeMap::new(),
+                platform: Some(image.config.platform()),
+                ..image.manifest.clone()
+            },
+        };
         if names.is_empty() {
             manifests.push(descriptor.clone());
         }
@@ -199,6 +207,7 @@ pub(crate) fn save_single(
         created: None,
         last_tagged: None,
         parent: None,
+        index: None,
     };
     let mut writer = Writer::new(io::BufWriter::with_capacity(1 << 18, output));
     writer.append_dir("blobs/", EPOCH).map_err(Error::Output)?;

@@ -83,6 +83,8 @@ pub struct Image {
     pub last_tagged: Option<String>,
     /// The image it was made from here (commit, build).
     pub parent: Option<Digest>,
+    /// The index that the name it was looked up by stands for: other platforms' images and attestations.
+    pub index: Option<Descriptor>,
 }
 
 impl Image {
@@ -108,6 +110,8 @@ pub struct NewImage {
     /// Names with a tag or with a digest; none makes a nameless image.
     pub names: Vec<Reference>,
     pub parent: Option<Digest>,
+    /// An index that names the manifest among others; everything it names must be there, too.
+    pub index: Option<Descriptor>,
 }
 
 /// One line of an image's history, newest first.
@@ -195,7 +199,7 @@ impl Store {
     pub fn resolve(&self, name: &str) -> Result<Image> {
         let names = self.inner.names.load()?;
         let found = find(&names, name)?;
-        self.describe_as(&names, &found.image, Some(&found.manifest))
+        self.describe_as(&names, &found.image, Some(found))
     }
 
     /// Just the id of what [`Self::resolve`] would find.
@@ -300,6 +304,14 @@ impl Store {
             if names.is_empty() {
                 names.push(None);
             }
+            if let Some(index) = &image.index {
+                for digest in self.index_content(index)? {
+                    lease.hold(&digest)?;
+                    if !self.inner.content.has(&digest) {
+                        return Err(Error::NoSuchContent(digest));
+                    }
+                }
+            }
             let manifest = Descriptor { annotations: std::collections::BTreeMap::new(), ..image.manifest };
             for name in names {
                 entries.push(Entry {
@@ -308,6 +320,7 @@ impl Store {
                     image: id.clone(),
                     manifest: manifest.clone(),
                     parent: image.parent.clone(),
+                    index: image.index.clone(),
                 });
             }
         }
@@ -435,10 +448,11 @@ impl Store {
     }
 
     /// One image may be there by several manifests (its layers compressed differently); each name has its own.
-    fn describe_as(&self, names: &Names, id: &Digest, manifest: Option<&Descriptor>) -> Result<Image> {
+    fn describe_as(&self, names: &Names, id: &Digest, by: Option<&Entry>) -> Result<Image> {
         let mut entries = names.of_image(id);
         let Some(first) = entries.next() else { return Err(Error::NoSuchImage(id.to_string())) };
-        let manifest = manifest.unwrap_or(&first.manifest);
+        let by = by.unwrap_or(first);
+        let manifest = &by.manifest;
         let record = self.record(manifest)?;
         let mut image = Image {
             id: id.clone(),
@@ -451,6 +465,7 @@ impl Store {
             created: record.config.created.clone(),
             last_tagged: None,
             parent: None,
+            index: by.index.clone(),
         };
         for entry in std::iter::once(first).chain(entries) {
             if let Some(name) = &entry.name {

@@ -213,7 +213,7 @@ impl Sample {
         let digest = store.content().put(&lease, &self.manifest).unwrap();
         let manifest = Descriptor::new(media::OCI_MANIFEST, digest, self.manifest.len() as u64);
         let names = vec![Reference::parse(name).unwrap()];
-        store.add_image(&lease, NewImage { manifest, names, parent: None }).unwrap()
+        store.add_image(&lease, NewImage { manifest, names, parent: None, index: None }).unwrap()
     }
 
     /// What an honest registry answers.

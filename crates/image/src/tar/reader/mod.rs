@@ -38,6 +38,17 @@ pub struct Reader<R> {
     special: Vec<u8>,
 }
 
+/// The current entry's data.
+impl<R: BufRead> io::Read for Reader<R> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let data = self.data().map_err(io::Error::other)?;
+        let n = data.len().min(buf.len());
+        buf[..n].copy_from_slice(&data[..n]);
+        self.consume(n);
+        Ok(n)
+    }
+}
+
 impl<R: BufRead> Reader<R> {
     pub fn new(input: R) -> Self {
         Self { input, position: 0, remaining: 0, padding: 0, global: Vec::new(), special: Vec::new() }
