@@ -146,6 +146,17 @@ impl Builder {
             uses: 0,
             id: context.id,
         }));
+        entries.extend(solver.downloads.list().into_iter().map(|(id, size, used)| Entry {
+            description: format!("download {}", id.get(..12).unwrap_or(&id)),
+            kind: "source.http".to_owned(),
+            in_use: false,
+            shared: false,
+            size,
+            created: used,
+            used,
+            uses: 0,
+            id,
+        }));
         entries.sort_by_key(|entry| entry.used);
         Ok(entries)
     }
@@ -198,6 +209,7 @@ impl Builder {
                     if entry.shared { 0 } else { entry.size }
                 }
                 "source.local" => solver.contexts.remove(&entry.id),
+                "source.http" => solver.downloads.remove(&entry.id),
                 _ => solver.caches.remove(&entry.id),
             };
             if !entry.shared {

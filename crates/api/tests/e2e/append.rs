@@ -139,7 +139,7 @@ fn the_base_may_be_an_archive_a_layout_or_in_a_registry_and_others_read_the_resu
     let output = format!("type=oci,dest={out}");
     let id = host
         .cli(["image", "append", "-b", &format!("oci:{layout}"), "-t", &name, "--push", "-o", &output])
-        .args([format!("{}:/app", app)])
+        .args([format!("{app}:/app")])
         .ok();
     let seen: Value =
         serde_json::from_str(&skopeo(&["inspect", "--config", "--raw", &format!("oci-archive:{out}")]))

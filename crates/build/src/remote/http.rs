@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -187,31 +187,43 @@ impl Downloads {
         }
     }
 
-    /// Removes the longest unused until no more than `most` bytes are kept: the bytes given back.
-    pub fn trim(&self, most: u64) -> u64 {
-        let Ok(entries) = fs::read_dir(&self.dir) else { return 0 };
-        let mut files: Vec<(SystemTime, u64, PathBuf)> = entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with("sha256-"))
-            .filter_map(|entry| {
-                let metadata = entry.metadata().ok()?;
-                Some((metadata.modified().ok()?, metadata.len(), entry.path()))
-            })
-            .collect();
-        files.sort();
+    /// What is kept: its SHA-256, bytes on disk, and the nanoseconds since the epoch of its last use.
+    pub fn list(&self) -> Vec<(String, u64, i64)> {
+        let Ok(entries) = fs::read_dir(&self.dir) else { return Vec::new() };
+        let of = |entry: &fs::DirEntry| {
+            let id = entry.file_name().to_string_lossy().strip_prefix("sha256-")?.to_owned();
+            let metadata = entry.metadata().ok()?;
+            let used = metadata.modified().ok()?.duration_since(SystemTime::UNIX_EPOCH).ok()?;
+            Some((id, metadata.blocks() * 512, i64::try_from(used.as_nanos()).unwrap_or(i64::MAX)))
+        };
+        entries.flatten().filter_map(|entry| of(&entry)).collect()
+    }
+
+    /// Gives a kept file up: the bytes given back.
+    pub fn remove(&self, sha256: &str) -> u64 {
+        let path = self.content(sha256);
+        let size = fs::metadata(&path).map_or(0, |metadata| metadata.blocks() * 512);
+        match fs::remove_file(&path) {
+            Ok(()) => size,
+            Err(error) => {
+                tracing::debug!(path = %path.display(), %error, "remove a kept download");
+                0
+            }
+        }
+    }
+
+    /// Removes the longest unused until no more than `most` bytes are kept.
+    fn trim(&self, most: u64) {
+        let mut files = self.list();
+        files.sort_by_key(|(_, _, used)| *used);
         let mut total: u64 = files.iter().map(|(_, size, _)| size).sum();
-        let mut freed = 0;
-        for (_, size, path) in files {
+        for (id, size, _) in files {
             if total <= most {
                 break;
             }
-            match fs::remove_file(&path) {
-                Ok(()) => freed += size,
-                Err(error) => tracing::debug!(path = %path.display(), %error, "remove a kept download"),
-            }
+            self.remove(&id);
             total -= size;
         }
-        freed
     }
 
     /// Files of downloads that an engine that is gone did not finish.
@@ -283,13 +295,14 @@ mod tests {
         let downloads = Downloads::new(dir.path().to_owned());
         for (name, age) in [("a", 30), ("b", 10), ("c", 20)] {
             let path = downloads.content(name);
-            fs::write(&path, [0; 100]).unwrap();
+            fs::write(&path, [0; 4096]).unwrap();
             let file = fs::File::options().append(true).open(&path).unwrap();
             file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
         }
-        assert_eq!(downloads.trim(250), 100);
+        downloads.trim(2 * 4096);
         assert!(!downloads.content("a").exists() && downloads.content("c").exists());
-        assert_eq!(downloads.trim(0), 200);
+        downloads.trim(0);
+        assert_eq!(downloads.list(), []);
     }
 
     #[test]

@@ -110,6 +110,12 @@ fn files_of_a_web_server() {
         "401 Unauthorized",
     );
     web.heard();
+    // What is kept is shown and given back.
+    let shown = yard.host.cli(["system", "df", "-v", "--format", "{{json .BuildCache}}"]).ok();
+    assert!(shown.contains("source.http"), "{shown}");
+    yard.host.cli(["builder", "prune", "-f"]).ok();
+    yard.shows(&checked, &none(), "cat /f", "two");
+    assert_eq!(web.heard().len(), 1);
     // Credentials go to their host, not to where it redirects to.
     let token = yard.host.dir().join("token");
     std::fs::write(&token, "t0k").unwrap();
