@@ -416,7 +416,12 @@ impl<'a> Writer<'a> {
             let relative = &entry.path[one.path.len()..];
             let relative = relative.strip_prefix(b"/").unwrap_or(relative);
             if relative.is_empty() {
-                let attributes = Self::attributes(source, &entry.stat, options);
+                // What a directory is copied to is a new one, unless the source keeps its path (`--parents`).
+                let attributes = if options.parents {
+                    Self::attributes(source, &entry.stat, options)
+                } else {
+                    self.plain(0o755, options.owner.unwrap_or((0, 0)))
+                };
                 let mut above = attributes;
                 above.mode = 0o755;
                 if let Some((dir, _)) = target.rsplit_once('/') {

@@ -2,7 +2,7 @@
 //! configuration. Rules that need no image are tables beside the parser and the conversion.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::PathBuf;
 
 use brigantine_testkit::{Client, Output};
@@ -179,7 +179,7 @@ RUN echo $W > /b
         &[],
         &["--build-arg", "N=n", "--build-arg", "HTTP_PROXY=p"],
         "cat /a /b; echo [$HTTP_PROXY]",
-        "glob 2 2x [n] [p]\nenv\n[]",
+        "glob 2 2x [n] [p]\narg\n[]",
     );
     let platform = "FROM --platform=$BUILDPLATFORM busybox
 ARG TARGETPLATFORM TARGETOS BUILDPLATFORM TARGETSTAGE TARGETVARIANT
@@ -335,6 +335,12 @@ l
 Dockerfile d f f1 g2 link linkdir sp ace"
     );
     yard.shows(dockerfile, &files(), script, &wanted);
+    // What a folder is copied to is open to all, however closed the folder is.
+    let (_, tag) = yard.folder(b"FROM busybox\nCOPY . /app\nUSER 9\nRUN ls /app\n", &files()[..1]);
+    let closed = yard.host.dir().join(tag.replace("built:", "context-"));
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).unwrap();
+    yard.host.cli(["build", "-t", &tag, closed.to_str().unwrap()]).ok();
+    assert_eq!(yard.host.cli(["run", "--rm", &tag, "stat", "-c", "%u %a", "/app"]).ok(), "0 755");
     let between = "FROM busybox AS one
 RUN echo 1 > /one && chown 3:4 /one && ln -s /one /abs && mkdir -p /dir/sub && ln -s sub /dir/l && echo s > /dir/sub/s
 FROM one

@@ -28,6 +28,7 @@ mod bad_input;
 mod build;
 mod build_results;
 mod buildkit;
+mod buildkit_peer;
 mod clients;
 mod cni;
 mod compose;

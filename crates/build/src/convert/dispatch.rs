@@ -1,6 +1,6 @@
 //! One stage at a time: its base, then each instruction's effect on graph, configuration and history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::pin::Pin;
 
@@ -309,6 +309,7 @@ impl<'f> Conversion<'f> {
             config: ImageConfig::default(),
             env: Vec::new(),
             args: Vec::new(),
+            later_args: BTreeSet::new(),
             declared: Vec::new(),
             history: Vec::new(),
             cmd_set: false,
@@ -337,7 +338,10 @@ impl<'f> Conversion<'f> {
                     span,
                 });
             }
-            None if image == "scratch" => state.root = self.scratch(span),
+            None if image == "scratch" => {
+                state.root = self.scratch(span);
+                "/".clone_into(&mut state.config.config.working_dir);
+            }
             named => {
                 let name = match named {
                     Some(NamedContext::Image(name)) => name,
@@ -585,9 +589,8 @@ impl<'f> Conversion<'f> {
                 Some(value) => format!("{name}={value}"),
                 None => name.clone(),
             });
-            state.args.retain(|(known, _)| *known != name);
             if let Some(value) = value {
-                state.args.push((name, value));
+                state.set_arg(name, value);
             }
         }
         state.record(format!("ARG {}", shown.join(" ")), None);

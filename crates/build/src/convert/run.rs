@@ -93,17 +93,8 @@ impl Conversion<'_> {
             ))
             .into());
         }
-        let env_names: Vec<&String> = state.env.iter().map(|(name, _)| name).collect();
-        let given: Vec<String> = state
-            .args
-            .iter()
-            .filter(|(name, _)| !env_names.contains(&name))
-            .map(|(name, value)| format!("{name}={value}"))
-            .collect();
-        let mut env: Vec<String> = state.env.iter().map(|(name, value)| format!("{name}={value}")).collect();
-        env.extend(given.iter().cloned());
-        let mut history = given.clone();
-        history.retain(|line| !vars::PROXIES.iter().any(|proxy| line.starts_with(&format!("{proxy}="))));
+        let env = state.program_env();
+        let history = state.declared_args();
         let prefix = if history.is_empty() {
             String::new()
         } else {

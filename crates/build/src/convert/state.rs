@@ -1,6 +1,6 @@
 //! A stage as far as it has come: its file system, configuration, variables and history.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use brigantine_image::ImageConfig;
 
@@ -19,6 +19,8 @@ pub(super) struct State {
     pub env: Vec<(String, String)>,
     /// Declared arguments with a value, in order.
     pub args: Vec<(String, String)>,
+    /// Names of arguments that were given a value after the variable of that name: the later of the two holds.
+    pub later_args: BTreeSet<String>,
     /// Names of arguments that were declared, with or without a value.
     pub declared: Vec<String>,
     pub history: Vec<HistoryItem>,
@@ -35,8 +37,32 @@ pub(super) struct State {
 impl State {
     pub fn env_map(&self) -> BTreeMap<String, String> {
         let mut map: BTreeMap<String, String> = self.args.iter().cloned().collect();
-        map.extend(self.env.iter().cloned());
+        map.extend(self.env.iter().filter(|(name, _)| !self.later_args.contains(name)).cloned());
         map
+    }
+
+    /// Gives an argument its value.
+    pub fn set_arg(&mut self, name: String, value: String) {
+        self.args.retain(|(known, _)| *known != name);
+        self.later_args.insert(name.clone());
+        self.args.push((name, value));
+    }
+
+    /// What programs find in their environment: `NAME=VALUE`.
+    pub fn program_env(&self) -> Vec<String> {
+        let env = self.env.iter().filter(|(name, _)| !self.later_args.contains(name));
+        let env_names: BTreeSet<&String> = env.clone().map(|(name, _)| name).collect();
+        let args = self.args.iter().filter(|(name, _)| !env_names.contains(name));
+        env.chain(args).map(|(name, value)| format!("{name}={value}")).collect()
+    }
+
+    /// The declared arguments with their values, as BuildKit has them in the history of a RUN.
+    pub fn declared_args(&self) -> Vec<String> {
+        let values = self.env_map();
+        let mut seen = BTreeSet::new();
+        let value = |name: &String| values.get(name).map(String::as_str).unwrap_or_default().to_owned();
+        let first = self.declared.iter().filter(|name| seen.insert(*name));
+        first.map(|name| format!("{name}={}", value(name))).collect()
     }
 
     pub fn shell(&self) -> Vec<String> {
@@ -44,6 +70,7 @@ impl State {
     }
 
     pub fn set_env(&mut self, name: &str, value: &str) {
+        self.later_args.remove(name);
         match self.env.iter_mut().find(|(known, _)| known == name) {
             Some((_, known)) => value.clone_into(known),
             None => self.env.push((name.to_owned(), value.to_owned())),

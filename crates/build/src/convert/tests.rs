@@ -160,8 +160,10 @@ fn history_has_the_frontends_words() {
             "{text}"
         );
     }
-    let with_args = plan("FROM a\nARG X=1\nARG HTTP_PROXY=p\nRUN true");
-    assert_eq!(with_args.history.last().unwrap().created_by, "RUN |1 X=1 /bin/sh -c true # buildkit");
+    // Declared arguments are told, with or without a value; a proxy that is only given is not.
+    let with_args = plan("FROM a\nARG X=1\nENV Y=0\nARG HTTP_PROXY=p NONE Y=2\nENV X=3\nRUN true");
+    let told = "RUN |4 X=3 HTTP_PROXY=p NONE= Y=2 /bin/sh -c true # buildkit";
+    assert_eq!(with_args.history.last().unwrap().created_by, told);
 }
 
 #[test]
