@@ -41,6 +41,9 @@ pub static COMMAND: Command = Command {
             "Set a variable of the Dockerfile (NAME=VALUE, or NAME from the environment)",
         ),
         Flag::list("build-context", "Further context (NAME=docker-image://IMAGE or a URL)"),
+        Flag::list("cache-from", "Reuse cached steps only if this image is here (IMAGE)"),
+        Flag::list("cache-to", "Not built: the cache stays in the engine"),
+        Flag::text("call", "What to do (build, or check as with --check)"),
         Flag::switch("check", "Say what the build checks find, without building"),
         Flag::text("cgroup-parent", "Parent control group of RUN's processes"),
         Flag::text("cpu-quota", "CPU time per period, in microseconds"),
@@ -191,7 +194,8 @@ async fn once(
         .flag("rewritetimestamp", rewrite || outputs.rewrite_timestamps())
         .query("annotations", &serde_json::json!(matches.list("annotation")).to_string())
         .query("attests", &attestations(matches)?.to_string())
-        .maybe("call", matches.is("check").then_some("check"))
+        .maybe("call", checks(matches)?.then_some("check"))
+        .query("cachefrom", &serde_json::json!(cache_images(matches)?).to_string())
         .flag("pull", matches.is("pull"))
         .flag("q", matches.is("quiet"));
     for tag in tags {
@@ -250,13 +254,38 @@ async fn once(
         }
         reply?
     };
-    if matches.is("check") {
+    if checks(matches)? {
         return told(&reply.value().await?).map(|()| None);
     }
     let mut id = String::new();
     let lines = reply.into_lines();
     let shown = progress.follow(lines, |aux| aux.at("ID").text().clone_into(&mut id)).await;
     shown.map(|()| Some(id))
+}
+
+/// Whether the checks are all that is wanted.
+fn checks(matches: &Matches) -> Outcome<bool> {
+    match matches.text("call") {
+        "" | "build" => Ok(matches.is("check")),
+        "check" | "lint" => Ok(true),
+        other => Err(Fault::said(format!("--call {other} is not built: build and check are known"))),
+    }
+}
+
+/// The images of `--cache-from`. Where a cache is kept elsewhere the flags are refused.
+fn cache_images(matches: &Matches) -> Outcome<Vec<&str>> {
+    let images = matches.list("cache-from");
+    if let Some(place) = images.iter().find(|text| text.contains('=')) {
+        return Err(Fault::said(format!(
+            "--cache-from {place} is not built: the cache is the engine's own, and an image's name is taken"
+        )));
+    }
+    if let Some(place) = matches.list("cache-to").first() {
+        return Err(Fault::said(format!(
+            "--cache-to {place} is not built: the cache stays in the engine (brig builder cache export moves cache mounts)"
+        )));
+    }
+    Ok(images)
 }
 
 /// How progress is shown; with `-q` the id is what there is to show.

@@ -1,5 +1,6 @@
 //! The tree of commands, and the way from a command line to an exit status.
 
+mod append;
 mod attach;
 mod bootstrap;
 mod build;
@@ -9,7 +10,6 @@ mod builder;
 mod check;
 mod commit;
 mod completion;
-mod compose;
 mod copy;
 mod cp;
 mod create;

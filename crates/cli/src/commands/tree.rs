@@ -1,7 +1,7 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    attach, bootstrap, build, builder, check, commit, completion, compose, copy, cp, create, daemon, diff,
+    append, attach, bootstrap, build, builder, check, commit, completion, copy, cp, create, daemon, diff,
     doctor, events, exec, explore, export, history, images, import, info, inspect, kill, load, login, logs,
     manifest, network, pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save,
     sbom, search, socket, start, stats, stop, system, tag, top, update, version, volume, wait,
@@ -117,14 +117,14 @@ static IMAGE: Group = Group {
     name: "image",
     about: "Manage images",
     entries: &[
-        verb(&compose::APPEND),
+        verb(&append::APPEND),
         verb(&bootstrap::COMMAND),
         verb(&copy::COMMAND),
         verb(&history::COMMAND),
         verb(&import::COMMAND),
         verb(&inspect::IMAGE),
         verb(&load::COMMAND),
-        verb(&compose::MUTATE),
+        verb(&append::MUTATE),
         named("ls", &["list"], &images::COMMAND),
         verb(&prune::IMAGE),
         verb(&pull::COMMAND),
