@@ -32,10 +32,13 @@ impl Fabric {
     /// led to sockets that are gone are forgotten.
     pub fn name_sockets(netns: BorrowedFd<'_>, again: bool) -> Result<NameSockets, Error> {
         enter(netns, || {
+            let made = NameSockets::make()?;
+            // Afterwards: a question asked meanwhile would be led to the former place once more, and so would each
+            // that follows from the same port.
             if again && let Err(error) = crate::conntrack::forget_udp(libc::AF_INET as u8, &[PORT]) {
                 tracing::debug!(%error, "forget questions to a former name server");
             }
-            NameSockets::make()
+            Ok(made)
         })?
     }
 }
