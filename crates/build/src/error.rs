@@ -99,3 +99,15 @@ impl<T> Context<T> for rusqlite::Result<T> {
 pub(crate) fn invalid(message: impl Display) -> Error {
     Error::Invalid(message.to_string())
 }
+
+/// An error with its causes, as one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

@@ -27,7 +27,7 @@ use brigantine_sys::SealedExe;
 use tokio::io::AsyncReadExt as _;
 
 use crate::dockerfile::MountKind;
-use crate::error::{Context, Error, Result, invalid};
+use crate::error::{Context, Error, Result, chain, invalid};
 use crate::graph::{Limits, Run, RunMount};
 use crate::snapshot::remove_tree;
 use crate::tree::{Tree, join};
@@ -460,17 +460,6 @@ fn end(client: &Client) {
         }
     }
     client.release().unwrap_or_else(|error| tracing::debug!(%error, "release a build step's monitor"));
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn entry(target: &str, typ: &str, source: &str, options: Vec<String>) -> Mount {

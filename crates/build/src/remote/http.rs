@@ -17,8 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
-use super::chain;
-use crate::error::{Context as _, Error, Result, invalid};
+use crate::error::{Context as _, Error, Result, chain, invalid};
 
 /// How long a server may be silent.
 const STALL: Duration = Duration::from_mins(1);
