@@ -1,0 +1,337 @@
+//! One build from its request to its result: the Dockerfile is read and planned, the context taken in, the graph
+//! solved, the image made.
+//!
+//! Invariant: when a build is over, however it ended, its own files are gone and nothing works for it alone.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use brigantine_image::{Lease, Reference};
+use brigantine_session::Session;
+use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
+
+use crate::convert::{Options, Plan};
+use crate::dockerfile::{Fault, Warning};
+use crate::error::{Context as _, Error, Result, invalid};
+use crate::graph::VertexId;
+use crate::history::{Recording, Steps};
+use crate::pattern::Ignore;
+use crate::solver::{self, Job, blocking};
+use crate::source::{self, Source};
+use crate::tree::Tree;
+use crate::{
+    Builder, Built, Checked, ContextSource, Event, Product, Remark, Request, Side, attest, convert, deliver,
+    dockerfile, export, ids, received, records, resolve, snapshot,
+};
+
+/// A build that can begin.
+struct Prepared {
+    request: Request,
+    lease: Lease,
+    scratch: Scratch,
+    main: Option<Tree>,
+    /// The Dockerfile and its name.
+    text: String,
+    name: String,
+    plan: Arc<Plan>,
+    resolver: resolve::Images,
+    ignore: Ignore,
+    /// Where the context is to be asked for.
+    sent_for: Option<Arc<Session>>,
+    /// A kept context, which nobody else may change meanwhile.
+    context: Option<received::Taken>,
+}
+
+fn refused(warnings: &[Warning]) -> Error {
+    let mut rules: Vec<&str> = warnings.iter().map(|warning| warning.rule.name()).collect();
+    rules.sort_unstable();
+    rules.dedup();
+    invalid(format!(
+        "the Dockerfile's build checks ({}) are set to fail the build: see brig build --check",
+        rules.join(", ")
+    ))
+}
+
+impl Builder {
+    /// Builds. Dropping the future cancels the build: what only it was waiting for is ended and cleaned away.
+    pub async fn build(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Built> {
+        let tags = request.tags.iter().map(Reference::familiar).collect();
+        let target = request.options.target.clone().unwrap_or_default();
+        let mut recording = Recording::new(Arc::clone(&self.solver), &ids::new(), tags, target);
+        let result = self.run(request, &events, recording.steps()).await;
+        recording.ended(&result);
+        result
+    }
+
+    async fn run(&self, request: Request, events: &mpsc::Sender<Event>, steps: Arc<Steps>) -> Result<Built> {
+        let started = records::now();
+        let remote = match &request.context {
+            ContextSource::Remote(url) => Some(url.clone()),
+            _ => None,
+        };
+        let prepared = self.prepare(request, events).await?;
+        if prepared.plan.refused {
+            return Err(refused(&prepared.plan.warnings));
+        }
+        send(events, Event::Planned(Arc::clone(&prepared.plan))).await;
+        let Prepared { request, lease, scratch, main, plan, resolver, context, text, name, .. } =
+            self.receive(prepared, events).await?;
+        let solver = Arc::clone(&self.solver);
+        let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
+        contexts.extend(main.map(|tree| (String::new(), Arc::new(tree))));
+        for (name, path) in request.folders {
+            let hashes = Arc::clone(&solver.hashes);
+            let tree = blocking(move || source::named_folder(&path, hashes)).await?;
+            contexts.insert(name, Arc::new(tree));
+        }
+        let epoch = epoch(&request.options)?;
+        let namespace = match request.options.build_args.get("BUILDKIT_CACHE_MOUNT_NS") {
+            Some(Some(namespace)) => namespace.clone(),
+            _ => String::new(),
+        };
+        let job = Job::new(
+            solver,
+            scratch.id.clone(),
+            Arc::new(plan.graph.clone()),
+            contexts,
+            request.secrets,
+            lease.clone(),
+            events.clone(),
+            epoch,
+            namespace,
+            steps,
+            request.session.clone(),
+        );
+        // However this ends, no work is kept alive by the job's own memory of it.
+        let stop = Stop(Arc::clone(&job));
+        let targets: Vec<VertexId> =
+            std::iter::once(plan.target).chain(plan.others.iter().map(|other| other.target)).collect();
+        try_join_all(targets.iter().map(|target| job.result(*target))).await?;
+        let mut results: BTreeMap<VertexId, Arc<solver::Output>> = BTreeMap::new();
+        let histories = plan.others.iter().flat_map(|other| &other.history).chain(&plan.history);
+        for vertex in histories.filter_map(|item| item.vertex).chain(targets) {
+            results.insert(vertex, job.result(vertex).await?);
+        }
+        let mut materials = resolver.materials();
+        if request.options.export.provenance.is_some() {
+            materials.extend(job.materials().await?);
+        }
+        send(events, Event::Exporting).await;
+        let (solver, tags, options) = (Arc::clone(&self.solver), request.tags, request.options);
+        let (bases, id) = (resolver.layers(), scratch.id.clone());
+        let result = match request.product {
+            Product::Image => {
+                let names: Vec<String> = tags.iter().map(Reference::familiar).collect();
+                beside(events, EXPORTING, async {
+                    let made = blocking(move || {
+                        let known = attest::Known {
+                            id: &id,
+                            options: &options,
+                            graph: &plan.graph,
+                            dockerfile: (&name, &text),
+                            materials: &materials,
+                            started,
+                            ended: records::now(),
+                            remote: remote.as_deref(),
+                        };
+                        let exporting = export::Exporting {
+                            solver: &solver,
+                            lease: &lease,
+                            plan: &plan,
+                            results: &results,
+                            bases: &bases,
+                            epoch,
+                            tags,
+                            wanted: &options.export,
+                            known,
+                        };
+                        exporting.run()
+                    })
+                    .await?;
+                    let id = made.image.as_ref().map(|image| format!("writing image {}", image.id));
+                    let said = id.into_iter().chain(names.iter().map(|name| format!("naming to {name}")));
+                    for what in said {
+                        let news = Side::Count { what, current: 0, total: None, done: true };
+                        send(events, Event::Side { name: EXPORTING.to_owned(), news }).await;
+                    }
+                    Ok(made)
+                })
+                .await
+            }
+            Product::Nothing => Ok(Built { image: None, replaced: Vec::new() }),
+            Product::Files | Product::Archive => {
+                let target =
+                    results.get(&plan.target).cloned().ok_or_else(|| invalid("the target was not made"))?;
+                let session =
+                    request.session.ok_or_else(|| invalid("files can be sent to a client's session only"));
+                let archive = request.product == Product::Archive;
+                let side = if archive { "sending tarball" } else { "exporting to client" };
+                beside(events, side, async {
+                    let (session, runtime) = (session?, tokio::runtime::Handle::current());
+                    blocking(move || deliver::files(&solver, &lease, &target, &session, &runtime, archive))
+                        .await?;
+                    Ok(Built { image: None, replaced: Vec::new() })
+                })
+                .await
+            }
+        };
+        drop(stop);
+        drop(context);
+        drop(scratch);
+        result
+    }
+
+    /// Takes in what the plan uses of the client's context, when that is to be sent for.
+    async fn receive(&self, mut prepared: Prepared, events: &mpsc::Sender<Event>) -> Result<Prepared> {
+        if let Some(session) = prepared.sent_for.take() {
+            let (contexts, hashes) = (&self.solver.contexts, &self.solver.hashes);
+            let (plan, ignore) = (&prepared.plan, &prepared.ignore);
+            let received = received::context(&session, contexts, plan, ignore, hashes, events).await?;
+            if let Some((tree, taken)) = received {
+                prepared.main = Some(tree);
+                prepared.context = Some(taken);
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// What the build checks have to say of a Dockerfile; nothing is run. Base images are pulled if they must be, for
+    /// some checks need their configuration.
+    pub async fn check(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Checked> {
+        let prepared = self.prepare(request, &events).await?;
+        let remark = |warning: &Warning| Remark {
+            rule: warning.rule,
+            message: warning.message.clone(),
+            line: warning.span.first,
+            excerpt: Fault::new(warning.span, &*warning.message).excerpt(&prepared.name, &prepared.text),
+        };
+        Ok(Checked {
+            warnings: prepared.plan.warnings.iter().map(remark).collect(),
+            refused: prepared.plan.refused,
+        })
+    }
+
+    /// Everything up to the plan.
+    async fn prepare(&self, mut request: Request, events: &mpsc::Sender<Event>) -> Result<Prepared> {
+        let id = ids::new();
+        let scratch =
+            Scratch { dir: self.solver.tmp.join(&id), id: id.clone(), tmp: self.solver.tmp.clone() };
+        let lease = self.solver.store.lease().doing(|| "begin a build".to_owned())?;
+        let context = std::mem::replace(&mut request.context, ContextSource::Nothing);
+        let dockerfile = std::mem::take(&mut request.dockerfile);
+        let given = request.dockerfile_text.take();
+        let mut sent_for = None;
+        let Source { tree: main, ignore, text, name } = match context {
+            ContextSource::Session(session) => {
+                fs::DirBuilder::new()
+                    .mode(0o700)
+                    .create(&scratch.dir)
+                    .doing(|| format!("create {}", scratch.dir.display()))?;
+                let (dir, hashes) = (&scratch.dir, &self.solver.hashes);
+                let texts = received::texts(&session, dir, &dockerfile, hashes, events).await?;
+                sent_for = Some(session);
+                texts
+            }
+            context => {
+                let (solver, dir, secrets) = (&self.solver, &scratch.dir, &request.secrets);
+                source::source(solver, context, dir, dockerfile, given, secrets).await?
+            }
+        };
+        let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
+        let resolver = resolve::Images::new(
+            self.solver.store.clone(),
+            request.registry.clone(),
+            std::mem::take(&mut request.credentials),
+            request.pull,
+            lease.clone(),
+            events.clone(),
+            request.session.clone(),
+        );
+        let plan = convert::convert_all(&file, &name, &text, &request.options, &ignore, &resolver).await?;
+        let plan = Arc::new(plan);
+        Ok(Prepared {
+            request,
+            lease,
+            scratch,
+            main,
+            text,
+            name,
+            plan,
+            resolver,
+            ignore,
+            sent_for,
+            context: None,
+        })
+    }
+}
+
+/// Sends an event to whoever watches, if anybody does.
+pub(crate) async fn send(events: &mpsc::Sender<Event>, event: Event) {
+    if events.send(event).await.is_err() {
+        tracing::trace!("a build's event had no reader");
+    }
+}
+
+/// What making the image is called.
+const EXPORTING: &str = "exporting to image";
+
+/// Does work beside the graph, telling when it begins and how it ends.
+pub(crate) async fn beside<T>(
+    events: &mpsc::Sender<Event>,
+    name: &str,
+    work: impl Future<Output = Result<T>>,
+) -> Result<T> {
+    let tell = |news| send(events, Event::Side { name: name.to_owned(), news });
+    tell(Side::Began).await;
+    let result = work.await;
+    tell(Side::Ended(result.as_ref().err().map(Error::report))).await;
+    result
+}
+
+/// A build's own files, gone when it ends.
+struct Scratch {
+    dir: PathBuf,
+    id: String,
+    tmp: PathBuf,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        snapshot::remove_tree(&self.dir);
+        let Ok(entries) = fs::read_dir(&self.tmp) else { return };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&self.id) {
+                let path = entry.path();
+                if path.is_dir() {
+                    snapshot::remove_tree(&path);
+                } else if let Err(error) = fs::remove_file(&path) {
+                    tracing::warn!(path = %path.display(), %error, "remove a build's file");
+                }
+            }
+        }
+    }
+}
+
+struct Stop(Arc<Job>);
+
+impl Drop for Stop {
+    fn drop(&mut self) {
+        self.0.stop();
+        self.0.solver.mounts.forget();
+    }
+}
+
+/// SOURCE_DATE_EPOCH, in seconds.
+fn epoch(options: &Options) -> Result<Option<i64>> {
+    match options.build_args.get("SOURCE_DATE_EPOCH") {
+        Some(Some(text)) if !text.is_empty() => text
+            .parse()
+            .map(Some)
+            .map_err(|_bad| invalid(format!("SOURCE_DATE_EPOCH={text}: seconds since 1970 are expected"))),
+        _ => Ok(None),
+    }
+}
