@@ -3,6 +3,7 @@
 //! Invariant: all contenders are measured in one run and in turns, each on an engine and a network of its own, on the
 //! same image, so that ratios hold although the machine's speed varies.
 
+pub mod builds;
 mod contender;
 pub mod engine;
 mod figure;

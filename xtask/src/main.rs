@@ -38,6 +38,7 @@ cargo xtask COMMAND
   bench registry [--rounds N] [--small]  `brig registry serve` beside docker-registry
   bench engine [--rounds N] [--small]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
   bench network [--rounds N] [--small]  start costs of drivers, throughput, connections, names, likewise
+  bench build [--rounds N] [--small] [--only ROW]...  images built by brig, docker with BuildKit and buildah, likewise
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
   vm [--script FILE] [FILTER...]  the runtime's tests and the engine in a virtual machine with cgroup v2, AppArmor
                           and systemd
@@ -46,7 +47,7 @@ cargo xtask COMMAND
 Commands that need Debian packages install them (as root) and say so first.";
 
 /// Benchmarks that have a small form.
-const SMALL: [&str; 4] = ["images", "registry", "engine", "network"];
+const SMALL: [&str; 5] = ["images", "registry", "engine", "network", "build"];
 
 fn main() -> ExitCode {
     match run() {
@@ -74,6 +75,7 @@ fn run() -> Result<()> {
     let mut minutes = 25;
     let mut small = false;
     let mut words: Vec<String> = Vec::new();
+    let mut only: Vec<String> = Vec::new();
     while let Some(arg) = parser.next()? {
         match arg {
             Long("debug") if command == "build" => debug = true,
@@ -82,6 +84,9 @@ fn run() -> Result<()> {
             Long("minutes") if words == ["images"] => minutes = parser.value()?.parse()?,
             Long("small") if matches!(words.as_slice(), [one] if SMALL.contains(&one.as_str())) => {
                 small = true;
+            }
+            Long("only") if words == ["build"] => {
+                only.extend(parser.value()?.string()?.split(',').map(str::to_owned));
             }
             Long("seconds") if command == "fuzz" => seconds = parser.value()?.parse()?,
             Long("script") if command == "vm" => script = Some(PathBuf::from(parser.value()?)),
@@ -106,9 +111,10 @@ fn run() -> Result<()> {
         "bench" if words == ["registry"] => bench::registry::run(rounds.unwrap_or(5), small),
         "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15), small),
         "bench" if words == ["network"] => bench::network::run(rounds.unwrap_or(10), small),
+        "bench" if words == ["build"] => bench::builds::run(rounds.unwrap_or(5), small, &only),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
         "bench" => bail!(
-            "bench: say `cargo xtask bench run`, `images`, `registry`, `engine`, `network` or `runtime`"
+            "bench: say `cargo xtask bench run`, `images`, `registry`, `engine`, `network`, `build` or `runtime`"
         ),
         "fuzz" => fuzz::fuzz(seconds),
         "vm" => vm::vm(&words, script),

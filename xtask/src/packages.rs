@@ -56,6 +56,9 @@ pub const TEST: &[Need] = &[
 /// What `bench network` loads networks with.
 pub const LOAD: &[Need] = &[("iperf3", &["iperf3"]), ("wrk", &["wrk"]), ("nginx-light", &["nginx"])];
 
+/// What `bench build` builds with besides.
+pub const PEERS: &[Need] = &[("buildah", &["buildah"])];
+
 /// What the demo's private network needs.
 pub const DEMO: &[Need] = &[("iproute2", &["ip"]), ("util-linux", &["unshare", "nsenter"])];
 

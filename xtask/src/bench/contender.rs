@@ -16,7 +16,7 @@ use super::meter::Meter;
 use crate::{packages, say};
 
 const IMAGE: &str = "debian:bookworm";
-const DOCKERD: &[&str] = &["--storage-driver", "overlay2"];
+pub(super) const DOCKERD: &[&str] = &["--storage-driver", "overlay2"];
 
 /// One engine with one client.
 pub struct Contender {
@@ -174,7 +174,7 @@ fn for_podman() -> Result<Sandbox> {
     Ok(sandbox)
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+pub(super) fn find(program: &str) -> Option<PathBuf> {
     if !packages::there(program) {
         return None;
     }
@@ -183,7 +183,7 @@ fn find(program: &str) -> Option<PathBuf> {
 }
 
 /// "Docker version 20.10.24+dfsg1, build …" or "podman version 4.3.1" → the number.
-fn version(program: &Path) -> String {
+pub(super) fn version(program: &Path) -> String {
     let text = say::read(Command::new(program).arg("--version")).unwrap_or_default();
     text.split_ascii_whitespace()
         .nth(2)
@@ -204,7 +204,12 @@ fn engine(program: &Path, first: &[&str]) -> Result<std::rc::Rc<Sandbox>> {
 }
 
 /// Starts one there, and waits until it answers.
-fn start(sandbox: &Sandbox, program: &Path, first: &[&str], meter: Option<&Meter>) -> Result<Child> {
+pub(super) fn start(
+    sandbox: &Sandbox,
+    program: &Path,
+    first: &[&str],
+    meter: Option<&Meter>,
+) -> Result<Child> {
     let dir = sandbox.dir().display();
     let log = File::create(sandbox.dir().join("log"))?;
     let mut command = sandbox.command(program);
