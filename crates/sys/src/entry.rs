@@ -5,7 +5,9 @@
 //! Invariant: descriptors 0 to 2 are open, so that nothing else gets these numbers, and writing to who has gone away is
 //! an error and not a signal, as with the standard library.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, OsStr, OsString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
+use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
@@ -19,16 +21,37 @@ macro_rules! entry {
         #[expect(unsafe_code, reason = "the C library calls a function of this name")]
         #[unsafe(no_mangle)]
         extern "C" fn main(
-            _count: ::std::ffi::c_int,
-            _words: *const *const ::std::ffi::c_char,
+            count: ::std::ffi::c_int,
+            words: *const *const ::std::ffi::c_char,
         ) -> ::std::ffi::c_int {
-            $crate::entry::begin($main)
+            // SAFETY: these are what the C library gives its `main`.
+            unsafe { $crate::entry::begin($main, count, words) }
         }
     };
 }
 
+static WORDS: OnceLock<Vec<OsString>> = OnceLock::new();
+
+/// The program's name and arguments. Not every C library tells the standard library of them by itself.
+pub fn args() -> Vec<OsString> {
+    WORDS.get().cloned().unwrap_or_else(|| std::env::args_os().collect())
+}
+
 /// What [`entry!`] does.
-pub fn begin(main: fn() -> u8) -> c_int {
+///
+/// # Safety
+/// `words` must be an array of `count` C strings, for the life of the process.
+pub unsafe fn begin(main: fn() -> u8, count: c_int, words: *const *const c_char) -> c_int {
+    let count = usize::try_from(count).unwrap_or_default();
+    // SAFETY: the caller's word.
+    let words = if words.is_null() { &[][..] } else { unsafe { std::slice::from_raw_parts(words, count) } };
+    let word = |word: &*const c_char| {
+        // SAFETY: the caller's word.
+        let bytes = unsafe { CStr::from_ptr(*word) }.to_bytes();
+        OsStr::from_bytes(bytes).to_owned()
+    };
+    // Nobody has set it before.
+    WORDS.set(words.iter().map(word).collect()).ok();
     // SAFETY: ignoring a signal installs no handler; it fails for no signal that may be ignored.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     match open_standard() {

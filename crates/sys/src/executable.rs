@@ -200,8 +200,14 @@ fn segments() -> Option<Vec<Segment>> {
 
 /// `at`: where the headers are in memory, which tells by how much the program was moved.
 fn layout(headers: &[libc::Elf64_Phdr], at: usize) -> Option<Vec<Segment>> {
-    let own = headers.iter().find(|h| h.p_type == libc::PT_PHDR)?;
-    let base = at.checked_sub(own.p_vaddr as usize)?;
+    // Linkers that do not say where the headers are put them behind the file's own, in what is loaded first.
+    let own = headers.iter().find(|h| h.p_type == libc::PT_PHDR).map(|h| h.p_vaddr);
+    let first = headers.iter().find(|h| h.p_type == libc::PT_LOAD && h.p_offset == 0);
+    let own = own.or_else(|| first.map(|h| h.p_vaddr + size_of::<libc::Elf64_Ehdr>() as u64))?;
+    let base = at.checked_sub(own as usize)?;
+    if base % PAGE != 0 {
+        return None;
+    }
     let down = |n: usize| n & !(PAGE - 1);
     let relro = headers.iter().find(|h| h.p_type == libc::PT_GNU_RELRO);
     let relro = relro.map_or(0..0, |h| {
@@ -279,7 +285,9 @@ mod tests {
         let shared = header(libc::PT_LOAD, libc::PF_R, 0x20_1f00, 0x10);
         assert_eq!(layout(&[headers[0], headers[1], shared], 0x20_0040), None);
         assert_eq!(layout(&[headers[0], headers[1], headers[3]], 0x20_0040), None);
-        assert_eq!(layout(&headers[1..], 0x20_0040), None);
+        assert_eq!(layout(&headers[1..], 0x20_0040), layout(&headers, 0x20_0040));
+        assert_eq!(layout(&headers[1..], 0x20_0080), None);
+        assert_eq!(layout(&headers[2..], 0x20_0040), None);
     }
 
     #[test]

@@ -79,7 +79,16 @@ pub struct Coming(JoinHandle<Result<OwnedFd, Errno>>);
 impl Coming {
     /// Fails where no thread can be had.
     pub fn begin() -> Result<Self, Errno> {
+        Self::begin_after(|| true)
+    }
+
+    /// The same thread does `first` before; if that says so, no namespace is made ([`Self::get`] then fails with
+    /// `ECANCELED`).
+    pub fn begin_after(first: impl FnOnce() -> bool + Send + 'static) -> Result<Self, Errno> {
         let made = || {
+            if !first() {
+                return Err(Errno::CANCELED);
+            }
             // SAFETY: CLONE_NEWNET touches no memory or descriptor table shared with other threads; the
             // thread ends right after.
             unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }?;
@@ -97,7 +106,7 @@ impl Coming {
 
 /// The user namespace that a namespace belongs to (`NS_GET_USERNS`, ioctl_nsfs(2)).
 pub fn owner(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
-    const NS_GET_USERNS: libc::c_ulong = 0xb701;
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
     // SAFETY: this request takes no argument and answers a new descriptor.
     let fd = check(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) }.into())?;
     // SAFETY: the kernel has just made this descriptor, for us alone.

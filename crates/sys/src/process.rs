@@ -4,10 +4,16 @@ use rustix::io::Errno;
 
 use crate::check;
 
-/// Whether the calling thread is the process's only one.
+/// Whether the calling thread is the process's only one, and shares its memory with no other process.
 pub(crate) fn is_single_threaded() -> Result<bool, Errno> {
-    // A directory of threads has two links and one for each thread.
-    Ok(rustix::fs::stat("/proc/self/task")?.st_nlink == 3)
+    // SAFETY: changes nothing: whoever shares no memory keeps it, and all others are refused (unshare(2)).
+    match check(unsafe { libc::syscall(libc::SYS_unshare, libc::CLONE_VM) }) {
+        Ok(_) => Ok(true),
+        Err(Errno::INVAL) => Ok(false),
+        // Filters of system calls forbid unshare as a whole. A directory of threads has two links and one for each.
+        Err(Errno::PERM | Errno::NOSYS) => Ok(rustix::fs::stat("/proc/self/task")?.st_nlink == 3),
+        Err(e) => Err(e),
+    }
 }
 
 /// Sets every signal to its default action and unblocks all: what a parent ignored or blocked must

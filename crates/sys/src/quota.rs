@@ -23,8 +23,8 @@ const BLOCK_LIMITS: u16 = 1 << 2 | 1 << 3;
 const OF_PROJECT: i8 = 2;
 /// `FS_XFLAG_PROJINHERIT`: what is made in the directory belongs to its project.
 const INHERIT: u32 = 0x200;
-const FS_IOC_FSGETXATTR: libc::c_ulong = 0x801c_581f;
-const FS_IOC_FSSETXATTR: libc::c_ulong = 0x401c_5820;
+const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f_u32 as libc::Ioctl;
+const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
 
 /// `struct fs_disk_quota`
 #[repr(C)]

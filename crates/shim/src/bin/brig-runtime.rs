@@ -10,7 +10,7 @@ use std::path::Path;
 brigantine_sys::entry!(program);
 
 fn program() -> u8 {
-    let mut args = std::env::args_os();
+    let mut args = brigantine_sys::entry::args().into_iter();
     let name = args.next().unwrap_or_default();
     let named_init =
         Path::new(&name).file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with("init"));
