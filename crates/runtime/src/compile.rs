@@ -14,7 +14,7 @@ use rustix::process::{Gid, Uid};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::handover::{Hand, MOST};
-use crate::launch::{Launch, Stdio};
+use crate::launch::{LateSeccomp, Launch, Stdio};
 use crate::mounts::{self, Draft, c_string, parse_propagation, target};
 use crate::plan::{Filter, Gate, Node, Plan, Step, Terminal};
 use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
@@ -37,8 +37,8 @@ pub(crate) struct Compiled {
     pub hands: Vec<Hand>,
     /// The network namespace that is being made, for [`Step::EnterNetwork`].
     pub network: Option<Coming>,
-    /// Takes the filter that is not compiled yet.
-    pub filter: Option<Writer>,
+    /// Takes the filter that is not compiled yet, or not even read.
+    pub filter: Option<(Writer, Option<LateSeccomp>)>,
 }
 
 /// Namespaces that need not belong to the user namespace that is joined with them.
@@ -321,16 +321,13 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         (None, Some(filter)) if seccomp::notifies(filter) => {
             seccomp::compile(filter)?.map(seccomp::Program::into_filter)
         }
-        (None, Some(filter)) => match seccomp::flags(filter)? {
-            Some(flags) => {
-                let failed = |e| Error::os("making room for the seccomp filter", e);
-                let (given, awaited) = pending().map_err(failed)?;
-                writer = Some(given);
-                Some((Filter::Coming(awaited), flags))
-            }
-            None => None,
-        },
-        (None, None) => None,
+        (None, filter) if filter.is_some() || launch.late_seccomp.is_some() => {
+            let failed = |e| Error::os("making room for the seccomp filter", e);
+            let (given, awaited) = pending().map_err(failed)?;
+            writer = Some((given, launch.late_seccomp));
+            Some((Filter::Coming(awaited), 0))
+        }
+        (None, _) => None,
     };
     let mut plan = identity::compile(process, filter, true)?;
     if late {

@@ -425,12 +425,15 @@ fn leave(p: &ProcessPlan, program: u16, channel: BorrowedFd<'_>) -> (Last, u16, 
 /// Nothing, if there is no filter.
 fn load_filter(p: &ProcessPlan, channel: BorrowedFd<'_>) -> Result<(), Errno> {
     let Some((filter, flags)) = &p.seccomp else { return Ok(()) };
-    let code = match filter {
-        Filter::Compiled(code) => code,
+    let (code, flags) = match filter {
+        Filter::Compiled(code) => (&code[..], *flags),
         // It was there before the parent said to start.
         Filter::Coming(reader) => reader.get().ok_or(Errno::NODATA)?,
     };
-    match seccomp::load(code, *flags)? {
+    if code.is_empty() {
+        return Ok(());
+    }
+    match seccomp::load(code, flags)? {
         Some(listener) => hand_over(&listener, channel),
         None => Ok(()),
     }

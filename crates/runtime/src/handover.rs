@@ -4,13 +4,18 @@
 //! The groups are made while the process sets itself up, so a plan names these descriptors by their place, and waits for
 //! all of them at one step.
 
+use std::ffi::CString;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use brigantine_sys::mount::{self, Change};
-use rustix::fs::{Mode, OFlags};
+use brigantine_sys::mount::{self, Change, attr};
+use rustix::fs::{Mode, OFlags, mkdirat, symlinkat};
 use rustix::io::Errno;
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen, move_mount,
+};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use crate::error::Error;
@@ -28,6 +33,65 @@ pub(crate) enum Hand {
     Tasks(PathBuf),
     /// A group's directory, as a mount that is nowhere yet, with these changes: (what, recursively).
     Tree { dir: PathBuf, changes: Vec<(Change, bool)>, at: PathBuf },
+    /// The directories of several groups, mounted in a file system of their own that is nowhere yet.
+    Groups(Groups),
+}
+
+/// What a container sees of its groups of version 1.
+#[derive(Debug)]
+pub(crate) struct Groups {
+    /// Of the mount that the others are in (`MOUNT_ATTR_…`).
+    pub attributes: u64,
+    /// Name and group.
+    pub views: Vec<(CString, PathBuf)>,
+    /// For each of them: (what, recursively).
+    pub changes: Vec<(Change, bool)>,
+    /// Name and where it leads.
+    pub links: Vec<(CString, CString)>,
+    pub at: PathBuf,
+}
+
+impl Groups {
+    /// Whether this kernel mounts what is nowhere yet in something that is nowhere yet, which Linux 6.15 was the first to do.
+    pub(crate) fn can_be_assembled() -> bool {
+        let release = rustix::system::uname();
+        let mut numbers =
+            release.release().to_str().unwrap_or_default().split(['.', '-']).map(str::parse::<u32>);
+        let (Some(Ok(major)), Some(Ok(minor))) = (numbers.next(), numbers.next()) else { return false };
+        (major, minor) >= (6, 15)
+    }
+
+    /// With [`Self::can_be_assembled`] only.
+    fn assemble(&self) -> Result<OwnedFd, Error> {
+        let failed = |e| Error::os(format!("mounting cgroups at {}", self.at.display()), e);
+        let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed)?;
+        fsconfig_set_string(&context, c"mode", c"0755").map_err(failed)?;
+        fsconfig_create(&context).map_err(failed)?;
+        let attributes = MountAttrFlags::from_bits_retain((self.attributes & !attr::RDONLY) as u32);
+        let whole = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)?;
+        for (name, dir) in &self.views {
+            let tree = group_tree(dir, &self.changes, &self.at)?;
+            mkdirat(&whole, name, Mode::from_raw_mode(0o755)).map_err(failed)?;
+            move_mount(&tree, c"", &whole, name, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed)?;
+        }
+        for (name, leads) in &self.links {
+            symlinkat(leads, &whole, name).map_err(failed)?;
+        }
+        if self.attributes & attr::RDONLY != 0 {
+            let change = Change { set: attr::RDONLY, ..Change::default() };
+            mount::set_attributes(whole.as_fd(), false, change, None).map_err(failed)?;
+        }
+        Ok(whole)
+    }
+}
+
+fn group_tree(dir: &Path, changes: &[(Change, bool)], at: &Path) -> Result<OwnedFd, Error> {
+    let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
+    let tree = mounts::open_tree(dir, false).map_err(|e| Error::os(what(), e))?;
+    for (change, recursive) in changes {
+        mount::set_attributes(tree.as_fd(), *recursive, *change, None).map_err(|e| Error::os(what(), e))?;
+    }
+    Ok(tree)
 }
 
 impl Hand {
@@ -40,15 +104,8 @@ impl Hand {
                 rustix::fs::open(&file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
                     .map_err(|e| Error::os(format!("opening {}", file.display()), e))
             }
-            Self::Tree { dir, changes, at } => {
-                let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
-                let tree = mounts::open_tree(dir, false).map_err(|e| Error::os(what(), e))?;
-                for (change, recursive) in changes {
-                    mount::set_attributes(tree.as_fd(), *recursive, *change, None)
-                        .map_err(|e| Error::os(what(), e))?;
-                }
-                Ok(tree)
-            }
+            Self::Tree { dir, changes, at } => group_tree(dir, changes, at),
+            Self::Groups(groups) => groups.assemble(),
         }
     }
 }

@@ -90,7 +90,7 @@ pub struct Launch {
     /// Namespaces to join by descriptor, e.g. the network namespace prepared by the engine. They
     /// win over what the spec says about the same type.
     pub joined: Vec<(LinuxNamespaceType, OwnedFd)>,
-    /// A network namespace that is being made ([`begin_network`]), in place of a new one.
+    /// A network namespace that is being made, in place of a new one.
     pub network: Option<Coming>,
     pub systemd_cgroup: bool,
     /// A caller that may not make cgroups does without, unless limits are asked for.
@@ -99,6 +99,8 @@ pub struct Launch {
     pub die_with_parent: bool,
     /// A filter compiled before from the same spec; otherwise it is compiled while the process sets itself up.
     pub seccomp: Option<seccomp::Program>,
+    /// The seccomp section that the spec lacks.
+    pub late_seccomp: Option<LateSeccomp>,
     /// What the container's process runs instead of the caller's executable, unless that is out of reach already.
     pub executable: Option<Replacement>,
     /// Descriptors 3 and up that the process inherits (count, as `--preserve-fds`).
@@ -129,6 +131,7 @@ impl Launch {
             rootless: false,
             die_with_parent: false,
             seccomp: None,
+            late_seccomp: None,
             executable: None,
             preserve_fds: 0,
             start_listener: None,
@@ -139,18 +142,37 @@ impl Launch {
     }
 }
 
-/// Begins to make the new network namespace that a spec's list asks for, while the caller prepares the rest; `None`
-/// where the clone has to make it.
-pub fn begin_network(list: &[LinuxNamespace]) -> Option<Coming> {
+/// A seccomp section as it is in the file: long, and not needed before everything else of the container. One without a
+/// listener, whose spec has none.
+#[derive(Debug, Clone)]
+pub struct LateSeccomp {
+    text: Vec<u8>,
+    /// For errors.
+    file: PathBuf,
+}
+
+impl LateSeccomp {
+    /// `None` if more of it may have to be known beforehand.
+    pub fn new(text: &str, file: PathBuf) -> Option<Self> {
+        // An escape might hide the word.
+        let plain =
+            !["\\", "SCMP_ACT_NOTIFY", "listener"].iter().any(|word| text.contains(word)) && text != "null";
+        plain.then(|| Self { text: text.as_bytes().to_owned(), file })
+    }
+
+    fn read(&self) -> Result<LinuxSeccomp, Error> {
+        serde_json::from_slice(&self.text)
+            .map_err(|e| Error::invalid(format!("reading {}: linux.seccomp: {e}", self.file.display())))
+    }
+}
+
+/// Whether a spec's list asks for a new network namespace that can be made before anything else ([`Launch::network`]).
+pub(crate) fn is_network_apart(list: &[LinuxNamespace]) -> bool {
     use LinuxNamespaceType as T;
     let asked = |n: &&LinuxNamespace| n.typ() == T::Network;
-    let fresh = list.iter().find(asked)?.path().as_ref().is_none_or(|p| p.as_os_str().is_empty());
+    let fresh = |n: &LinuxNamespace| n.path().as_ref().is_none_or(|p| p.as_os_str().is_empty());
     // It belongs to the user namespace of whoever makes it.
-    let owned = list.iter().any(|n| n.typ() == T::User);
-    if !fresh || owned || !compile::privileged() {
-        return None;
-    }
-    Coming::begin().ok()
+    list.iter().find(asked).is_some_and(fresh) && !list.iter().any(|n| n.typ() == T::User)
 }
 
 /// A container whose process 1 is set up and waits right before its exec. Dropping it without a
@@ -307,14 +329,14 @@ impl Common {
 
 /// Everything up to right before the exec. The process is a child of the caller.
 pub fn create(launch: Launch) -> Result<Created, Error> {
-    create_beside(launch, |_, _| Ok(()))
+    create_beside(launch, |_, _, _| Ok(()))
 }
 
-/// The same, and `beside` is done while the process sets itself up: it gets the process's number and group. Its
-/// failure ends the process.
+/// The same, and `beside` is done while the process sets itself up: it gets the process's number, its group, and what
+/// [`Launch::late_seccomp`] says. Its failure ends the process.
 pub(crate) fn create_beside(
     launch: Launch,
-    beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error>,
+    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error>,
 ) -> Result<Created, Error> {
     check_id(&launch.id)?;
     if let Some(list) = launch.spec.hooks() {
@@ -327,7 +349,7 @@ pub(crate) fn create_beside(
 fn create_in(
     mut launch: Launch,
     mut group: Making,
-    beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error>,
+    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error>,
 ) -> Result<Created, Error> {
     let id = launch.id.clone();
     let spec_hooks = launch.spec.hooks().clone();
@@ -385,12 +407,22 @@ fn create_in(
         if !spec_hooks.as_ref().is_some_and(hooks::any_before_pivot) {
             setup.say(Message::InCgroup)?;
         }
-        if let (Some(writer), Some(described)) = (compiled.filter.take(), described(&spec)) {
-            let code = seccomp::compile(described)?.map(|program| program.instructions());
-            let written = writer.write(&code.unwrap_or_default());
-            written.map_err(|e| Error::os("handing the container's process its seccomp filter", e))?;
+        let mut read = None;
+        if let Some((writer, late)) = compiled.filter.take() {
+            read = late.map(|late| late.read()).transpose()?;
+            let program = match read.as_ref().or_else(|| described(&spec)) {
+                Some(described) => seccomp::compile(described)?,
+                None => None,
+            };
+            match program {
+                Some(program) => writer
+                    .write(&program.instructions(), program.flags())
+                    .map_err(|e| Error::os("handing the container's process its seccomp filter", e))?,
+                None => writer.write_none(),
+            }
         }
-        beside(child.pid, cgroup)?;
+        drop(spec);
+        beside(child.pid, cgroup, read)?;
         if at_once {
             tell_start(channel.as_fd())?;
         }
@@ -448,4 +480,29 @@ fn end(pidfd: &OwnedFd) {
     // Either it is gone already, or it dies now; both are what is wanted.
     rustix::process::pidfd_send_signal(pidfd, Signal::KILL).ok();
     while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_waits_to_be_read_unless_it_may_have_a_listener() {
+        let late = |text: &str| LateSeccomp::new(text, PathBuf::from("/b/config.json"));
+        let read = late(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap().read().unwrap();
+        assert_eq!(read.default_action(), crate::spec::LinuxSeccompAction::ScmpActAllow);
+        for known_before in [
+            "null",
+            r#"{"listenerPath": "/l"}"#,
+            r#"{"syscalls": [{"names": ["a"], "action": "SCMP_ACT_NOTIFY"}]}"#,
+            r#"{"syscalls": [{"names": ["a"], "action": "SCMP_\u0041CT_NOTIFY"}]}"#,
+        ] {
+            assert!(late(known_before).is_none(), "{known_before}");
+        }
+        let error = late(r#"{"defaultAction": "SCMP_ACT_JUMP"}"#).unwrap().read().unwrap_err().to_string();
+        assert!(
+            error.starts_with("reading /b/config.json: linux.seccomp: ") && error.contains("SCMP_ACT_JUMP"),
+            "{error}"
+        );
+    }
 }

@@ -37,8 +37,7 @@ mod validate;
 pub use cgroup::Cgroup;
 pub use error::{Error, Kind};
 pub use launch::{
-    Common, Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, begin_network, create, exec,
-    start_waiting,
+    Common, Created, ExecRequest, Execed, Launch, OverlayOptions, Rootfs, Stdio, create, exec, start_waiting,
 };
 pub use listener::Listener;
 pub use overlay::attach_root;

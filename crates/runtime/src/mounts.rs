@@ -13,7 +13,7 @@ use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroup;
 use crate::error::Error;
-use crate::handover::Hand;
+use crate::handover::{Groups, Hand};
 use crate::launch::Rootfs;
 use crate::plan::{FsMount, InsideTree, PathTree, Role, Step, Target, Tree, TreeMount};
 use crate::spec::{LinuxIdMapping, Mount};
@@ -496,10 +496,37 @@ fn cgroup(
 ) -> Result<(), Error> {
     let Some(group) = context.cgroup else { return Ok(()) };
     let Draft { steps, hands, .. } = draft;
+    let is_elsewhere = |dir: &Path| context.rootfs.is_none_or(|root| !dir.starts_with(root));
+    let views = if group.is_unified() { Vec::new() } else { group.v1_views() };
+    // By who is not busy meanwhile. In a user namespace file systems are its own.
+    let apart = !views.is_empty() && !context.late && context.user.is_none();
+    if apart && views.iter().all(|(_, _, dir)| is_elsewhere(dir)) && Groups::can_be_assembled() {
+        let mut groups = Groups {
+            attributes: options.set,
+            views: Vec::with_capacity(views.len()),
+            changes: changes(options),
+            links: Vec::new(),
+            at: destination.to_owned(),
+        };
+        for (label, names, dir) in views {
+            for name in names.iter().filter(|name| **name != label) {
+                groups.links.push((c_string(name.as_str(), "cgroup")?, c_string(label.as_str(), "cgroup")?));
+            }
+            groups.views.push((c_string(label, "cgroup")?, dir));
+        }
+        hands.push(Hand::Groups(groups));
+        steps.push(Step::Attach(TreeMount {
+            tree: Tree::Handed(hands.len() - 1),
+            directory: true,
+            target: target(destination, false)?,
+            source: "cgroup".to_owned(),
+            over_proc: false,
+        }));
+        return Ok(());
+    }
     let mut own = |dir: &Path, at: &Path| -> Result<Step, Error> {
         let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
-        let is_elsewhere = context.rootfs.is_none_or(|root| !dir.starts_with(root));
-        let tree = if !group.is_unified() && !context.late && is_elsewhere {
+        let tree = if !group.is_unified() && !context.late && is_elsewhere(dir) {
             // It may not be there yet.
             hands.push(Hand::Tree { dir: dir.to_owned(), changes: changes(options), at: at.to_owned() });
             Tree::Handed(hands.len() - 1)
@@ -532,7 +559,7 @@ fn cgroup(
         copy_up: false,
         over_proc: false,
     })));
-    for (label, names, dir) in group.v1_views() {
+    for (label, names, dir) in views {
         steps.push(own(&dir, &destination.join(&label))?);
         for name in names.iter().filter(|name| **name != label) {
             steps.push(Step::Symlink {

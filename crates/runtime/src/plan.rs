@@ -291,7 +291,7 @@ pub(crate) struct ProcessPlan {
     pub capabilities: CapabilitySets,
     pub ambient: u64,
     pub no_new_privileges: bool,
-    /// With its load flags.
+    /// With its load flags; those of one that is still coming come with it.
     pub seccomp: Option<(Filter, u32)>,
     /// The filter is loaded, and its listener handed over, before the gate and not after it: whoever answers its
     /// notifications hears of the container while it is created, as with runc.

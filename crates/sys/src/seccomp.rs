@@ -52,14 +52,17 @@ pub fn load(code: &[Instruction], flags: u32) -> Result<Option<OwnedFd>, Errno> 
     Ok(Some(unsafe { OwnedFd::from_raw_fd(fd as i32) }))
 }
 
+const NONE: u32 = u32::MAX;
+
 /// The most instructions that the kernel takes (`BPF_MAXINSNS`).
 pub const MOST: usize = 4096;
 
 /// Memory that a process shares with its clones.
 #[repr(C)]
 struct Room {
-    /// Zero until the code is whole; after that nothing changes any more.
+    /// Zero until the code is whole; after that nothing changes any more. [`NONE`] if there is no filter after all.
     length: AtomicU32,
+    flags: AtomicU32,
     code: [UnsafeCell<Instruction>; MOST],
 }
 
@@ -106,8 +109,13 @@ pub struct Writer(Arc<Shared>);
 pub struct Reader(Arc<Shared>);
 
 impl Writer {
-    /// Gives the code, once; none at all, or more than [`MOST`] instructions, are refused.
-    pub fn write(self, code: &[Instruction]) -> Result<(), Errno> {
+    /// There is no filter.
+    pub fn write_none(self) {
+        self.0.room().length.store(NONE, Ordering::Release);
+    }
+
+    /// Gives the code with its load flags, once; none at all, or more than [`MOST`] instructions, are refused.
+    pub fn write(self, code: &[Instruction], flags: u32) -> Result<(), Errno> {
         if code.is_empty() || code.len() > MOST {
             return Err(Errno::TOOBIG);
         }
@@ -116,22 +124,27 @@ impl Writer {
             // SAFETY: this is the only writer, and nobody reads before the length says so.
             unsafe { *place.get() = *instruction };
         }
+        room.flags.store(flags, Ordering::Relaxed);
         room.length.store(code.len() as u32, Ordering::Release);
         Ok(())
     }
 }
 
 impl Reader {
-    /// The code, if it is there. Usable after a clone.
-    pub fn get(&self) -> Option<&[Instruction]> {
+    /// The code and its load flags, once they are there; no code is no filter. Usable after a clone.
+    pub fn get(&self) -> Option<(&[Instruction], u32)> {
         let room = self.0.room();
-        let length = room.length.load(Ordering::Acquire) as usize;
+        let length = match room.length.load(Ordering::Acquire) {
+            NONE => return Some((&[], 0)),
+            length => length as usize,
+        };
         if length == 0 || length > MOST {
             return None;
         }
         // SAFETY: so many instructions were written before the length was, and nobody writes again; a cell is laid out
         // as what is in it.
-        Some(unsafe { std::slice::from_raw_parts(room.code.as_ptr().cast::<Instruction>(), length) })
+        let code = unsafe { std::slice::from_raw_parts(room.code.as_ptr().cast::<Instruction>(), length) };
+        Some((code, room.flags.load(Ordering::Relaxed)))
     }
 }
 
@@ -159,15 +172,18 @@ mod tests {
             drop(there.take());
             // Returns once the other end is closed.
             let waited = rustix::io::read(&here, &mut [0_u8; 1]).is_ok();
-            i32::from(!waited || reader.get() != Some(&[one, one][..]))
+            i32::from(!waited || reader.get() != Some((&[one, one][..], flag::LOG)))
         });
         let child = child.unwrap();
         assert_eq!(reader.get(), None);
-        writer.write(&[one, one]).unwrap();
+        writer.write(&[one, one], flag::LOG).unwrap();
         drop(there);
         use rustix::process::{WaitId, WaitIdOptions, waitid};
         let status = waitid(WaitId::PidFd(child.pidfd.as_fd()), WaitIdOptions::EXITED).unwrap().unwrap();
         assert_eq!(status.exit_status(), Some(0));
-        assert_eq!(pending().unwrap().0.write(&[]), Err(Errno::TOOBIG));
+        assert_eq!(pending().unwrap().0.write(&[], 0), Err(Errno::TOOBIG));
+        let (writer, reader) = pending().unwrap();
+        writer.write_none();
+        assert_eq!(reader.get(), Some((&[][..], 0)));
     }
 }

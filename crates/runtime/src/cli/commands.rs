@@ -2,23 +2,29 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::ops::Range;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, SystemTime};
 
 use brigantine_sys::netns::Coming;
-use brigantine_sys::{Replacement, signals};
+use brigantine_sys::signals;
 use lexopt::{Arg, Parser, ValueExt};
 use rustix::process::{Pid, PidfdFlags};
+use serde_json::value::RawValue;
 
 use super::attend::{attend, ends_within, forwarded};
 use super::notify::{self, Proxy};
 use super::options::{COMMANDS, Command, Options, parse, signal, wrong};
 use super::record::{Dir, Record, Status, started, timestamp};
-use super::{Global, criu, events, exec, lenient, print, seal, show, template, terminal, update};
+use super::{Cover, Global, criu, events, exec, lenient, print, show, template, terminal, update};
+use crate::compile::privileged;
 use crate::error::{Error, Kind};
-use crate::launch::{Created, Launch, Rootfs, Stdio, begin_network, create_beside, start_waiting};
+use crate::launch::{
+    Created, LateSeccomp, Launch, Rootfs, Stdio, create_beside, is_network_apart, start_waiting,
+};
 use crate::spec::{LinuxNamespace, Process, Spec};
 use crate::{hooks, identity, seccomp};
 
@@ -65,22 +71,18 @@ pub(super) fn run(global: &mut Global, args: impl IntoIterator<Item = OsString>)
     if options.help {
         return help(Some(command)).map(|()| 0);
     }
-    let (mut executable, mut config, mut network) = (None, None, None);
+    let mut executable = None;
     if matches!(command.name, "create" | "run" | "exec" | "restore") {
         // Before anything is opened: what is not open now must not be one of ours later.
         check_preserved(preserved(&options)?)?;
-        if matches!(command.name, "create" | "run") {
-            let read = Config::read(&options)?;
-            network = read.begin_network();
-            config = Some(read);
+        if matches!(command.name, "exec" | "restore") {
+            executable = Cover::find()?.seal()?;
         }
-        executable = seal()?;
     }
     global.debug(&format!("{name} {:?}", options.words));
     let done = match command.name {
         "create" | "run" => {
-            let config = config.map_or_else(|| Config::read(&options), Ok)?;
-            let begun = Begun { config, network, executable };
+            let begun = Begun::begin(&options)?;
             return if command.name == "run" {
                 run_command(global, &options, begun)
             } else {
@@ -213,34 +215,56 @@ pub(super) fn check_terminal(wanted: bool, detached: bool, options: &Options) ->
     Ok(())
 }
 
-/// A bundle's `config.json`, as it is in the file.
+/// A bundle's `config.json`, as it is in the file, and what was looked for before all else of it.
 struct Config {
     bundle: PathBuf,
     bytes: Vec<u8>,
+    namespaces: Vec<LinuxNamespace>,
+    /// The seccomp section.
+    seccomp: Option<Range<usize>>,
 }
 
 impl Config {
     fn read(options: &Options) -> Result<Self, Error> {
+        #[derive(Default, serde::Deserialize)]
+        struct Glance<'a> {
+            #[serde(borrow)]
+            linux: Linux<'a>,
+        }
+        #[derive(Default, serde::Deserialize)]
+        struct Linux<'a> {
+            #[serde(default)]
+            namespaces: Vec<LinuxNamespace>,
+            #[serde(borrow, default)]
+            seccomp: Option<&'a RawValue>,
+        }
         let bundle = options.path("bundle").unwrap_or_else(|| PathBuf::from("."));
         let bundle = fs::canonicalize(&bundle)
             .map_err(|e| Error::os(format!("opening bundle {}", bundle.display()), e))?;
         let bytes = read_config(&bundle)?;
-        Ok(Self { bundle, bytes })
+        // Whatever is wrong with it is told later.
+        let Glance { linux } = serde_json::from_slice(&bytes).unwrap_or_default();
+        let namespaces = linux.namespaces;
+        let seccomp = linux.seccomp.map(|part| {
+            let start = part.get().as_ptr().addr() - bytes.as_ptr().addr();
+            start..start + part.get().len()
+        });
+        Ok(Self { bundle, bytes, namespaces, seccomp })
     }
 
-    /// The network namespace takes longest: it is begun before all else of the file is looked at.
-    fn begin_network(&self) -> Option<Coming> {
-        #[derive(serde::Deserialize)]
-        struct Glance {
-            linux: Namespaces,
+    /// All of it; or all but a long part that can be read later.
+    fn parse(&self, global: &Global) -> Result<(Spec, Option<LateSeccomp>), Error> {
+        if let Some(part) = self.seccomp.clone().filter(|_| !global.debug)
+            && let Ok(text) = std::str::from_utf8(&self.bytes[part.clone()])
+            && let Some(late) = LateSeccomp::new(text, self.bundle.join("config.json"))
+        {
+            let rest = [&self.bytes[..part.start], b"null", &self.bytes[part.end..]].concat();
+            // If anything is wrong with it, the whole tells where.
+            if let Ok(spec) = parse_config(&self.bundle, &rest, global) {
+                return Ok((spec, Some(late)));
+            }
         }
-        #[derive(serde::Deserialize)]
-        struct Namespaces {
-            namespaces: Vec<LinuxNamespace>,
-        }
-        // Whatever is wrong with it is told later.
-        let glance: Glance = serde_json::from_slice(&self.bytes).ok()?;
-        begin_network(&glance.linux.namespaces)
+        parse_config(&self.bundle, &self.bytes, global).map(|spec| (spec, None))
     }
 }
 
@@ -298,14 +322,52 @@ struct Made {
 /// What was begun before anything else of a container.
 struct Begun {
     config: Config,
+    cover: Beside<Cover>,
     network: Option<Coming>,
-    executable: Option<Replacement>,
+}
+
+impl Begun {
+    /// What takes longest, the executable's cover and the network namespace, is made on a thread of its own meanwhile.
+    fn begin(options: &Options) -> Result<Self, Error> {
+        let (found, cover) = sync_channel(1);
+        let (wish, wanted) = sync_channel(1);
+        let work = move || {
+            // Whoever is not there any more does not need them.
+            found.send(Cover::find()).is_ok() && wanted.recv() == Ok(true)
+        };
+        let thread = privileged().then(|| Coming::begin_after(work));
+        let config = Config::read(options)?;
+        let Some(Ok(coming)) = thread else {
+            return Ok(Self { config, cover: Beside::Done(Cover::find()?), network: None });
+        };
+        let wants = is_network_apart(&config.namespaces);
+        wish.send(wants).ok();
+        Ok(Self { config, cover: Beside::Coming(cover), network: wants.then_some(coming) })
+    }
+}
+
+/// What is made on another thread.
+enum Beside<T> {
+    Done(T),
+    Coming(Receiver<Result<T, Error>>),
+}
+
+impl<T> Beside<T> {
+    fn get(self) -> Result<T, Error> {
+        match self {
+            Self::Done(done) => Ok(done),
+            Self::Coming(coming) => {
+                coming.recv().map_err(|_gone| Error::invalid("a thread of the runtime's has gone"))?
+            }
+        }
+    }
 }
 
 fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Result<Made, Error> {
     let id = options.id()?;
-    let Begun { config: Config { bundle, bytes }, network, executable } = begun;
-    let mut spec = parse_config(&bundle, &bytes, global)?;
+    let Begun { config, cover, network } = begun;
+    let (mut spec, late_seccomp) = config.parse(global)?;
+    let bundle = config.bundle;
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = bundle.join(root.path());
     let wants_terminal = spec.process().as_ref().and_then(Process::terminal).unwrap_or_default();
@@ -313,6 +375,8 @@ fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Resu
     check_terminal(wants_terminal, waiting || options.has("detach"), options)?;
     let root = global.root();
     let dir = Dir::new(&root, id);
+    // It may execute this anew: nothing that has to be undone comes before.
+    let executable = cover.get()?.seal()?;
     dir.claim(&root, id)?;
     let made = (|| {
         hand_on_listen_fds(&mut spec);
@@ -326,6 +390,7 @@ fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Resu
             global.debug(&format!("seccomp filter flags: {flags}"));
         }
         launch.executable = executable;
+        launch.late_seccomp = late_seccomp;
         launch.bundle = Some(bundle.clone());
         launch.network = network;
         launch.systemd_cgroup = global.systemd_cgroup;
@@ -344,7 +409,11 @@ fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Resu
             && !["pid-file", "pidfd-socket"].iter().any(|flag| options.has(flag));
         let at_once = launch.at_once;
         let mut record = None;
-        let mut created = create_beside(launch, |pid, cgroup| {
+        let mut created = create_beside(launch, |pid, cgroup, seccomp| {
+            let mut spec = spec;
+            if let (Some(seccomp), Some(linux)) = (seccomp, Arc::make_mut(&mut spec).linux_mut()) {
+                linux.set_seccomp(Some(seccomp));
+            }
             let of_container = Record {
                 version: 1,
                 id: id.to_owned(),

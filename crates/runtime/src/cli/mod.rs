@@ -26,7 +26,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use brigantine_sys::{Replacement, SealedExe, VeiledExe};
+use brigantine_sys::{Replacement, SealedExe, VeiledExe, entry};
 
 use crate::error::Error;
 use lexopt::Parser;
@@ -147,31 +147,59 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> u8 {
     }
 }
 
-/// Goes on in an executable that cannot be written to, unless it is one already; or tells what a container's process has
-/// to take for its own before anything else. That process is a copy of the one that makes it, and reaches its executable
-/// as `/proc/self/exe`: a file on disk could be overwritten from there as soon as nobody runs it (CVE-2019-5736).
-fn seal() -> Result<Option<Replacement>, Error> {
-    let failed = |e| Error::os("copying the runtime's executable into memory", e);
-    let current = File::open("/proc/self/exe").map_err(failed)?;
-    if SealedExe::from_fd(current.into()).is_ok() || VeiledExe::is_current() {
-        return Ok(None);
+/// What keeps the container's process from reaching this executable on disk. That process is a copy of the one that makes
+/// it, and reaches its executable as `/proc/self/exe`: a file on disk could be overwritten from there as soon as nobody runs
+/// it (CVE-2019-5736).
+#[derive(Debug)]
+enum Cover {
+    /// What runs cannot be written to.
+    Covered,
+    /// What the container's process takes for its own before anything else.
+    Taken(Box<Replacement>),
+    /// To be executed.
+    Veiled(VeiledExe),
+    /// There is nothing but a copy.
+    None,
+}
+
+impl Cover {
+    fn find() -> Result<Self, Error> {
+        let current = File::open("/proc/self/exe").map_err(uncopied)?;
+        if SealedExe::from_fd(current.into()).is_ok() || VeiledExe::is_current() {
+            return Ok(Self::Covered);
+        }
+        // An overlay takes a tenth of a copy's time and no memory, but privileges.
+        let Ok(veiled) = VeiledExe::from_current() else { return Ok(Self::None) };
+        Ok(match veiled.into_replacement() {
+            Ok(replacement) => Self::Taken(Box::new(replacement)),
+            Err(veiled) => Self::Veiled(veiled),
+        })
     }
-    let go_on = |path: PathBuf| {
-        let mut words = std::env::args_os();
-        let name = words.next().unwrap_or_default();
-        Command::new(path).arg0(name).args(words).exec()
-    };
-    // An overlay takes a tenth of a copy's time and no memory, but privileges.
-    if let Ok(veiled) = VeiledExe::from_current() {
-        let error = match veiled.into_replacement() {
-            Ok(replacement) => return Ok(Some(replacement)),
-            Err(veiled) => go_on(veiled.path()),
+
+    /// Goes on in an executable that cannot be written to, or tells what the container's process has to take for its own.
+    /// Before anything is there to be undone.
+    fn seal(self) -> Result<Option<Replacement>, Error> {
+        let go_on = |path: PathBuf| {
+            let mut words = entry::args().into_iter();
+            let name = words.next().unwrap_or_default();
+            Command::new(path).arg0(name).args(words).exec()
         };
-        return Err(Error::os("executing the runtime through an overlay", error));
+        match self {
+            Self::Covered => Ok(None),
+            Self::Taken(replacement) => Ok(Some(*replacement)),
+            Self::Veiled(veiled) => {
+                Err(Error::os("executing the runtime through an overlay", go_on(veiled.path())))
+            }
+            Self::None => {
+                let copy = SealedExe::from_current().map_err(uncopied)?;
+                Err(Error::os("executing the runtime's copy in memory", go_on(copy.path())))
+            }
+        }
     }
-    let copy = SealedExe::from_current().map_err(failed)?;
-    let error = go_on(copy.path());
-    Err(Error::os("executing the runtime's copy in memory", error))
+}
+
+fn uncopied(error: std::io::Error) -> Error {
+    Error::os("copying the runtime's executable into memory", error)
 }
 
 fn print(text: &str) -> Result<(), Error> {
