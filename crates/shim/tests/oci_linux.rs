@@ -1,4 +1,4 @@
-//! The Linux part of the runtime specification: namespaces, mounts, process attributes, seccomp listeners.
+//! The Linux part of the runtime specification: namespaces, mounts, process attributes. Filters of system calls are in `oci_seccomp`.
 
 #![expect(clippy::unwrap_used, reason = "a test says so by a panic")]
 
@@ -6,13 +6,10 @@ mod bundle;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::mem::MaybeUninit;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
-use std::os::unix::net::UnixListener;
 use std::process::{Child, Command, Stdio};
 
-use bundle::{Bundle, eventually};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use bundle::Bundle;
 use serde_json::{Value, json};
 
 fn run(bundle: &Bundle) -> String {
@@ -406,110 +403,6 @@ fn network_devices_move_in_with_their_addresses() {
     assert!(refusal(&bundle).contains("network namespace"));
 }
 
-/// What a seccomp agent gets: the state, and the listener.
-fn agent(listener: &UnixListener) -> (Value, std::os::fd::OwnedFd) {
-    let (mut stream, _) = listener.accept().unwrap();
-    let mut bytes = vec![0; 16 << 10];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut data = [std::io::IoSliceMut::new(&mut bytes)];
-    let got = rustix::net::recvmsg(&stream, &mut data, &mut control, RecvFlags::CMSG_CLOEXEC).unwrap().bytes;
-    let mut fds = control.drain().filter_map(|m| match m {
-        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
-        _ => None,
-    });
-    let fd = fds.next().unwrap().next().unwrap();
-    bytes.truncate(got);
-    stream.read_to_end(&mut bytes).unwrap();
-    (serde_json::from_slice(&bytes).unwrap(), fd)
-}
-
-/// A container whose program asks the listener, its state as its creation tells it to the agent, and the listener.
-fn asking(no_new_privileges: bool) -> (Bundle, UnixListener, Value, std::os::fd::OwnedFd) {
-    let bundle = Bundle::new(&["/bin/sh", "-c", "echo begun; mkdir /made; echo end; sleep 1000"]);
-    let socket = bundle.path("agent.sock");
-    let listener = UnixListener::bind(&socket).unwrap();
-    bundle.configure(|c| {
-        c["process"]["noNewPrivileges"] = json!(no_new_privileges);
-        c["linux"]["seccomp"] = json!({
-            "defaultAction": "SCMP_ACT_ALLOW",
-            "flags": ["SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV", "SECCOMP_FILTER_FLAG_TSYNC"],
-            "listenerPath": socket,
-            "listenerMetadata": "my words",
-            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_NOTIFY"}],
-        });
-    });
-    let (state, fd) = std::thread::scope(|scope| {
-        let heard = scope.spawn(|| agent(&listener));
-        bundle.good(&["create", "--bundle", bundle.dir(), &bundle.id]);
-        heard.join().unwrap()
-    });
-    bundle.good(&["start", &bundle.id]);
-    assert_eq!(
-        (&state["fds"], &state["pid"], &state["metadata"]),
-        (&json!(["seccompFd"]), &bundle.state()["pid"], &json!("my words"))
-    );
-    (bundle, listener, state, fd)
-}
-
-#[test]
-fn a_seccomp_listener_is_there_from_the_creation_on() {
-    let (bundle, _listener, state, fd) = asking(false);
-    assert_eq!(state["state"]["status"], json!("creating"));
-    eventually("the program begins", || bundle.container_output() == "begun\n");
-    drop(fd);
-    eventually("the program goes on", || bundle.container_output().ends_with("end\n"));
-    assert!(!bundle.root().join("made").exists());
-}
-
-#[test]
-fn a_seccomp_listener_is_asked() {
-    let (bundle, listener, state, fd) = asking(true);
-    let pid = bundle.state()["pid"].clone();
-    assert_eq!((&state["state"]["id"], &state["state"]["pid"]), (&json!(bundle.id), &pid));
-    let asked = |fd: &std::os::fd::OwnedFd| {
-        let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
-        let soon = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
-        assert_eq!(rustix::event::poll(&mut fds, Some(&soon)), Ok(1), "the listener is asked");
-    };
-    asked(&fd);
-    assert_eq!(bundle.container_output(), "begun\n");
-    // Without a listener there is no such call.
-    drop(fd);
-    eventually("the program goes on", || bundle.container_output().ends_with("end\n"));
-    assert!(!bundle.root().join("made").exists());
-
-    // An exec has a listener of its own.
-    let mut exec = bundle.command();
-    let exec = exec.args(["exec", &bundle.id, "mkdir", "/second"]).stderr(Stdio::piped()).spawn().unwrap();
-    let (state, fd) = agent(&listener);
-    assert_eq!(state["state"]["status"], json!("running"));
-    asked(&fd);
-    drop(fd);
-    let done = exec.wait_with_output().unwrap();
-    assert!(String::from_utf8_lossy(&done.stderr).contains("not implemented"), "{done:?}");
-}
-
-#[test]
-fn a_listener_that_cannot_work_is_refused() {
-    let bundle = Bundle::new(&["/bin/true"]);
-    let set = |filter: Value| bundle.configure(|c| c["linux"]["seccomp"] = filter);
-    let rule = |name: &str| json!([{"names": [name], "action": "SCMP_ACT_NOTIFY"}]);
-    set(json!({"defaultAction": "SCMP_ACT_NOTIFY", "listenerPath": "/x"}));
-    assert!(refusal(&bundle).contains("cannot be used as default action"));
-    set(json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rule("mkdir")}));
-    assert!(refusal(&bundle).contains("without a listenerPath"));
-    set(json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/x", "syscalls": rule("write")}));
-    assert!(refusal(&bundle).contains("SCMP_ACT_NOTIFY cannot be used for the write syscall"));
-    set(json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/no/agent", "syscalls": rule("mkdir")}));
-    assert!(refusal(&bundle).contains("failed to connect with seccomp agent at \"/no/agent\": no such file"));
-    // Who never asks needs nobody.
-    set(
-        json!({"defaultAction": "SCMP_ACT_ALLOW", "listenerPath": "/no/agent", "syscalls": [{"names": ["mkdir"], "action": "SCMP_ACT_LOG"}]}),
-    );
-    run(&bundle);
-}
-
 #[test]
 fn a_missing_mount_point_behind_a_link_to_nothing_is_made_inside() {
     let bundle = Bundle::new(&["/bin/sh", "-c", "cat /link/file; cat /real/deep/file"]);
@@ -653,36 +546,6 @@ fn without_pivot_root_no_bare_proc_can_be_mounted() {
             "{flags:?}: {done:?}"
         );
     }
-}
-
-#[test]
-fn a_process_that_its_filter_ends_before_the_exec_has_not_started() {
-    let killing = |names: Value| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": names, "action": "SCMP_ACT_KILL_PROCESS"}]});
-    let bundle = Bundle::new(&["/bin/sleep", "1000"]);
-    // The exec itself; and a failed exec, whose message the filter holds back.
-    for (program, names) in
-        [("/bin/sleep", json!(["execve"])), ("/etc/text", json!(["sendto", "sendmsg", "write"]))]
-    {
-        fs::write(bundle.root().join("etc/text"), "no program").unwrap();
-        fs::set_permissions(bundle.root().join("etc/text"), fs::Permissions::from_mode(0o755)).unwrap();
-        bundle.configure(|c| {
-            c["process"]["args"] = json!([program]);
-            c["linux"]["seccomp"] = killing(names);
-        });
-        let says = refusal(&bundle);
-        assert!(says.contains("was ended before its program was executed"), "{says}");
-        bundle.good(&["create", "--bundle", bundle.dir(), &bundle.id]);
-        let says = bundle.bad(&["start", &bundle.id]);
-        assert!(says.contains("was ended before its program was executed"), "{says}");
-        bundle.good(&["delete", "--force", &bundle.id]);
-    }
-    // A program that its filter ends has started.
-    bundle.configure(|c| {
-        c["process"]["args"] = json!(["/bin/mkdir", "/made"]);
-        c["linux"]["seccomp"] = killing(json!(["mkdir", "mkdirat"]));
-    });
-    let done = bundle.run(&["run", "--bundle", bundle.dir(), &bundle.id]);
-    assert_eq!((done.code, done.err.as_str()), (128 + 31, ""));
 }
 
 #[test]
