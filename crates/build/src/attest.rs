@@ -50,7 +50,24 @@ pub(crate) struct Known<'b> {
 /// A predicate with its type.
 pub(crate) struct Predicate {
     kind: &'static str,
-    predicate: Value,
+    pub predicate: Value,
+}
+
+impl Predicate {
+    /// What it is called as a file.
+    pub fn file_name(&self) -> &'static str {
+        if self.kind == SPDX { "sbom.spdx.json" } else { "provenance.json" }
+    }
+
+    /// It, said of `subjects`.
+    pub fn statement(&self, subjects: &[Value]) -> Value {
+        json!({ "_type": STATEMENT, "predicateType": self.kind, "subject": subjects, "predicate": self.predicate })
+    }
+}
+
+/// A file that something is said of.
+pub(crate) fn file_subject(path: &str, sha256: &[u8]) -> Value {
+    json!({ "name": path, "digest": { "sha256": hex::encode(sha256) } })
 }
 
 /// An image's name with its platform as a package URL.
@@ -173,14 +190,12 @@ pub(crate) fn write(
         subjects.push(subject("_".to_owned()));
     }
     let mut layers = Vec::new();
-    for Predicate { kind, predicate } in predicates {
-        let statement =
-            json!({ "_type": STATEMENT, "predicateType": kind, "subject": subjects, "predicate": predicate });
-        let raw = serde_json::to_vec(&statement)
+    for predicate in predicates {
+        let raw = serde_json::to_vec(&predicate.statement(&subjects))
             .map_err(|error| Error::Executor(format!("write an attestation: {error}")))?;
         let digest = store.content().put(lease, &raw).doing(what)?;
         let mut layer = Descriptor::new(IN_TOTO, digest, raw.len() as u64);
-        layer.annotations.insert(PREDICATE.to_owned(), kind.to_owned());
+        layer.annotations.insert(PREDICATE.to_owned(), predicate.kind.to_owned());
         layers.push(layer);
     }
     let empty = store.content().put(lease, b"{}").doing(what)?;

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -15,17 +14,19 @@ use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 
 use crate::convert::{Options, Plan};
+use crate::definition::Definition;
 use crate::dockerfile::{Fault, Warning};
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::VertexId;
 use crate::history::{Recording, Steps};
 use crate::pattern::Ignore;
+use crate::product::Solved;
 use crate::solver::{self, Job, blocking};
 use crate::source::{self, Source};
 use crate::tree::Tree;
 use crate::{
-    Builder, Built, Checked, ContextSource, Event, Product, Remark, Request, Side, attest, convert, deliver,
-    dockerfile, export, ids, received, records, resolve, snapshot,
+    Builder, Built, Checked, ContextSource, Event, Remark, Request, Side, convert, dockerfile, ids, received,
+    records, resolve, snapshot,
 };
 
 /// A build that can begin.
@@ -121,64 +122,23 @@ impl Builder {
             materials.extend(job.materials().await?);
         }
         send(events, Event::Exporting).await;
-        let (solver, tags, options) = (Arc::clone(&self.solver), request.tags, request.options);
-        let (bases, id) = (resolver.layers(), scratch.id.clone());
-        let result = match request.product {
-            Product::Image => {
-                let names: Vec<String> = tags.iter().map(Reference::familiar).collect();
-                beside(events, EXPORTING, async {
-                    let made = blocking(move || {
-                        let known = attest::Known {
-                            id: &id,
-                            options: &options,
-                            graph: &plan.graph,
-                            dockerfile: (&name, &text),
-                            materials: &materials,
-                            started,
-                            ended: records::now(),
-                            remote: remote.as_deref(),
-                        };
-                        let exporting = export::Exporting {
-                            solver: &solver,
-                            lease: &lease,
-                            plan: &plan,
-                            results: &results,
-                            bases: &bases,
-                            epoch,
-                            tags,
-                            wanted: &options.export,
-                            known,
-                        };
-                        exporting.run()
-                    })
-                    .await?;
-                    let id = made.image.as_ref().map(|image| format!("writing image {}", image.id));
-                    let said = id.into_iter().chain(names.iter().map(|name| format!("naming to {name}")));
-                    for what in said {
-                        let news = Side::Count { what, current: 0, total: None, done: true };
-                        send(events, Event::Side { name: EXPORTING.to_owned(), news }).await;
-                    }
-                    Ok(made)
-                })
-                .await
-            }
-            Product::Nothing => Ok(Built { image: None, replaced: Vec::new() }),
-            Product::Files | Product::Archive => {
-                let target =
-                    results.get(&plan.target).cloned().ok_or_else(|| invalid("the target was not made"))?;
-                let session =
-                    request.session.ok_or_else(|| invalid("files can be sent to a client's session only"));
-                let archive = request.product == Product::Archive;
-                let side = if archive { "sending tarball" } else { "exporting to client" };
-                beside(events, side, async {
-                    let (session, runtime) = (session?, tokio::runtime::Handle::current());
-                    blocking(move || deliver::files(&solver, &lease, &target, &session, &runtime, archive))
-                        .await?;
-                    Ok(Built { image: None, replaced: Vec::new() })
-                })
-                .await
-            }
+        let solved = Solved {
+            solver: Arc::clone(&self.solver),
+            id: scratch.id.clone(),
+            lease,
+            plan,
+            results,
+            bases: resolver.layers(),
+            epoch,
+            tags: request.tags,
+            options: request.options,
+            dockerfile: (name, text),
+            materials,
+            started,
+            ended: records::now(),
+            remote,
         };
+        let result = Arc::new(solved).product(request.product, request.session, events).await;
         drop(stop);
         drop(context);
         drop(scratch);
@@ -217,30 +177,9 @@ impl Builder {
 
     /// Everything up to the plan.
     async fn prepare(&self, mut request: Request, events: &mpsc::Sender<Event>) -> Result<Prepared> {
-        let id = ids::new();
-        let scratch =
-            Scratch { dir: self.solver.tmp.join(&id), id: id.clone(), tmp: self.solver.tmp.clone() };
         let lease = self.solver.store.lease().doing(|| "begin a build".to_owned())?;
-        let context = std::mem::replace(&mut request.context, ContextSource::Nothing);
-        let dockerfile = std::mem::take(&mut request.dockerfile);
-        let given = request.dockerfile_text.take();
-        let mut sent_for = None;
-        let Source { tree: main, ignore, text, name } = match context {
-            ContextSource::Session(session) => {
-                fs::DirBuilder::new()
-                    .mode(0o700)
-                    .create(&scratch.dir)
-                    .doing(|| format!("create {}", scratch.dir.display()))?;
-                let (dir, hashes) = (&scratch.dir, &self.solver.hashes);
-                let texts = received::texts(&session, dir, &dockerfile, hashes, events).await?;
-                sent_for = Some(session);
-                texts
-            }
-            context => {
-                let (solver, dir, secrets) = (&self.solver, &scratch.dir, &request.secrets);
-                source::source(solver, context, dir, dockerfile, given, secrets).await?
-            }
-        };
+        let Definition { source, sent_for, scratch } = self.definition(&mut request, events).await?;
+        let Source { tree: main, ignore, text, name } = source;
         let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
         let resolver = resolve::Images::new(
             self.solver.store.clone(),
@@ -276,9 +215,6 @@ pub(crate) async fn send(events: &mpsc::Sender<Event>, event: Event) {
     }
 }
 
-/// What making the image is called.
-const EXPORTING: &str = "exporting to image";
-
 /// Does work beside the graph, telling when it begins and how it ends.
 pub(crate) async fn beside<T>(
     events: &mpsc::Sender<Event>,
@@ -293,10 +229,10 @@ pub(crate) async fn beside<T>(
 }
 
 /// A build's own files, gone when it ends.
-struct Scratch {
-    dir: PathBuf,
-    id: String,
-    tmp: PathBuf,
+pub(crate) struct Scratch {
+    pub dir: PathBuf,
+    pub id: String,
+    pub tmp: PathBuf,
 }
 
 impl Drop for Scratch {

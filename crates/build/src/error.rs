@@ -4,7 +4,9 @@ use std::fmt::Display;
 use std::io;
 use std::sync::Arc;
 
+use crate::convert::Plan;
 use crate::dockerfile::{Fault, Span};
+use crate::graph::VertexId;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -14,6 +16,9 @@ pub enum Error {
     /// The Dockerfile is at fault; `excerpt` shows the place.
     #[error("{}", .excerpt.trim_end())]
     Dockerfile { excerpt: String, span: Span },
+    /// Something that a place in the Dockerfile asks for cannot be had; `excerpt` says what, and shows the place.
+    #[error("{}", .excerpt.trim_end())]
+    Place { excerpt: String, cause: Box<Error> },
     /// What was asked for makes no sense.
     #[error("{0}")]
     Invalid(String),
@@ -58,6 +63,14 @@ impl Error {
             source = cause.source();
         }
         text
+    }
+
+    /// What went wrong, unless it was the build that was given up, with the lines of the Dockerfile that it is about.
+    pub fn at(self, plan: &Plan, vertex: VertexId) -> Self {
+        match self {
+            Self::Dockerfile { .. } | Self::Place { .. } | Self::Exit { .. } | Self::Cancelled => self,
+            cause => Self::Place { excerpt: plan.excerpt(vertex, &cause.report()), cause: Box::new(cause) },
+        }
     }
 
     /// A fault with the lines around it.

@@ -8,13 +8,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use brigantine_image::{
-    Descriptor, Digest, Encoding, History, ImageConfig, Index, Lease, NewImage, Platform, Reference, media,
-    open_union,
+    Descriptor, Digest, Encoding, History, Image, ImageConfig, Index, Lease, NewImage, Platform, Reference,
+    media, open_union,
 };
 use brigantine_sbom::Subject;
 
-use crate::Built;
-use crate::attest::{self, Known};
+use crate::attest::{self, Known, Predicate};
 use crate::convert::{HistoryItem, Plan};
 use crate::error::{Context, Result, invalid};
 use crate::graph::VertexId;
@@ -48,7 +47,7 @@ struct Made {
 
 impl Exporting<'_> {
     /// Makes the image of a target, or the index of its platforms' images. Blocks.
-    pub fn run(self) -> Result<Built> {
+    pub fn run(self) -> Result<(Image, Vec<Digest>)> {
         let what = || "make the image".to_owned();
         let mut replaced: Vec<Digest> =
             self.tags.iter().filter_map(|tag| self.solver.store.resolve_id(&tag.to_string()).ok()).collect();
@@ -62,11 +61,20 @@ impl Exporting<'_> {
         for other in &plan.others {
             all.push(self.made(other.platform.clone(), other.target, &other.config, &other.history)?);
         }
-        let new =
-            if all.len() > 1 || self.wanted.needs_index() { self.index(all)? } else { self.single(all)? };
+        let new = if all.len() > 1 || self.wanted.needs_index() || self.always_index() {
+            self.index(all)?
+        } else {
+            self.single(all)?
+        };
         let image = self.solver.store.add_image(self.lease, new).doing(what)?;
         replaced.retain(|id| *id != image.id);
-        Ok(Built { image: Some(image), replaced })
+        Ok((image, replaced))
+    }
+
+    /// Whether one platform alone is to have an index, too.
+    fn always_index(&self) -> bool {
+        let asked = self.known.options.build_args.get("BUILDKIT_MULTI_PLATFORM").and_then(Option::as_deref);
+        matches!(asked, Some("1" | "true"))
     }
 
     fn single(&self, mut all: Vec<Made>) -> Result<NewImage> {
@@ -126,14 +134,36 @@ impl Exporting<'_> {
         })
     }
 
-    fn attestation(&self, made: &Made, manifest: &Descriptor) -> Result<Option<Descriptor>> {
+    /// What is to be said of a platform's files.
+    fn predicates(&self, platform: &Platform, files: &[Layer]) -> Result<Vec<Predicate>> {
         let mut predicates = Vec::new();
         if self.wanted.sbom {
-            predicates.push(attest::sbom(self.sbom(made)?));
+            predicates.push(attest::sbom(self.sbom(platform, files)?));
         }
         if let Some(mode) = self.wanted.provenance {
             predicates.push(self.known.provenance(mode));
         }
+        Ok(predicates)
+    }
+
+    /// Attestations as files beside a platform's own, with their names: in-toto statements about `subjects`.
+    pub fn attestation_files(
+        &self,
+        platform: &Platform,
+        files: &[Layer],
+        subjects: &[serde_json::Value],
+    ) -> Result<Vec<(String, Vec<u8>)>> {
+        let mut all = Vec::new();
+        for predicate in self.predicates(platform, files)? {
+            let name = format!("{}{}", self.wanted.attestation_prefix, predicate.file_name());
+            let statement = format!("{:#}\n", predicate.statement(subjects));
+            all.push((name, statement.into_bytes()));
+        }
+        Ok(all)
+    }
+
+    fn attestation(&self, made: &Made, manifest: &Descriptor) -> Result<Option<Descriptor>> {
+        let predicates = self.predicates(&made.platform, &made.files)?;
         if predicates.is_empty() {
             return Ok(None);
         }
@@ -141,16 +171,16 @@ impl Exporting<'_> {
         attest::write(store, self.lease, manifest, &made.platform, &self.tags, predicates).map(Some)
     }
 
-    fn sbom(&self, made: &Made) -> Result<serde_json::Value> {
+    fn sbom(&self, platform: &Platform, files: &[Layer]) -> Result<serde_json::Value> {
         let what = || "look through the image for packages".to_owned();
-        let held = hold(&self.solver.store, &self.solver.mounts, self.lease, &made.files)?;
+        let held = hold(&self.solver.store, &self.solver.mounts, self.lease, files)?;
         let root = open_union(&held.lowers).doing(what)?;
         let found = brigantine_sbom::scan(&root).doing(what)?;
         let name = self.tags.first();
         let seconds = self.epoch.unwrap_or(self.known.ended / 1_000_000_000);
         let subject = Subject {
             name: name.map_or_else(|| "image".to_owned(), Reference::familiar),
-            purl: name.map(|name| attest::purl(name, &made.platform)).unwrap_or_default(),
+            purl: name.map(|name| attest::purl(name, platform)).unwrap_or_default(),
             created: time(seconds.saturating_mul(1_000_000_000)),
             tool: format!("brigantine-{}", env!("CARGO_PKG_VERSION")),
         };

@@ -66,6 +66,8 @@ pub struct Request {
     pub context: ContextSource,
     /// Named contexts that are folders of this machine.
     pub folders: BTreeMap<String, PathBuf>,
+    /// Named contexts that come as archives.
+    pub archives: BTreeMap<String, Box<dyn Read + Send>>,
     /// The Dockerfile's path within the context; `Dockerfile` when empty.
     pub dockerfile: String,
     /// Its text, when it does not come with the context.
@@ -91,8 +93,9 @@ pub enum Product {
     Image,
     /// Its files, sent to the client's session.
     Files,
-    /// Its files as an archive, sent to the client's session.
-    Archive,
+    /// Its files as an archive, sent to the client's session, which knows it by this name; besides an image of the
+    /// store, perhaps.
+    Archive { name: &'static str, image: bool },
     /// Nothing but the cache.
     Nothing,
 }
@@ -190,4 +193,8 @@ pub struct Built {
     pub image: Option<Image>,
     /// Names that another image had before.
     pub replaced: Vec<Digest>,
+    /// The build's own id.
+    pub id: String,
+    /// How it came about: an SLSA predicate.
+    pub provenance: serde_json::Value,
 }

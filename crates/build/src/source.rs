@@ -18,6 +18,9 @@ use crate::pattern::Ignore;
 use crate::solver::{Solver, blocking};
 use crate::tree::Tree;
 
+/// What our client calls a Dockerfile that is not in the context with which it is sent.
+pub const OUTSIDE: &str = ".dockerfile.outside";
+
 /// What a build is made from.
 pub(crate) struct Source {
     /// The main context, if one came.
@@ -30,7 +33,8 @@ pub(crate) struct Source {
     pub name: String,
 }
 
-/// Brings the context to `dir`, or finds it where it is, and reads the Dockerfile.
+/// Brings the context to `dir`, or finds it where it is, and reads the Dockerfile. `keep_git` keeps a repository's own
+/// files in a checkout.
 pub(crate) async fn source(
     solver: &Arc<Solver>,
     context: ContextSource,
@@ -38,8 +42,9 @@ pub(crate) async fn source(
     dockerfile: String,
     text: Option<String>,
     secrets: &BTreeMap<String, Vec<u8>>,
+    keep_git: bool,
 ) -> Result<Source> {
-    let loaded = load(solver, context, dir, &dockerfile, secrets).await?;
+    let loaded = load(solver, context, dir, &dockerfile, secrets, keep_git).await?;
     let hashes = Arc::clone(&solver.hashes);
     blocking(move || look(loaded, &dockerfile, text, hashes)).await
 }
@@ -59,6 +64,7 @@ async fn load(
     dir: &Path,
     dockerfile: &str,
     secrets: &BTreeMap<String, Vec<u8>>,
+    keep_git: bool,
 ) -> Result<Option<Loaded>> {
     let make = |dir: &Path| {
         fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
@@ -83,7 +89,10 @@ async fn load(
             Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
         }
         ContextSource::Remote(url) => {
-            if let op @ Op::Git { .. } = crate::remote::source(&url) {
+            if let mut op @ Op::Git { .. } = crate::remote::source(&url) {
+                if let Op::Git { keep_git_dir, .. } = &mut op {
+                    *keep_git_dir |= keep_git;
+                }
                 crate::remote::checkout(&op, secrets, dir).await?;
                 let Op::Git { subdir, .. } = &op else { return Err(invalid("not a git source")) };
                 let path = if subdir.is_empty() {
@@ -155,6 +164,15 @@ fn look(
         None => whole.read(".dockerignore")?.map(|rules| (rules, ".dockerignore".to_owned())),
     };
     let ignore = ignore_rules(rules)?;
+    if name == OUTSIDE {
+        // It came with the context, and is no part of it.
+        for name in [OUTSIDE.to_owned(), format!("{OUTSIDE}.dockerignore")] {
+            let path = loaded.path.join(name);
+            if path.exists() {
+                fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
+            }
+        }
+    }
     let tree = Tree::folder(open()?, ignore.clone(), hashes).with_known(loaded.hashes);
     Ok(Source { tree: Some(tree), ignore, text, name })
 }

@@ -15,6 +15,10 @@ pub struct Export {
     pub annotations: Vec<Annotation>,
     pub provenance: Option<Provenance>,
     pub sbom: bool,
+    /// Goes before the names of attestations that are files.
+    pub attestation_prefix: String,
+    /// Files of each platform in a folder of its own; where nothing is said, if there are several.
+    pub platform_split: Option<bool>,
 }
 
 /// How much provenance tells.

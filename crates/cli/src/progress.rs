@@ -51,13 +51,8 @@ impl Progress {
             if self.raw {
                 output::error_line(&serde_json::json!(message).to_string());
             }
-            if let Some(error) = message.get("errorDetail").or_else(|| message.get("error")) {
-                let text = match error {
-                    Value::Text(text) => text.as_str(),
-                    detail => detail.at("message").text(),
-                };
-                let code = i32::try_from(error.at("code").int()).unwrap_or(1);
-                result = Err(Fault::Coded { text: text.to_owned(), code: if code == 0 { 1 } else { code } });
+            if let Some(fault) = error_in(&message) {
+                result = Err(fault);
                 break;
             }
             if let Some(result) = message.get("aux") {
@@ -83,6 +78,17 @@ impl Progress {
         let amount = (current > 0 || total > 0).then_some((current, Some(total).filter(|total| *total > 0)));
         self.bars.show(message.at("id").text(), message.at("status").text(), amount);
     }
+}
+
+/// The error that a message of a stream is.
+pub fn error_in(message: &Value) -> Option<Fault> {
+    let error = message.get("errorDetail").or_else(|| message.get("error"))?;
+    let text = match error {
+        Value::Text(text) => text.as_str(),
+        detail => detail.at("message").text(),
+    };
+    let code = i32::try_from(error.at("code").int()).unwrap_or(1);
+    Some(Fault::Coded { text: text.to_owned(), code: if code == 0 { 1 } else { code } })
 }
 
 impl Bars {

@@ -305,8 +305,26 @@ impl Caught {
     }
 }
 
+/// Returns when a signal asks the command to end; a second one ends the process at once.
+pub async fn interrupted() -> Fault {
+    let number = ending_signal().await;
+    tokio::spawn(async {
+        let number = ending_signal().await;
+        terminal::restore();
+        std::process::exit(128 + number);
+    });
+    Fault::Coded { text: "the build was cancelled".to_owned(), code: 128 + number }
+}
+
 /// Ends the process in order, the terminal restored, when a signal asks to.
 pub async fn end_on_signal() {
+    let number = ending_signal().await;
+    terminal::restore();
+    std::process::exit(128 + number);
+}
+
+/// Waits for a signal that asks for the end.
+async fn ending_signal() -> i32 {
     let mut ends: Vec<_> =
         [(SignalKind::hangup(), 1), (SignalKind::terminate(), 15), (SignalKind::interrupt(), 2)]
             .into_iter()
@@ -318,9 +336,7 @@ pub async fn end_on_signal() {
             *number
         })
     });
-    let (number, ..) = futures_util::future::select_all(waits).await;
-    terminal::restore();
-    std::process::exit(128 + number);
+    futures_util::future::select_all(waits).await.0
 }
 
 /// Runs `main` while the endless `aside` runs beside it.

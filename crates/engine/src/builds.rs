@@ -67,7 +67,11 @@ impl From<brigantine_build::Error> for Error {
     fn from(error: brigantine_build::Error) -> Self {
         use brigantine_build::Error as Build;
         use brigantine_registry::Class as Registry;
-        let class = match &error {
+        let cause = match &error {
+            Build::Place { cause, .. } => cause,
+            other => other,
+        };
+        let class = match cause {
             Build::Dockerfile { .. } | Build::Invalid(_) | Build::Session(_) => Class::InvalidParameter,
             Build::NotFound(_) => Class::NotFound,
             Build::Busy(_) => Class::Conflict,

@@ -1,8 +1,8 @@
 //! BuildKit sessions: what a client lends its build while it runs.
 //!
 //! A client opens `POST /session`, which becomes HTTP/2 with the roles reversed: the engine calls, the client answers
-//! (files, credentials, secrets, ssh agents, a place for results). Start at [`Sessions`]; [`serve_agents`] is the
-//! client's end of one of these services. The services and messages are those of moby/buildkit's `session` and
+//! (files, credentials, secrets, ssh agents, a place for results). Start at [`Sessions`]; [`serve`] is the
+//! client's end of two of these services. The services and messages are those of moby/buildkit's `session` and
 //! tonistiigi/fsutil's `types`.
 //!
 //! Invariant: a client is not trusted. What it sends is bounded in size and number and checked for order before
@@ -27,6 +27,6 @@ pub use messages::{Status, StatusLog, StatusVertex, StatusVertexProgress, Status
 pub use prost::Message;
 pub use receive::{News, Receiver, Wanted};
 pub use send::ArchiveWriter;
-pub use serve::{AGENT_METHODS, serve_agents};
+pub use serve::{Lending, serve};
 pub use session::{Credentials, Session};
 pub use sessions::{Introduction, Seat, Sessions};

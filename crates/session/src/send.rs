@@ -17,7 +17,9 @@ use crate::error::{Error, Result};
 use crate::messages::{BytesMessage, Packet, PacketKind};
 use crate::session::Session;
 
-const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
+pub(crate) const METHOD: &str = "/moby.filesync.v1.FileSend/DiffCopy";
+/// Metadata that names an archive where a client takes several.
+pub(crate) const NAME: &str = "buildkit-attachable-exporter-id";
 /// Bytes of one packet.
 const CHUNK: usize = 32 << 10;
 /// Packets that wait to be sent.
@@ -89,8 +91,13 @@ impl Session {
         }
     }
 
-    /// Somewhere to write an archive to; the client has it when [`ArchiveWriter::finish`] returns.
-    pub fn archive(self: &Arc<Self>, runtime: &tokio::runtime::Handle) -> Result<ArchiveWriter> {
+    /// Somewhere to write an archive to; the client has it when [`ArchiveWriter::finish`] returns. A client that
+    /// takes several knows it by `name`, which is empty for others.
+    pub fn archive(
+        self: &Arc<Self>,
+        runtime: &tokio::runtime::Handle,
+        name: &'static str,
+    ) -> Result<ArchiveWriter> {
         if !self.takes_files() {
             return Err(Error::NotOffered("place for files"));
         }
@@ -101,9 +108,12 @@ impl Session {
             let send = async {
                 let what = || "send the result's archive".to_owned();
                 let outgoing = ReceiverStream::new(outgoing);
-                let mut stream = session
-                    .stream::<BytesMessage, BytesMessage>(&what, METHOD, MetadataMap::new(), outgoing)
-                    .await?;
+                let mut metadata = MetadataMap::new();
+                if !name.is_empty() {
+                    metadata.insert(NAME, tonic::metadata::MetadataValue::from_static(name));
+                }
+                let mut stream =
+                    session.stream::<BytesMessage, BytesMessage>(&what, METHOD, metadata, outgoing).await?;
                 while stream.message().await.map_err(|status| session.error(what(), &status))?.is_some() {}
                 Ok(())
             };

@@ -1,4 +1,4 @@
-//! The client's end of one service: ssh agents that the engine may ask.
+//! The client's end of two services: ssh agents that the engine may ask, and a place for archives that it makes.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -25,39 +25,57 @@ use crate::messages::{BytesMessage, CheckAgentRequest, Empty};
 
 const CHECK: &str = "/moby.sshforward.v1.SSH/CheckAgent";
 const FORWARD: &str = "/moby.sshforward.v1.SSH/ForwardAgent";
+const SEND: &str = crate::send::METHOD;
 /// Bytes of one message.
 const CHUNK: usize = 32 << 10;
 
-/// Sockets of agents, by id.
-type Agents = Arc<BTreeMap<String, PathBuf>>;
+/// What a client lends.
+#[derive(Debug, Default)]
+pub struct Lending {
+    /// Sockets of ssh agents, by id.
+    pub agents: BTreeMap<String, PathBuf>,
+    /// Where archives go, by their names.
+    pub archives: BTreeMap<String, mpsc::Sender<Bytes>>,
+}
 
-/// Answers the engine's questions to these agents (sockets by id) until the connection ends.
-pub async fn serve_agents(
+impl Lending {
+    /// The methods that are answered, for the session's introduction.
+    pub fn methods(&self) -> Vec<&'static str> {
+        let agents = [CHECK, FORWARD].into_iter().filter(|_| !self.agents.is_empty());
+        agents.chain([SEND].into_iter().filter(|_| !self.archives.is_empty())).collect()
+    }
+}
+
+type Lent = Arc<Lending>;
+
+/// Answers the engine's questions until the connection ends.
+pub async fn serve(
     io: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    agents: BTreeMap<String, PathBuf>,
+    lending: Lending,
 ) -> Result<(), hyper::Error> {
-    let agents = Arc::new(agents);
+    let lent = Arc::new(lending);
     let service = service_fn(move |request: http::Request<Incoming>| {
-        let agents = Arc::clone(&agents);
-        async move { Ok::<_, Infallible>(answer(request, agents).await) }
+        let lent = Arc::clone(&lent);
+        async move { Ok::<_, Infallible>(answer(request, lent).await) }
     });
     hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .serve_connection(TokioIo::new(io), service)
         .await
 }
 
-/// The methods that [`serve_agents`] answers, for the session's introduction.
-pub const AGENT_METHODS: [&str; 2] = [CHECK, FORWARD];
-
-async fn answer(request: http::Request<Incoming>, agents: Agents) -> http::Response<Body> {
+async fn answer(request: http::Request<Incoming>, lent: Lent) -> http::Response<Body> {
     match request.uri().path() {
         CHECK => {
             let codec = ProstCodec::<Empty, CheckAgentRequest>::default();
-            Grpc::new(codec).unary(Check(agents), request).await
+            Grpc::new(codec).unary(Check(lent), request).await
         }
         FORWARD => {
             let codec = ProstCodec::<BytesMessage, BytesMessage>::default();
-            Grpc::new(codec).streaming(Forward(agents), request).await
+            Grpc::new(codec).streaming(Forward(lent), request).await
+        }
+        SEND => {
+            let codec = ProstCodec::<BytesMessage, BytesMessage>::default();
+            Grpc::new(codec).streaming(Take(lent), request).await
         }
         path => Status::unimplemented(format!("{path} is not offered")).into_http(),
     }
@@ -65,7 +83,7 @@ async fn answer(request: http::Request<Incoming>, agents: Agents) -> http::Respo
 
 type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
 
-struct Check(Agents);
+struct Check(Lent);
 
 impl tower_service::Service<Request<CheckAgentRequest>> for Check {
     type Response = Response<Empty>;
@@ -77,14 +95,14 @@ impl tower_service::Service<Request<CheckAgentRequest>> for Check {
     }
 
     fn call(&mut self, request: Request<CheckAgentRequest>) -> Self::Future {
-        let known = self.0.contains_key(name(&request.into_inner().id));
+        let known = self.0.agents.contains_key(name(&request.into_inner().id));
         Box::pin(async move {
             if known { Ok(Response::new(Empty {})) } else { Err(Status::not_found("no such ssh agent")) }
         })
     }
 }
 
-struct Forward(Agents);
+struct Forward(Lent);
 
 type Messages = Pin<Box<dyn Stream<Item = Result<BytesMessage, Status>> + Send>>;
 
@@ -100,7 +118,7 @@ impl tower_service::Service<Request<Streaming<BytesMessage>>> for Forward {
     fn call(&mut self, request: Request<Streaming<BytesMessage>>) -> Self::Future {
         let id =
             request.metadata().get("buildkit.ssh.id").and_then(|id| id.to_str().ok()).unwrap_or_default();
-        let path = self.0.get(name(id)).cloned();
+        let path = self.0.agents.get(name(id)).cloned();
         Box::pin(async move {
             let path = path.ok_or_else(|| Status::not_found("no such ssh agent"))?;
             let socket = UnixStream::connect(&path)
@@ -127,6 +145,39 @@ impl tower_service::Service<Request<Streaming<BytesMessage>>> for Forward {
                 }
             });
             let answers: Messages = Box::pin(ReceiverStream::new(answers));
+            Ok(Response::new(answers))
+        })
+    }
+}
+
+/// Takes an archive in. What is read is passed on at once, so that nothing piles up here.
+struct Take(Lent);
+
+impl tower_service::Service<Request<Streaming<BytesMessage>>> for Take {
+    type Response = Response<Messages>;
+    type Error = Status;
+    type Future = Answer<Messages>;
+
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Streaming<BytesMessage>>) -> Self::Future {
+        let id = request.metadata().get(crate::send::NAME).and_then(|id| id.to_str().ok());
+        let place = self.0.archives.get(id.unwrap_or_default()).cloned();
+        Box::pin(async move {
+            let place = place.ok_or_else(|| Status::not_found("no place for this archive"))?;
+            let mut pieces = request.into_inner();
+            while let Some(piece) = pieces.message().await? {
+                if place.send(piece.data).await.is_err() {
+                    return Err(Status::aborted("the archive could not be written"));
+                }
+            }
+            // An empty piece is its end: one that breaks off has none.
+            if place.send(Bytes::new()).await.is_err() {
+                return Err(Status::aborted("the archive could not be written"));
+            }
+            let answers: Messages = Box::pin(futures_util::stream::empty());
             Ok(Response::new(answers))
         })
     }

@@ -7,19 +7,21 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use brigantine_build::graph::Limits;
+use brigantine_build::graph::{Limits, NamedContext};
 use brigantine_build::{
-    ContextSource, Event, Export, Options, Product, Request as BuildRequest, named_context,
+    Built, ContextSource, Event, Export, Options, Product, Request as BuildRequest, named_context,
 };
 use brigantine_image::{Digest, Platform, Reference, Storage};
 use serde::Deserialize;
+use serde_json::{Value, json};
 use tokio::sync::{mpsc, oneshot};
 
 use super::State;
+use super::build_pass::{Passing, send_archive};
 use super::build_text::Text;
 use super::build_trace::Trace;
 use super::images::{announce, reference};
-use super::{build_upload, credentials, session};
+use super::{build_call, build_upload, credentials, session};
 use crate::http::{Class, Error, Query, Reply, Request, Router, bridge, json as wire};
 
 /// Binds the area's routes.
@@ -110,7 +112,15 @@ fn options(query: &Query) -> Result<Options, Error> {
 
 /// Ours: what is wanted of the result besides the image.
 fn export(query: &Query) -> Result<Export, Error> {
-    let mut export = Export { rewrite_timestamps: query.flag("rewritetimestamp"), ..Export::default() };
+    let mut export = Export {
+        rewrite_timestamps: query.flag("rewritetimestamp"),
+        attestation_prefix: query.text("attestationprefix").unwrap_or_default().to_owned(),
+        platform_split: query.text("platformsplit").map(|_| query.flag("platformsplit")),
+        ..Export::default()
+    };
+    if export.attestation_prefix.contains('/') {
+        return Err(Error::invalid("attestation-prefix goes before a file's name: it cannot have a /"));
+    }
     let annotations: Vec<String> = document(query, "annotations")?;
     for text in &annotations {
         export.annotate(text).map_err(brigantine_engine::Error::from)?;
@@ -205,12 +215,72 @@ fn product(query: &Query, tags: &mut Vec<Reference>) -> Result<Product, Error> {
             Ok(Product::Image)
         }
         "local" => Ok(Product::Files),
-        "tar" => Ok(Product::Archive),
+        "tar" => Ok(Product::Archive { name: "", image: false }),
         "cacheonly" => Ok(Product::Nothing),
         other => Err(Error::not_implemented(format!(
             "output type {other} is not built for this client: image, local, tar and cacheonly are known (brig build has more)"
         ))),
     }
+}
+
+/// Ours: `deliver`, what is wanted of a build: `image`, and for the client's session `files` and `archive` (the
+/// image's). Without it, an image.
+#[derive(Clone, Copy, Default)]
+struct Deliver {
+    files: bool,
+    archive: bool,
+    /// The image stays.
+    keep: bool,
+}
+
+impl Deliver {
+    fn of(query: &Query, tags: &[Reference]) -> Result<Option<Self>, Error> {
+        let mut deliver = Self { keep: !tags.is_empty(), ..Self::default() };
+        let mut said = false;
+        for word in query.all("deliver").flat_map(|words| words.split(',')).filter(|word| !word.is_empty()) {
+            said = true;
+            match word {
+                "image" => deliver.keep = true,
+                "files" => deliver.files = true,
+                "archive" => deliver.archive = true,
+                "nothing" => {}
+                other => {
+                    return Err(Error::invalid(format!(
+                        "deliver={other}: image, files, archive and nothing are known"
+                    )));
+                }
+            }
+        }
+        Ok(said.then_some(deliver))
+    }
+
+    fn product(self) -> Product {
+        let image = self.keep || self.archive;
+        match (self.files, image) {
+            (true, image) => Product::Archive { name: "files", image },
+            (false, true) => Product::Image,
+            (false, false) => Product::Nothing,
+        }
+    }
+}
+
+/// What stands for a named context that is uploaded: see [`build_upload`].
+const UPLOAD: &str = "upload-request:";
+/// The same of an OCI layout.
+const LAYOUT: &str = "oci-layout:upload-request:";
+
+/// Named contexts that come with requests of their own.
+type Uploads = BTreeMap<String, Box<dyn std::io::Read + Send>>;
+
+async fn uploads(query: &Query, prefix: &str) -> Result<Uploads, Error> {
+    let contexts: BTreeMap<String, String> = document(query, "contexts")?;
+    let mut all = Uploads::new();
+    for (name, value) in contexts {
+        if let Some(id) = value.strip_prefix(prefix) {
+            all.insert(name, Box::new(bridge::reader(build_upload::take(id).await?)));
+        }
+    }
+    Ok(all)
 }
 
 /// Secrets of `brig build`: base64 of a JSON map of ids to base64 values.
@@ -250,12 +320,18 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         return Ok(Reply::empty(http::StatusCode::OK));
     }
     let mut tags = tags(&query)?;
-    let product = product(&query, &mut tags)?;
+    let mut product = product(&query, &mut tags)?;
+    let deliver = Deliver::of(&query, &tags)?;
+    if let Some(deliver) = deliver {
+        product = deliver.product();
+    }
     let mut options = options(&query)?;
     if !with_session {
         options.no_cache |= !has_cache_source(&state, &query).await?;
     }
-    if matches!(product, Product::Files | Product::Archive) && session.is_none() {
+    let lends = matches!(product, Product::Files | Product::Archive { .. })
+        || deliver.is_some_and(|deliver| deliver.archive);
+    if lends && session.is_none() {
         return Err(Error::invalid("outputs can only be requested through a BuildKit session"));
     }
     let context = match query.text("remote") {
@@ -270,9 +346,21 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         None if request.has_body() => ContextSource::Archive(Box::new(bridge::reader(request.reader()))),
         None => ContextSource::Nothing,
     };
+    let call = query.text("call").filter(|call| *call != "build");
+    let tells = matches!(call, Some("outline" | "targets"));
+    let (archives, layouts) = if tells {
+        (Uploads::new(), Uploads::new())
+    } else {
+        (uploads(&query, UPLOAD).await?, uploads(&query, LAYOUT).await?)
+    };
+    let mut passing = Passing::new(&state, !layouts.is_empty() || deliver.is_some_and(|d| !d.keep)).await?;
+    for (name, id) in passing.layouts(layouts, options.platform.as_ref()).await? {
+        options.contexts.insert(name, NamedContext::Image(id.to_string()));
+    }
     let build = BuildRequest {
         context,
         folders: BTreeMap::new(),
+        archives,
         dockerfile: query.text("dockerfile").unwrap_or_default().to_owned(),
         dockerfile_text: None,
         options,
@@ -284,16 +372,21 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         session: session.clone(),
         product,
     };
-    match query.text("call") {
-        None | Some("build") => {}
-        Some("check") => return check(&state, build).await,
+    match call {
+        None => {}
+        Some("check" | "lint") => return build_call::check(&state, build).await,
+        Some("outline") => return build_call::outline(&state, build).await,
+        Some("targets") => return build_call::targets(&state, build).await,
         Some(other) => {
             return Err(Error::not_implemented(format!(
-                "call={other} is not built: build and check are known"
+                "call={other} is not built: build, check, outline and targets are known"
             )));
         }
     }
     let quiet = query.flag("q");
+    // Ours: the trace that BuildKit's clients get, for a view of the graph.
+    let traced = query.text("progress") == Some("trace");
+    let told_more = query.flag("metadata");
     let id = query.text("buildid").map(str::to_owned);
     Reply::progress(move |sink| async move {
         let (sender, mut events) = mpsc::channel::<Event>(BACKLOG);
@@ -301,6 +394,8 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         let spool = state.engine.builder().spool();
         let mut text = if with_session {
             Told::Trace(Box::new(Trace::new(sink, quiet)))
+        } else if traced {
+            Told::Trace(Box::new(Trace::new(sink, quiet).for_brig()))
         } else {
             Told::Text(Box::new(Text::new(sink, quiet, spool)))
         };
@@ -342,13 +437,26 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
             Err(error) => return text.failed(error).await,
         };
         state.engine.images().forget();
+        let mut passing = passing;
+        if let (Some(image), Some(deliver)) = (&built.image, deliver) {
+            if !deliver.keep {
+                passing.add(&image.id);
+            }
+            if let (true, Some(session)) = (deliver.archive, &session) {
+                let names = tags.iter().map(Reference::to_string).collect();
+                if let Err(error) = send_archive(&state, session, image, names).await {
+                    return Err(error);
+                }
+            }
+        }
+        let more = told_more.then(|| more(&built));
         let id = built.image.map(|image| image.id);
         if let Some(id) = &id {
             for tag in &tags {
                 announce(&state, "tag", id.as_str(), &tag.familiar());
             }
         }
-        text.succeeded(id.as_ref(), &tags).await;
+        text.succeeded(id.as_ref(), &tags, more).await;
         tracing::info!(image = id.as_ref().map(Digest::as_str), "built");
         Ok(())
     })
@@ -382,21 +490,18 @@ impl Told {
         }
     }
 
-    async fn succeeded(&mut self, image: Option<&Digest>, tags: &[Reference]) {
+    async fn succeeded(&mut self, image: Option<&Digest>, tags: &[Reference], more: Option<Value>) {
         match self {
-            Self::Text(text) => text.succeeded(image, tags).await,
-            Self::Trace(trace) => trace.succeeded(image).await,
+            Self::Text(text) => text.succeeded(image, tags, more).await,
+            Self::Trace(trace) => trace.succeeded(image, more).await,
         }
     }
 }
 
-/// Ours: what the build checks say of a Dockerfile, without building it.
-async fn check(state: &State, build: BuildRequest) -> Result<Reply, Error> {
-    let (sender, mut events) = mpsc::channel::<Event>(BACKLOG);
-    let drain = async { while events.recv().await.is_some() {} };
-    let builder = state.engine.builder().clone();
-    let (checked, ()) = tokio::join!(async move { builder.check(build, sender).await }, drain);
-    Reply::json(&checked.map_err(brigantine_engine::Error::from)?)
+/// Ours: what `--metadata-file` tells of a build besides its image's id.
+fn more(built: &Built) -> Value {
+    let descriptor = built.image.as_ref().map(|image| image.index.as_ref().unwrap_or(&image.manifest));
+    json!({ "Ref": built.id, "Provenance": built.provenance, "Descriptor": descriptor })
 }
 
 /// A build's entry among those that can be cancelled.

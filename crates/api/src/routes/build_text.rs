@@ -10,10 +10,19 @@ use std::sync::Arc;
 use brigantine_build::graph::VertexId;
 use brigantine_build::{Event, Plan};
 use brigantine_image::{Digest, Reference};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::build_backlog::Backlog;
 use crate::http::{Error, ProgressSink};
+
+/// What a build's last message tells, if there is something to tell.
+pub fn result(image: Option<&Digest>, more: Option<Value>) -> Option<Value> {
+    let mut aux = more.unwrap_or_else(|| json!({}));
+    if let Some(image) = image {
+        aux["ID"] = image.to_string().into();
+    }
+    aux.as_object().is_some_and(|aux| !aux.is_empty()).then_some(aux)
+}
 
 /// One vertex as far as it is known.
 #[derive(Default)]
@@ -43,6 +52,8 @@ pub struct Text {
     last_id: String,
     /// The last step with work of its own was taken from the cache.
     last_cached: bool,
+    /// The vertex at fault.
+    fault: Option<VertexId>,
 }
 
 impl Text {
@@ -58,6 +69,7 @@ impl Text {
             running: false,
             last_id: String::new(),
             last_cached: false,
+            fault: None,
         }
     }
 
@@ -98,6 +110,9 @@ impl Text {
                 self.advance().await;
             }
             Event::Finished { vertex, cached, key, error } => {
+                if error.is_some() {
+                    self.blame(vertex);
+                }
                 let known = self.vertices.entry(vertex).or_default();
                 known.finished = error.is_none();
                 known.failed = error.is_some();
@@ -106,6 +121,16 @@ impl Text {
                 self.advance().await;
             }
             Event::Missed { .. } | Event::Exporting | Event::Side { .. } => {}
+        }
+    }
+
+    /// Notes the first vertex that failed by itself, not by what it needs.
+    fn blame(&mut self, vertex: VertexId) {
+        let failed = |id: &VertexId| self.vertices.get(id).is_some_and(|vertex| vertex.failed);
+        let innocent =
+            self.plan.as_ref().is_some_and(|plan| plan.graph.get(vertex).inputs.iter().any(failed));
+        if !innocent {
+            self.fault.get_or_insert(vertex);
         }
     }
 
@@ -192,10 +217,15 @@ impl Text {
                 .await;
             return Ok(());
         }
+        let error = match (&self.plan, self.fault) {
+            (Some(plan), Some(vertex)) => error.at(plan, vertex),
+            _ => error,
+        };
         Err(brigantine_engine::Error::from(error).into())
     }
 
-    pub async fn succeeded(&mut self, image: Option<&Digest>, tags: &[Reference]) {
+    /// `more` is what else the client asked to be told.
+    pub async fn succeeded(&mut self, image: Option<&Digest>, tags: &[Reference], more: Option<Value>) {
         if let Some(plan) = &self.plan
             && !plan.unconsumed.is_empty()
         {
@@ -209,8 +239,10 @@ impl Text {
             let (rule, line) = (warning.rule, warning.span.first);
             self.stream(format!("[Warning] {rule}: {} (line {line})\n", warning.message)).await;
         }
+        if let Some(aux) = result(image, more) {
+            self.sink.send(&json!({ "aux": aux })).await;
+        }
         let Some(image) = image else { return };
-        self.sink.send(&json!({ "aux": { "ID": image.to_string() } })).await;
         if self.quiet {
             self.sink.send(&json!({ "stream": format!("{image}\n") })).await;
             return;

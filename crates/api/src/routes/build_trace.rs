@@ -14,7 +14,7 @@ use brigantine_image::Digest;
 use brigantine_session::{
     Message as _, Status, StatusLog, StatusVertex, StatusVertexProgress, StatusWarning, Timestamp,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::http::{Error, ProgressSink};
 
@@ -25,6 +25,8 @@ const GATHERED: usize = 128 << 10;
 pub struct Trace {
     sink: ProgressSink,
     quiet: bool,
+    /// For our own client: what waits is told from the start, and the status of a step that failed.
+    brig: bool,
     plan: Option<Arc<Plan>>,
     /// What is not written yet.
     status: Status,
@@ -62,6 +64,7 @@ impl Trace {
         Self {
             sink,
             quiet,
+            brig: false,
             plan: None,
             status: Status::default(),
             gathered: 0,
@@ -72,6 +75,10 @@ impl Trace {
             parts: HashMap::new(),
             pulling: String::new(),
         }
+    }
+
+    pub fn for_brig(self) -> Self {
+        Self { brig: true, ..self }
     }
 
     pub async fn event(&mut self, event: Event) {
@@ -125,7 +132,21 @@ impl Trace {
                 short: format!("{}: {} (line {})", warning.rule, warning.message, warning.span.first).into(),
             });
         }
+        let count = plan.graph.vertices.len();
         self.plan = Some(plan);
+        if self.brig {
+            let needed = (0..count).map(VertexId).filter(|vertex| self.is_needed(*vertex));
+            let waiting: Vec<_> = needed.map(|vertex| self.vertex(vertex)).collect();
+            self.status.vertexes.extend(waiting);
+        }
+    }
+
+    /// Whether people are shown the vertex, and something uses it.
+    fn is_needed(&self, vertex: VertexId) -> bool {
+        let Some(plan) = &self.plan else { return false };
+        let target = plan.target == vertex || plan.others.iter().any(|other| other.target == vertex);
+        self.is_shown(vertex)
+            && (target || plan.graph.vertices.iter().any(|other| other.inputs.contains(&vertex)))
     }
 
     fn op(&self, vertex: VertexId) -> Option<&Op> {
@@ -255,20 +276,27 @@ impl Trace {
             error => error.report(),
         };
         let message = match (&error, &self.plan, self.fault) {
-            (BuildError::Dockerfile { .. }, _, _) => said,
+            (BuildError::Dockerfile { .. } | BuildError::Place { .. }, _, _) => said,
             (_, Some(plan), Some(vertex)) => {
                 format!("{}failed to solve: {said}", plan.excerpt(vertex, &said))
             }
             _ => format!("failed to solve: {said}"),
         };
+        if let (true, BuildError::Exit { code, .. }) = (self.brig, &error) {
+            let detail = json!({ "code": code, "message": message });
+            self.sink.send(&json!({ "errorDetail": detail, "error": message })).await;
+            return Ok(());
+        }
         let class = brigantine_engine::Error::from(error).class();
         Err(Error::new(class, message))
     }
 
-    pub async fn succeeded(&mut self, image: Option<&Digest>) {
+    pub async fn succeeded(&mut self, image: Option<&Digest>, more: Option<Value>) {
         self.flush().await;
+        if let Some(aux) = super::build_text::result(image, more) {
+            self.sink.send(&json!({ "id": "moby.image.id", "aux": aux })).await;
+        }
         let Some(image) = image else { return };
-        self.sink.send(&json!({ "id": "moby.image.id", "aux": { "ID": image.to_string() } })).await;
         if self.quiet {
             self.sink.send(&json!({ "stream": format!("{image}\n") })).await;
         }

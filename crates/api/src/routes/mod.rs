@@ -40,6 +40,8 @@
 mod build;
 mod build_backlog;
 mod build_cache;
+mod build_call;
+mod build_pass;
 mod build_text;
 mod build_trace;
 mod build_upload;

@@ -24,6 +24,8 @@ const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 /// A stage could not be converted.
 pub(super) enum StageError {
     Fault(Fault),
+    /// What a place in the Dockerfile asks for is not to be had.
+    At(Span, Error),
     Error(Error),
 }
 
@@ -102,13 +104,14 @@ impl<'f> Conversion<'f> {
         &mut self,
         name: &str,
         platform: &Platform,
+        span: Span,
         resolver: &dyn Resolver,
-    ) -> Result<Base, Error> {
+    ) -> Result<Base, StageError> {
         let key = (name.to_owned(), platform.to_string());
         if let Some(base) = self.images.get(&key) {
             return Ok(base.clone());
         }
-        let base = resolver.resolve(name, platform).await?;
+        let base = resolver.resolve(name, platform).await.map_err(|error| StageError::At(span, error))?;
         self.images.insert(key, base.clone());
         Ok(base)
     }
@@ -126,7 +129,16 @@ impl<'f> Conversion<'f> {
             Some(NamedContext::Remote(url)) => crate::remote::source(url),
             _ => Op::Context { name: name.to_owned() },
         };
-        let id = self.graph.add(Vertex { op, inputs: Vec::new(), name: shown, no_cache: false, span });
+        let download = matches!(op, Op::Http { .. });
+        let mut vertex = Vertex { op, inputs: Vec::new(), name: shown.clone(), no_cache: false, span };
+        if download {
+            // An archive from the web stands for what is in it.
+            let inputs = vec![self.scratch(span), self.graph.add(vertex)];
+            let how = How { unpack: true, ..How::default() };
+            let op = Op::Files(vec![Action::Download { input: 1, destination: "/".to_owned(), how }]);
+            vertex = Vertex { op, inputs, name: shown, no_cache: false, span };
+        }
+        let id = self.graph.add(vertex);
         self.contexts.insert(name.to_owned(), id);
         id
     }
@@ -139,10 +151,20 @@ impl<'f> Conversion<'f> {
         span: Span,
         resolver: &dyn Resolver,
     ) -> Result<VertexId, StageError> {
+        if name.contains('$') {
+            return Err(Fault::new(
+                span,
+                format!(
+                    "variables are not filled in in {name:?}: begin a stage with FROM {name}, which fills in \
+                     arguments from before the first FROM, and name that"
+                ),
+            )
+            .into());
+        }
         match self.options.contexts.get(name).cloned() {
             Some(NamedContext::Image(image)) => {
                 let platform = self.platform.clone();
-                let base = self.image(&image, &platform, resolver).await?;
+                let base = self.image(&image, &platform, span, resolver).await?;
                 return Ok(self.image_vertex(&image, &base, span));
             }
             Some(NamedContext::Local | NamedContext::Remote(_)) => return Ok(self.context(name, span)),
@@ -174,7 +196,7 @@ impl<'f> Conversion<'f> {
             .into());
         }
         let platform = self.platform.clone();
-        let base = self.image(name, &platform, resolver).await?;
+        let base = self.image(name, &platform, span, resolver).await?;
         Ok(self.image_vertex(name, &base, span))
     }
 
@@ -347,7 +369,7 @@ impl<'f> Conversion<'f> {
                     Some(NamedContext::Image(name)) => name,
                     _ => image.to_owned(),
                 };
-                let base = self.image(&name, platform, resolver).await?;
+                let base = self.image(&name, platform, span, resolver).await?;
                 let (os, architecture) = (&base.config.os, &base.config.architecture);
                 if !architecture.is_empty()
                     && (os.as_str(), architecture.as_str())

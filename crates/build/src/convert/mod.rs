@@ -4,6 +4,7 @@
 
 mod copy;
 mod dispatch;
+pub(crate) mod outline;
 mod platforms;
 mod reach;
 mod run;
@@ -141,6 +142,7 @@ pub async fn convert(
     resolver: &dyn Resolver,
 ) -> Result<Plan> {
     let fault = |fault: Fault| Error::fault(fault, name, text);
+    frontend(file, options)?;
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
     let globals = vars::globals(file, options, &platform).map_err(fault)?;
     let defaults = vars::globals(file, &Options::default(), &platform).unwrap_or_default();
@@ -154,12 +156,32 @@ pub async fn convert(
     for number in wanted {
         conversion.stage(number, resolver).await.map_err(|error| match error {
             dispatch::StageError::Fault(found) => fault(found),
+            dispatch::StageError::At(span, cause) => {
+                let excerpt = Fault::new(span, cause.report()).excerpt(name, text);
+                Error::Place { excerpt, cause: Box::new(cause) }
+            }
             dispatch::StageError::Error(error) => error,
         })?;
     }
     let mut plan = conversion.finish(&checks).map_err(fault)?;
     (plan.name, plan.text) = (name.to_owned(), text.to_owned());
     Ok(plan)
+}
+
+/// The language is the one that is built in: of any other a Dockerfile would be misread.
+fn frontend(file: &Dockerfile, options: &Options) -> Result<()> {
+    let asked = options.build_args.get("BUILDKIT_SYNTAX").and_then(Option::as_deref);
+    let Some(syntax) = asked.or(file.directives.syntax.as_deref()) else { return Ok(()) };
+    let image = syntax.split_whitespace().next().unwrap_or_default();
+    let image = image.split('@').next().unwrap_or_default();
+    let plain = image.strip_prefix("docker.io/").unwrap_or(image);
+    let repository = plain.rsplit_once(':').map_or(plain, |(repository, _tag)| repository);
+    match repository {
+        "" | "dockerfile.v0" | "docker/dockerfile" | "docker/dockerfile-upstream" => Ok(()),
+        _ => Err(Error::NotImplemented(format!(
+            "the frontend {syntax} is not run: docker/dockerfile is known, which is built in"
+        ))),
+    }
 }
 
 /// Which checks are told: by the request, else by the Dockerfile.

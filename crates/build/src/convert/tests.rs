@@ -203,3 +203,63 @@ fn triggers_of_the_base_run_first_and_are_gone() {
     assert!(matches!(&actions[..], [Action::Copy { sources, .. }] if sources == &["a"]));
     assert_eq!(plan.steps[0].triggers, 2);
 }
+
+#[test]
+fn only_the_language_that_is_built_in_is_read() {
+    for syntax in [
+        "docker/dockerfile",
+        "docker/dockerfile:1.26",
+        "docker.io/docker/dockerfile:1-labs@sha256:0000",
+        "docker/dockerfile-upstream:master",
+        "dockerfile.v0",
+    ] {
+        plan(&format!("# syntax={syntax}\nFROM a"));
+    }
+    let refused = |text: &str, options: &Options| match run(text, options, "", &Shelf::default()) {
+        Err(Error::NotImplemented(text)) => text,
+        other => panic!("{other:?}"),
+    };
+    let told = refused("# syntax=example.com/buildpacks:1\nFROM a", &Options::default());
+    assert!(told.contains("example.com/buildpacks:1"), "{told}");
+    let mut options = Options::default();
+    options.build_args.insert("BUILDKIT_SYNTAX".to_owned(), Some("other/docker/dockerfile".to_owned()));
+    refused("FROM a", &options);
+    // The argument goes before the directive.
+    options.build_args.insert("BUILDKIT_SYNTAX".to_owned(), Some("docker/dockerfile:1".to_owned()));
+    assert!(run("# syntax=x/y\nFROM a", &options, "", &Shelf::default()).is_ok());
+}
+
+#[test]
+fn sources_by_name_are_not_filled_in() {
+    for text in [
+        "FROM a AS x\nFROM b\nARG S=x\nCOPY --from=$S f /",
+        "FROM a AS x\nFROM b\nRUN --mount=from=${S},target=/m true",
+    ] {
+        let error = run(text, &Options::default(), "", &Shelf::default()).unwrap_err().to_string();
+        assert!(error.contains("variable") && error.contains(">>>"), "{text}: {error}");
+    }
+}
+
+#[test]
+fn what_a_target_takes_is_found_in_the_stages_it_needs() {
+    let text = "# V is the version\nARG V=1\nARG W=w$V\nARG NOBODY\nFROM a:$W AS one\nARG V X=x$V\n\
+        RUN --mount=type=secret,target=/s/key --mount=type=ssh,id=k,required true\n\
+        FROM b AS two\nARG TWO\nFROM scratch\nCOPY --from=one / /\n";
+    let file = parse(text).unwrap();
+    let mut options = Options::default();
+    options.build_args.insert("V".to_owned(), Some("2".to_owned()));
+    let told = outline::outline(&file, text, &options).unwrap();
+    let args: Vec<_> =
+        told.args.iter().map(|a| (a.name.as_str(), a.value.as_str(), a.description.as_str())).collect();
+    assert_eq!(args, [("W", "w2", ""), ("V", "2", "is the version"), ("X", "x2", "")]);
+    let names =
+        |all: &[outline::Wanted]| all.iter().map(|w| (w.name.clone(), w.required)).collect::<Vec<_>>();
+    assert_eq!(names(&told.secrets), [("key".to_owned(), false)]);
+    assert_eq!(names(&told.ssh), [("k".to_owned(), true)]);
+    options.target = Some("two".to_owned());
+    let told = outline::outline(&file, text, &options).unwrap();
+    assert_eq!(told.args.iter().map(|a| a.name.as_str()).collect::<Vec<_>>(), ["TWO"]);
+    let targets = outline::targets(&file, text, &options).unwrap().targets;
+    let shown: Vec<_> = targets.iter().map(|t| (t.name.as_str(), t.base.as_str(), t.default)).collect();
+    assert_eq!(shown, [("one", "a:w2", false), ("two", "b", true), ("", "scratch", false)]);
+}

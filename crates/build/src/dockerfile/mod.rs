@@ -57,6 +57,15 @@ impl Fault {
     }
 }
 
+/// What the comments right above an instruction say of `name`: the rest of the line that begins with it.
+pub fn description(text: &str, span: Span, name: &str) -> Option<String> {
+    let lines: Vec<&str> = text.lines().take(span.first.saturating_sub(1)).collect();
+    let comments = lines.iter().rev().map_while(|line| line.trim().strip_prefix('#'));
+    let said = comments.filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix(' '));
+    // The first of them, from above.
+    said.last().map(|text| text.trim().to_owned()).filter(|_| !name.is_empty())
+}
+
 /// A parsed Dockerfile.
 #[derive(Debug, Clone)]
 pub struct Dockerfile {

@@ -14,6 +14,7 @@ use serde_json::{Value as Json, json};
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::client::encode;
+use crate::commands::append_output;
 use crate::commands::build_output::Outputs;
 use crate::commands::upload;
 use crate::context::Context;
@@ -122,7 +123,7 @@ async fn make(context: &Context, matches: &Matches, base: Option<&str>, sources:
     let file = tokio::fs::File::from_std(layers);
     let made = ask.stream(upload::body(file), "application/x-tar").send().await?.value().await?;
     let id = made.at("Id").text();
-    outputs.deliver(context, id).await?;
+    append_output::deliver(context, &outputs, id).await?;
     if !outputs.take_stdout() {
         output::line(id);
     }

@@ -1,26 +1,27 @@
-//! `brig build`: packs the context, leaves out what `.dockerignore` says, and shows the engine's text.
+//! `brig build`: puts the request together, sends it with its contexts, and shows what the engine tells.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
-use brigantine_build::Ignore;
+use futures_util::FutureExt as _;
+use futures_util::future::try_join_all;
 use http::HeaderName;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
-use crate::client::encode;
-use crate::commands::build_output::{self, Outputs};
-use crate::commands::{build_ssh, builder, upload};
+use crate::client::{Ask, Lines, Reply, encode};
+use crate::commands::build_call::Call;
+use crate::commands::build_context::{Main, Named, Sending};
+use crate::commands::build_output::{self, Archives, Built, Outputs};
+use crate::commands::build_view::{self, View};
+use crate::commands::{build_lend, builder, upload};
 use crate::config::Config;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
-use crate::output;
 use crate::parse::limits;
 use crate::progress::{Progress, Sink};
 use crate::value::Value;
+use crate::{output, streams};
 
 /// Secrets for `RUN --mount=type=secret`: base64 of a JSON map of ids to base64 values. They are in no URL and no log.
 const SECRETS: HeaderName = HeaderName::from_static("x-brigantine-secrets");
@@ -40,10 +41,16 @@ pub static COMMAND: Command = Command {
             "build-arg",
             "Set a variable of the Dockerfile (NAME=VALUE, or NAME from the environment)",
         ),
-        Flag::list("build-context", "Further context (NAME=docker-image://IMAGE or a URL)"),
+        Flag::list(
+            "build-context",
+            "Further context (NAME=DIR, docker-image://IMAGE, oci-layout://DIR[:TAG|@DIGEST] or a URL)",
+        ),
         Flag::list("cache-from", "Reuse cached steps only if this image is here (IMAGE)"),
         Flag::list("cache-to", "Not built: the cache stays in the engine"),
-        Flag::text("call", "What to do (build, or check as with --check)"),
+        Flag::text(
+            "call",
+            "What to do: build, or tell (check, outline, targets; with ,format=json for programs)",
+        ),
         Flag::switch("check", "Say what the build checks find, without building"),
         Flag::text("cgroup-parent", "Parent control group of RUN's processes"),
         Flag::text("cpu-quota", "CPU time per period, in microseconds"),
@@ -67,8 +74,11 @@ pub static COMMAND: Command = Command {
         )
         .short('o'),
         Flag::list("platform", "Platforms of the image (os/arch[/variant]); several make an index"),
-        Flag::text("progress", "How progress is shown: auto, plain, rawjson or quiet (or BUILDKIT_PROGRESS)")
-            .default("auto"),
+        Flag::text(
+            "progress",
+            "How progress is shown: auto, tty, plain, rawjson or quiet (or BUILDKIT_PROGRESS)",
+        )
+        .default("auto"),
         Flag::text("provenance", "Attest how the image came about (mode=min, mode=max or false)"),
         Flag::switch("pull", "Ask for newer base images"),
         Flag::switch("push", "Upload the image to its registry"),
@@ -96,15 +106,52 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     if let Some(more) = matches.operands().get(1) {
         return Err(Fault::said(format!("brig build takes one context: what is {more:?}?")));
     }
-    let outputs = Outputs::of(&matches)?;
-    let epoch = epoch(&matches)?;
-    if !matches.is("verify") {
-        let Some(id) = once(context, &matches, outputs.tags(), &outputs, epoch.as_deref(), false).await?
-        else {
-            return Ok(());
-        };
-        return finish(context, &matches, &outputs, &id).await;
+    if let Some(call) = Call::of(&matches)? {
+        return told(context, &matches, call).await;
     }
+    let outputs = Outputs::of(&matches)?.for_platforms(&matches.list("platform"));
+    let epoch = epoch(&matches)?;
+    let (receiving, archives) = outputs.receive()?;
+    let work = async {
+        if matches.is("verify") {
+            return verified(context, &matches, &outputs, epoch, archives).await;
+        }
+        let wanted = Wanted { tags: outputs.tags(), archives, epoch: epoch.as_deref(), rewrite: false };
+        once(context, &matches, &outputs, wanted).await
+    };
+    // The engine ends a build whose client lets go of it, and cleans up after it.
+    let built = tokio::select! {
+        built = work => built,
+        fault = streams::interrupted() => Err(fault),
+    };
+    // What was received is put in its place only if the build was well.
+    let received = receiving.finish(built.is_ok()).await;
+    let built = match (built, received) {
+        (Ok(built), received) => received.map(|()| built)?,
+        // That a file could not be written is why the engine could not go on.
+        (Err(Fault::Coded { text, code }), _) if code > 128 => return Err(Fault::Coded { text, code }),
+        (Err(_), Err(fault)) => return Err(fault),
+        (Err(fault), Ok(())) => return Err(fault),
+    };
+    tokio::select! {
+        delivered = outputs.deliver(context, &built) => delivered?,
+        fault = streams::interrupted() => return Err(fault),
+    }
+    if let Some(path) = matches.optional("iidfile") {
+        std::fs::write(path, &built.id)
+            .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))?;
+    }
+    Ok(())
+}
+
+/// Builds twice, and compares.
+async fn verified(
+    context: &Context,
+    matches: &Matches,
+    outputs: &Outputs,
+    epoch: Option<String>,
+    archives: Archives,
+) -> Outcome<Built> {
     if matches.list("platform").iter().flat_map(|all| all.split(',')).count() > 1 {
         return Err(Fault::said("--verify is for one platform at a time"));
     }
@@ -112,36 +159,45 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     let rewrite = epoch.is_none();
     let now = || jiff::Timestamp::now().as_second().to_string();
     let epoch = epoch.unwrap_or_else(now);
-    let build = |tags| once(context, &matches, tags, &outputs, Some(&epoch), rewrite);
-    let (Some(first), Some(second)) = (build(outputs.tags()).await?, build(&[]).await?) else {
-        return Ok(());
+    let image = outputs.with_image();
+    let wanted = |tags, archives| Wanted { tags, archives, epoch: Some(&*epoch), rewrite };
+    let first = once(context, matches, &image, wanted(outputs.tags(), Archives::new())).await?;
+    let second = once(context, matches, &image, wanted(&[], archives)).await;
+    let compared = async {
+        let second = second?;
+        if first.id == second.id {
+            return Ok(second);
+        }
+        let ask = context.client.get(format!("/images/{}/compare", encode(&first.id)));
+        let compared = ask.query("with", &second.id).send().await?.value().await?;
+        build_output::discard(context, &second.id).await?;
+        Err(Fault::said(format!(
+            "the build is not reproducible: {} the first time, {} the second: {}",
+            first.id,
+            second.id,
+            compared.at("Difference").text()
+        )))
     };
-    if first == second {
-        return finish(context, &matches, &outputs, &first).await;
+    let compared = compared.await;
+    if !outputs.keeps_image() {
+        build_output::discard(context, &first.id).await?;
     }
-    let compared = context
-        .client
-        .get(format!("/images/{}/compare", encode(&first)))
-        .query("with", &second)
-        .send()
-        .await?
-        .value()
-        .await?;
-    build_output::discard(context, &second).await?;
-    Err(Fault::said(format!(
-        "the build is not reproducible: {first} the first time, {second} the second: {}",
-        compared.at("Difference").text()
-    )))
+    compared
 }
 
-/// Hands out what was built.
-async fn finish(context: &Context, matches: &Matches, outputs: &Outputs, id: &str) -> Outcome {
-    outputs.deliver(context, id).await?;
-    if let Some(path) = matches.optional("iidfile") {
-        std::fs::write(path, id)
-            .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))?;
+/// What is told of the Dockerfile, without building it.
+async fn told(context: &Context, matches: &Matches, call: Call) -> Outcome {
+    let ask = asked(context, matches, epoch(matches)?.as_deref())?.query("call", call.name());
+    let main = match Main::new(matches.operand(0), matches.text("file"))? {
+        Main::Folder(packing) => Main::Folder(packing.only_needed()),
+        main => main,
+    };
+    let mut contexts = named(matches)?;
+    if !call.needs_contexts() {
+        contexts.iter_mut().for_each(Named::keep);
     }
-    Ok(())
+    let reply = sent(context, ask, matches.text("file"), main, contexts).await?;
+    call.show(&reply.value().await?)
 }
 
 /// The time that is given: as an argument, or in the environment as for every other tool.
@@ -158,18 +214,45 @@ fn epoch(matches: &Matches) -> Outcome<Option<String>> {
     Ok(found)
 }
 
-/// Builds; the image's id, or none where there is none.
-async fn once(
-    context: &Context,
-    matches: &Matches,
-    tags: &[String],
-    outputs: &Outputs,
-    epoch: Option<&str>,
+/// One build of perhaps two.
+struct Wanted<'w> {
+    tags: &'w [String],
+    archives: Archives,
+    epoch: Option<&'w str>,
+    /// Times later than that are set back.
     rewrite: bool,
-) -> Outcome<Option<String>> {
-    let place = matches.operand(0);
-    let remote = is_remote(place);
-    let progress = progress(matches, outputs.sink())?;
+}
+
+/// Builds, and shows it.
+async fn once(context: &Context, matches: &Matches, outputs: &Outputs, wanted: Wanted<'_>) -> Outcome<Built> {
+    let shown = Shown::of(matches, outputs.sink())?;
+    let mut ask = asked(context, matches, wanted.epoch)?
+        .flag("rewritetimestamp", wanted.rewrite || outputs.rewrite_timestamps())
+        .query("cachefrom", &serde_json::json!(cache_images(matches)?).to_string())
+        .flag("metadata", true)
+        .maybe("progress", shown.asks());
+    ask = outputs.asked(ask, &wanted.archives);
+    for tag in wanted.tags {
+        ask = ask.query("t", tag);
+    }
+    let secrets = secrets(&matches.list("secret"))?;
+    if !secrets.is_empty() {
+        let text = serde_json::json!(secrets).to_string();
+        ask = ask.header(SECRETS, &URL_SAFE.encode(text));
+    }
+    let file = matches.text("file");
+    let main = Main::new(matches.operand(0), file)?;
+    let contexts = named(matches)?;
+    let lent = build_lend::lend(context, &matches.list("ssh"), wanted.archives).await?;
+    let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
+    let reply = sent(context, ask, file, main, contexts).await?;
+    let mut built = Built::default();
+    shown.follow(reply.into_lines(), |aux| built.told(aux)).await?;
+    Ok(built)
+}
+
+/// The request, as far as it is the same whatever is wanted of the Dockerfile.
+fn asked<'c>(context: &'c Context, matches: &Matches, epoch: Option<&str>) -> Outcome<Ask<'c>> {
     let mut ask = context.client.post("/build").query("version", "1").query("rm", "1");
     let number = |name: &str| -> Outcome<Option<String>> { Ok(matches.int(name)?.map(|n| n.to_string())) };
     let size = |name: &str| -> Outcome<Option<String>> { Ok(matches.bytes(name)?.map(|n| n.to_string())) };
@@ -191,16 +274,10 @@ async fn once(
         .maybe("platform", Some(matches.list("platform").join(",")).filter(|all| !all.is_empty()).as_deref())
         .maybe("target", matches.optional("target"))
         .flag("nocache", matches.is("no-cache") || matches.is("verify"))
-        .flag("rewritetimestamp", rewrite || outputs.rewrite_timestamps())
         .query("annotations", &serde_json::json!(matches.list("annotation")).to_string())
         .query("attests", &attestations(matches)?.to_string())
-        .maybe("call", checks(matches)?.then_some("check"))
-        .query("cachefrom", &serde_json::json!(cache_images(matches)?).to_string())
         .flag("pull", matches.is("pull"))
         .flag("q", matches.is("quiet"));
-    for tag in tags {
-        ask = ask.query("t", tag);
-    }
     for allowed in matches.list("allow") {
         ask = ask.query("allow", allowed);
     }
@@ -211,7 +288,6 @@ async fn once(
     ask = ask
         .query("buildargs", &json(&arguments(matches, epoch)))
         .query("labels", &json(&pairs(&matches.list("label"), "label")?))
-        .query("contexts", &json(&pairs(&matches.list("build-context"), "build-context")?))
         .query("nocachefilter", &json(&serde_json::json!(matches.list("no-cache-filter"))));
     let ulimits = matches.list("ulimit");
     if !ulimits.is_empty() {
@@ -219,56 +295,58 @@ async fn once(
             ulimits.iter().map(|text| limits::ulimit(text)).collect::<Result<_, _>>().map_err(Fault::said)?;
         ask = ask.query("ulimits", &serde_json::json!(all).to_string());
     }
-    let secrets = secrets(&matches.list("secret"))?;
-    if !secrets.is_empty() {
-        let text = serde_json::json!(secrets).to_string();
-        ask = ask.header(SECRETS, &URL_SAFE.encode(text));
-    }
     if let Some(known) = registry_credentials(context) {
         ask = ask.header(REGISTRY_CREDENTIALS, &known);
     }
-    let lent = build_ssh::lend(context, &matches.list("ssh")).await?;
-    let file = matches.text("file");
-    let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
-    let reply = if remote {
-        ask.query("remote", place).query("dockerfile", file).send().await?
-    } else if place == "-" {
-        let body = upload::body(upload::open("-").await?);
-        ask.query("dockerfile", file).stream(body, "application/x-tar").send().await?
-    } else {
-        let packing = Packing::new(place, file)?;
-        let ask = ask.query("dockerfile", &packing.dockerfile);
-        let (ours, theirs) =
-            UnixStream::pair().map_err(|error| Fault::said(format!("make a socket pair: {error}")))?;
-        theirs.set_nonblocking(true).map_err(|error| Fault::said(format!("read the context: {error}")))?;
-        let stream = tokio::net::UnixStream::from_std(theirs)
-            .map_err(|error| Fault::said(format!("read the context: {error}")))?;
-        let packed = tokio::task::spawn_blocking(move || packing.write(ours));
-        let reply = ask.stream(upload::body(stream), "application/x-tar").send().await;
-        match packed.await {
-            Ok(Ok(())) => {}
-            // The engine may answer, and close, before it has read everything.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => {}
-            Ok(Err(error)) => return Err(Fault::said(format!("read the context {place}: {error}"))),
-            Err(error) => return Err(Fault::said(format!("read the context {place}: {error}"))),
-        }
-        reply?
-    };
-    if checks(matches)? {
-        return told(&reply.value().await?).map(|()| None);
-    }
-    let mut id = String::new();
-    let lines = reply.into_lines();
-    let shown = progress.follow(lines, |aux| aux.at("ID").text().clone_into(&mut id)).await;
-    shown.map(|()| Some(id))
+    Ok(ask)
 }
 
-/// Whether the checks are all that is wanted.
-fn checks(matches: &Matches) -> Outcome<bool> {
-    match matches.text("call") {
-        "" | "build" => Ok(matches.is("check")),
-        "check" | "lint" => Ok(true),
-        other => Err(Fault::said(format!("--call {other} is not built: build and check are known"))),
+fn named(matches: &Matches) -> Outcome<Vec<Named>> {
+    matches.list("build-context").into_iter().map(Named::parse).collect()
+}
+
+/// Sends the request with its contexts, each at the same time as the others.
+async fn sent<'c>(
+    context: &Context,
+    ask: Ask<'c>,
+    file: &str,
+    main: Main,
+    contexts: Vec<Named>,
+) -> Outcome<Reply<'c>> {
+    let values: serde_json::Map<_, _> =
+        contexts.iter().map(|one| (one.name.clone(), one.value.clone().into())).collect();
+    let ask = ask.query("contexts", &serde_json::Value::Object(values).to_string());
+    let uploads = try_join_all(contexts.into_iter().map(|one| one.send(context)));
+    let request = async {
+        match main {
+            Main::Remote(url) => ask.query("remote", &url).query("dockerfile", file).send().await,
+            Main::Stdin => {
+                let body = upload::body(upload::open("-").await?);
+                ask.query("dockerfile", file).stream(body, "application/x-tar").send().await
+            }
+            Main::Folder(packing) => {
+                let ask = ask.query("dockerfile", &packing.dockerfile);
+                let place = packing.place();
+                let (sending, body) = Sending::begin(&place, move |output| packing.write(output))?;
+                let reply = ask.stream(body, "application/x-tar").send().await;
+                sending.end().await?;
+                reply
+            }
+        }
+    };
+    let mut uploads = std::pin::pin!(uploads);
+    let mut request = std::pin::pin!(request);
+    tokio::select! {
+        // The engine begins to answer when it has read all of them.
+        reply = &mut request => match (reply, uploads.now_or_never()) {
+            // What was sent short is why it is wrong.
+            (Err(_), Some(Err(fault))) => Err(fault),
+            (reply, _) => reply,
+        },
+        uploaded = &mut uploads => {
+            uploaded?;
+            request.await
+        }
     }
 }
 
@@ -289,19 +367,39 @@ fn cache_images(matches: &Matches) -> Outcome<Vec<&str>> {
 }
 
 /// How progress is shown; with `-q` the id is what there is to show.
-fn progress(matches: &Matches, sink: Sink) -> Outcome<Progress> {
-    let given = matches.given("progress").then(|| matches.text("progress").to_owned());
-    let form = given.or_else(|| std::env::var("BUILDKIT_PROGRESS").ok()).unwrap_or_default();
-    if matches.is("quiet") {
-        return Ok(Progress::new(sink));
+enum Shown {
+    Lines(Progress),
+    View(View),
+}
+
+impl Shown {
+    fn of(matches: &Matches, sink: Sink) -> Outcome<Self> {
+        let given = matches.given("progress").then(|| matches.text("progress").to_owned());
+        let form = given.or_else(|| std::env::var("BUILDKIT_PROGRESS").ok()).unwrap_or_default();
+        if matches.is("quiet") {
+            return Ok(Self::Lines(Progress::new(sink)));
+        }
+        match form.as_str() {
+            "" | "auto" | "tty" if build_view::fits(sink) => Ok(Self::View(View::new(sink))),
+            "" | "auto" | "tty" | "plain" => Ok(Self::Lines(Progress::new(sink).plain())),
+            "quiet" | "none" => Ok(Self::Lines(Progress::new(Sink::Nowhere))),
+            "rawjson" => Ok(Self::Lines(Progress::new(sink).raw())),
+            other => {
+                Err(Fault::said(format!("--progress {other}: auto, tty, plain, rawjson and quiet are known")))
+            }
+        }
     }
-    match form.as_str() {
-        "" | "auto" => Ok(Progress::new(sink)),
-        "plain" => Ok(Progress::new(sink).plain()),
-        "quiet" | "none" => Ok(Progress::new(Sink::Nowhere)),
-        "rawjson" => Ok(Progress::new(sink).raw()),
-        "tty" => Err(Fault::said("--progress tty: a live view of the graph is not built: use auto or plain")),
-        other => Err(Fault::said(format!("--progress {other}: auto, plain, rawjson and quiet are known"))),
+
+    /// What the engine is asked to tell.
+    fn asks(&self) -> Option<&'static str> {
+        matches!(self, Self::View(_)).then_some("trace")
+    }
+
+    async fn follow(self, lines: Lines, aux: impl FnMut(&Value)) -> Outcome {
+        match self {
+            Self::Lines(progress) => progress.follow(lines, aux).await,
+            Self::View(view) => view.follow(lines, aux).await,
+        }
     }
 }
 
@@ -324,23 +422,6 @@ fn attestations(matches: &Matches) -> Outcome<serde_json::Value> {
     Ok(all.into())
 }
 
-/// Shows what the build checks found; anything at all is a failure.
-fn told(checked: &Value) -> Outcome {
-    let warnings = checked.at("Warnings").list();
-    for warning in warnings {
-        output::line(&format!("WARNING: {}", warning.at("Rule").text()));
-        output::line(warning.at("Excerpt").text());
-    }
-    match warnings.len() {
-        0 => {
-            output::line("Check complete, no warnings found.");
-            Ok(())
-        }
-        1 => Err(Fault::said("1 warning was found")),
-        count => Err(Fault::said(format!("{count} warnings were found"))),
-    }
-}
-
 /// The value of that header. A build may do without: what cannot be read is told, and no more.
 fn registry_credentials(context: &Context) -> Option<String> {
     match context.config().and_then(Config::all_credentials) {
@@ -351,10 +432,6 @@ fn registry_credentials(context: &Context) -> Option<String> {
             None
         }
     }
-}
-
-fn is_remote(place: &str) -> bool {
-    ["http://", "https://", "git://", "git@", "ssh://"].iter().any(|scheme| place.starts_with(scheme))
 }
 
 /// A name alone takes its value from the environment; without one there it only says that the engine has none.
@@ -416,107 +493,4 @@ fn secrets(given: &[&str]) -> Outcome<BTreeMap<String, String>> {
         all.insert(id, URL_SAFE.encode(value));
     }
     Ok(all)
-}
-
-/// A context folder to be sent.
-struct Packing {
-    root: PathBuf,
-    /// The Dockerfile's name within what is sent.
-    dockerfile: String,
-    /// A Dockerfile that is not in the context.
-    outside: Option<Vec<u8>>,
-    ignore: Ignore,
-}
-
-impl Packing {
-    fn new(place: &str, file: &str) -> Outcome<Self> {
-        let fault =
-            |what: &str, error: &io::Error| Fault::said(format!("{what}: {}", output::os_text(error)));
-        let root = std::fs::canonicalize(place)
-            .map_err(|error| fault(&format!("unable to prepare context: path \"{place}\""), &error))?;
-        if !root.is_dir() {
-            return Err(Fault::said(format!("unable to prepare context: \"{place}\" is not a directory")));
-        }
-        let (dockerfile, outside) = match file {
-            "" => ("Dockerfile".to_owned(), None),
-            "-" => {
-                let mut text = Vec::new();
-                io::Read::read_to_end(&mut io::stdin(), &mut text)
-                    .map_err(|error| fault("read the Dockerfile", &error))?;
-                (".dockerfile.stdin".to_owned(), Some(text))
-            }
-            file => {
-                let path =
-                    std::fs::canonicalize(file).map_err(|error| fault(&format!("read {file}"), &error))?;
-                if let Ok(inside) = path.strip_prefix(&root) {
-                    (inside.to_string_lossy().into_owned(), None)
-                } else {
-                    let text =
-                        std::fs::read(&path).map_err(|error| fault(&format!("read {file}"), &error))?;
-                    (".dockerfile.outside".to_owned(), Some(text))
-                }
-            }
-        };
-        let own = root.join(format!("{dockerfile}.dockerignore"));
-        let rules =
-            std::fs::read_to_string(own).or_else(|_| std::fs::read_to_string(root.join(".dockerignore")));
-        let ignore = match rules {
-            Ok(rules) => {
-                Ignore::parse(&rules).map_err(|error| Fault::said(format!(".dockerignore: {error}")))?
-            }
-            Err(_) => Ignore::default(),
-        };
-        Ok(Self { root, dockerfile, outside, ignore })
-    }
-
-    /// The engine needs these, whatever the rules say.
-    fn needed(&self, path: &str) -> bool {
-        path == self.dockerfile
-            || path == ".dockerignore"
-            || path.strip_suffix(".dockerignore").is_some_and(|base| base == self.dockerfile)
-            || (self.dockerfile == "Dockerfile" && path == "dockerfile")
-    }
-
-    fn write(&self, output: impl Write) -> io::Result<()> {
-        let mut archive = tar::Builder::new(io::BufWriter::with_capacity(256 << 10, output));
-        archive.follow_symlinks(false);
-        archive.sparse(false);
-        if let Some(text) = &self.outside {
-            let mut header = tar::Header::new_gnu();
-            header.set_mode(0o644);
-            header.set_size(text.len() as u64);
-            archive.append_data(&mut header, &self.dockerfile, &text[..])?;
-        }
-        self.folder(&mut archive, Path::new(""))?;
-        archive.into_inner()?.flush()
-    }
-
-    fn folder(&self, archive: &mut tar::Builder<impl Write>, dir: &Path) -> io::Result<()> {
-        let mut names: Vec<_> = std::fs::read_dir(self.root.join(dir))?
-            .map(|entry| Ok(entry?.file_name()))
-            .collect::<io::Result<_>>()?;
-        names.sort();
-        for name in names {
-            let path = dir.join(name);
-            let text = path.to_string_lossy().into_owned();
-            let full = self.root.join(&path);
-            // Files of a folder that is worked in come and go.
-            let Ok(metadata) = std::fs::symlink_metadata(&full) else { continue };
-            let out = self.ignore.excludes(&text) && !self.needed(&text);
-            if metadata.is_dir() {
-                if !out {
-                    archive.append_dir(&path, &full)?;
-                }
-                if !out
-                    || self.ignore.may_take_again_below(&text)
-                    || self.dockerfile.starts_with(&format!("{text}/"))
-                {
-                    self.folder(archive, &path)?;
-                }
-            } else if !out && (metadata.is_file() || metadata.is_symlink()) {
-                archive.append_path_with_name(&full, &path)?;
-            }
-        }
-        Ok(())
-    }
 }

@@ -1,23 +1,26 @@
 //! What `brig build` does with what it has built: `--output`, `--push`, `--load`, `--metadata-file`, in buildx's words
 //! (docs.docker.com/reference/cli/docker/buildx/build).
 //!
-//! The engine builds an image in any case. Where nobody asked for one, it is removed again, unless it is somebody's.
+//! Invariant: where no image is asked for, the engine has none for it at any time: files and archives are sent here
+//! while the build is under way. A file appears under its name when the build was well, and not before.
 
 use std::path::Path;
 
 use crate::args::Matches;
-use crate::client::encode;
-use crate::commands::cp;
+use crate::client::{Ask, encode};
+use crate::commands::build_receive::{Place, Receiving};
 use crate::commands::push;
-use crate::commands::save::into_file_or_stdout;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::images;
 use crate::progress::Sink;
+use crate::value::Value;
 use crate::{output, terminal};
 
+pub use crate::commands::build_receive::Archives;
+
 /// One result.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Output {
     /// In the engine, with these names besides those of `--tag`; perhaps in their registries.
     Image { names: Vec<String>, push: bool, compression: Option<String> },
@@ -27,26 +30,60 @@ enum Output {
     Tar(Option<String>),
     /// The image, as an archive.
     Archive(Option<String>),
+    /// Nothing but the cache.
+    CacheOnly,
 }
 
 /// All that is asked for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Outputs {
     all: Vec<Output>,
     tags: Vec<String>,
     metadata: Option<String>,
+    platforms: Vec<String>,
     /// Where progress is shown, if not where it would be.
     elsewhere: Option<Sink>,
+    options: Options,
+}
+
+/// What outputs say of how the result is made.
+#[derive(Debug, Clone, Default)]
+struct Options {
     rewrite_timestamps: bool,
+    attestation_prefix: Option<String>,
+    platform_split: Option<bool>,
+}
+
+/// What the engine tells of a build that is done.
+#[derive(Debug, Default)]
+pub struct Built {
+    /// The image's id; empty where there is none.
+    pub id: String,
+    reference: String,
+    provenance: serde_json::Value,
+    descriptor: serde_json::Value,
+}
+
+impl Built {
+    /// An image that was not built, by its description.
+    pub fn of_image(id: &str, found: &Value) -> Self {
+        let descriptor = serde_json::from_str(&found.at("Descriptor").to_json()).unwrap_or_default();
+        Self { id: id.to_owned(), descriptor, ..Self::default() }
+    }
+
+    pub fn told(&mut self, aux: &Value) {
+        let copy = |key: &str| serde_json::from_str(&aux.at(key).to_json()).unwrap_or_default();
+        aux.at("ID").text().clone_into(&mut self.id);
+        aux.at("Ref").text().clone_into(&mut self.reference);
+        (self.provenance, self.descriptor) = (copy("Provenance"), copy("Descriptor"));
+    }
 }
 
 impl Outputs {
     pub fn of(matches: &Matches) -> Outcome<Self> {
-        let (mut all, mut rewrite_timestamps) = (Vec::new(), false);
+        let (mut all, mut options) = (Vec::new(), Options::default());
         for text in matches.list("output") {
-            all.push(parse(text)?);
-            let rewrites = |(key, value): &(String, String)| key == "rewrite-timestamp" && value == "true";
-            rewrite_timestamps |= fields(text).iter().any(rewrites);
+            all.push(parse(text, &mut options)?);
         }
         let image = |push| Output::Image { names: Vec::new(), push, compression: None };
         if matches.is("push") {
@@ -77,12 +114,13 @@ impl Outputs {
             return Err(Fault::said("a push needs the image's name: give it with --tag"));
         }
         let metadata = matches.optional("metadata-file").map(str::to_owned);
-        Ok(Self { all, tags, metadata, elsewhere: None, rewrite_timestamps })
+        Ok(Self { all, tags, metadata, platforms: Vec::new(), elsewhere: None, options })
     }
 
     /// The image's names: none where only files are asked for.
     pub fn tags(&self) -> &[String] {
-        if self.is_of_files() { &[] } else { &self.tags }
+        let named = |o: &Output| matches!(o, Output::Image { .. } | Output::Archive(_));
+        if self.all.iter().any(named) { &self.tags } else { &[] }
     }
 
     /// Where progress is shown.
@@ -91,14 +129,32 @@ impl Outputs {
         self.elsewhere.unwrap_or(otherwise)
     }
 
+    /// Of a build for these platforms.
+    pub fn for_platforms(self, platforms: &[&str]) -> Self {
+        let platforms = platforms.iter().flat_map(|all| all.split(',')).map(str::to_owned).collect();
+        Self { platforms, ..self }
+    }
+
     /// Shows progress there.
     pub fn with_progress(self, sink: Sink) -> Self {
         Self { elsewhere: Some(sink), ..self }
     }
 
+    /// With an image of the engine's besides.
+    pub fn with_image(&self) -> Self {
+        let mut outputs = self.clone();
+        outputs.all.push(Output::Image { names: Vec::new(), push: false, compression: None });
+        outputs
+    }
+
+    /// Whether the engine keeps an image.
+    pub fn keeps_image(&self) -> bool {
+        self.all.iter().any(|o| matches!(o, Output::Image { .. })) || !self.tags().is_empty()
+    }
+
     /// Whether files' times are not to be later than the time that is given.
     pub fn rewrite_timestamps(&self) -> bool {
-        self.rewrite_timestamps
+        self.options.rewrite_timestamps
     }
 
     /// Whether one of them is written to standard output.
@@ -106,102 +162,99 @@ impl Outputs {
         self.all.iter().any(|o| matches!(o, Output::Tar(None) | Output::Archive(None)))
     }
 
-    fn is_of_files(&self) -> bool {
-        self.all.iter().all(|o| matches!(o, Output::Local(_) | Output::Tar(_)))
-    }
-
-    /// Hands out what the image `id` is.
-    pub async fn deliver(&self, context: &Context, id: &str) -> Outcome {
-        let delivered = self.each(context, id).await;
-        if self.all.iter().any(|o| matches!(o, Output::Image { .. })) || !self.tags().is_empty() {
-            return delivered;
-        }
-        let discarded = discard(context, id).await;
-        // The first failure is the one to tell.
-        delivered.and(discarded)
-    }
-
-    async fn each(&self, context: &Context, id: &str) -> Outcome {
+    /// Places for what the engine sends while it builds.
+    pub fn receive(&self) -> Outcome<(Receiving, Archives)> {
+        let (mut files, mut images) = (Vec::new(), Vec::new());
         for one in &self.all {
             match one {
-                Output::Image { push: false, .. } => {}
-                Output::Image { names, compression, .. } => {
-                    for name in if names.is_empty() { &self.tags } else { names } {
-                        let reference = images::parse(name)?.or_latest();
-                        push::push(context, &reference, None, compression.as_deref(), self.sink()).await?;
-                    }
-                }
-                Output::Local(dir) => {
-                    std::fs::create_dir_all(dir).map_err(Fault::io(dir))?;
-                    let files = Files::of(context, id).await?;
-                    let unpacked = async { cp::unpack_into(files.archive(context).await?, dir).await }.await;
-                    let removed = files.remove(context).await;
-                    unpacked.and(removed)?;
-                }
-                Output::Tar(dest) => {
-                    let files = Files::of(context, id).await?;
-                    let written =
-                        async { into_file_or_stdout(files.archive(context).await?, dest.as_deref()).await }
-                            .await;
-                    let removed = files.remove(context).await;
-                    written.and(removed)?;
-                }
-                Output::Archive(dest) => {
-                    let mut ask = context.client.get("/images/get");
-                    // By its names, so that they are in the archive.
-                    if self.tags.is_empty() {
-                        ask = ask.query("names", id);
-                    }
-                    for tag in &self.tags {
-                        ask = ask.query("names", tag);
-                    }
-                    into_file_or_stdout(ask.send().await?.into_stream(), dest.as_deref()).await?;
-                }
+                Output::Local(dir) => files.push(Place::folder(dir)?),
+                Output::Tar(dest) => files.push(Place::file(dest.as_deref())?),
+                Output::Archive(dest) => images.push(Place::file(dest.as_deref())?),
+                Output::Image { .. } | Output::CacheOnly => {}
+            }
+        }
+        Ok(Receiving::begin([("files", files), ("image", images)]))
+    }
+
+    /// Asks for them.
+    pub fn asked<'c>(&self, mut ask: Ask<'c>, archives: &Archives) -> Ask<'c> {
+        let mut words = vec![];
+        words.extend(archives.contains_key("files").then_some("files"));
+        words.extend(archives.contains_key("image").then_some("archive"));
+        words.extend(self.keeps_image().then_some("image"));
+        if words.is_empty() {
+            words.push("nothing");
+        }
+        ask = ask.query("deliver", &words.join(","));
+        self.with_options(ask)
+    }
+
+    /// Asks for the files alone.
+    pub fn asked_for_files<'c>(&self, ask: Ask<'c>) -> Ask<'c> {
+        self.with_options(ask.query("deliver", "files"))
+    }
+
+    fn with_options<'c>(&self, ask: Ask<'c>) -> Ask<'c> {
+        let options = &self.options;
+        let ask = ask.maybe("attestationprefix", options.attestation_prefix.as_deref());
+        ask.maybe("platformsplit", options.platform_split.map(|split| if split { "1" } else { "0" }))
+    }
+
+    /// Hands out what was built, as far as it is not here already.
+    pub async fn deliver(&self, context: &Context, built: &Built) -> Outcome {
+        for one in &self.all {
+            let Output::Image { names, push: true, compression } = one else { continue };
+            for name in if names.is_empty() { &self.tags } else { names } {
+                let reference = images::parse(name)?.or_latest();
+                push::push(context, &reference, None, compression.as_deref(), self.sink()).await?;
             }
         }
         let Some(path) = &self.metadata else { return Ok(()) };
-        let found = context.client.get(format!("/images/{}/json", encode(id))).send().await?.value().await?;
-        let digest = match found.at("Descriptor").at("digest").text() {
-            "" => id,
-            digest => digest,
-        };
-        let mut metadata = serde_json::json!({
-            "containerimage.config.digest": id,
-            "containerimage.digest": digest,
-        });
+        let mut descriptor = built.descriptor.clone();
+        if self.keeps_image() && !built.id.is_empty() {
+            // A push may have given it another manifest.
+            let ask = context.client.get(format!("/images/{}/json", encode(&built.id)));
+            let found = ask.send().await?.value().await?;
+            let now = serde_json::from_str(&found.at("Descriptor").to_json()).unwrap_or_default();
+            if let serde_json::Value::Object(_) = now {
+                descriptor = now;
+            }
+        }
+        let text = format!("{:#}\n", self.metadata(built, &descriptor)?);
+        std::fs::write(path, text)
+            .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))
+    }
+
+    fn metadata(&self, built: &Built, descriptor: &serde_json::Value) -> Outcome<serde_json::Value> {
+        let mut metadata = serde_json::json!({});
+        if !built.reference.is_empty() {
+            metadata["buildx.build.ref"] = format!("brigantine/brigantine/{}", built.reference).into();
+        }
+        // As buildx has it.
+        if !built.provenance.is_null()
+            && std::env::var("BUILDX_METADATA_PROVENANCE").as_deref() != Ok("disabled")
+        {
+            let key = "buildx.build.provenance";
+            if self.platforms.len() > 1 {
+                for platform in &self.platforms {
+                    metadata[format!("{key}/{platform}")] = built.provenance.clone();
+                }
+            } else {
+                metadata[key] = built.provenance.clone();
+            }
+        }
+        if built.id.is_empty() {
+            return Ok(metadata);
+        }
+        metadata["containerimage.config.digest"] = built.id.clone().into();
+        metadata["containerimage.digest"] = descriptor["digest"].clone();
+        metadata["containerimage.descriptor"] = descriptor.clone();
         if !self.tags().is_empty() {
             let names: Outcome<Vec<String>> =
                 self.tags().iter().map(|tag| Ok(images::parse(tag)?.or_latest().to_string())).collect();
             metadata["image.name"] = names?.join(",").into();
         }
-        std::fs::write(path, format!("{metadata:#}\n"))
-            .map_err(|error| Fault::said(format!("write {path}: {}", output::os_text(&error))))
-    }
-}
-
-/// An image's files, by a container that is never started.
-struct Files(String);
-
-impl Files {
-    async fn of(context: &Context, id: &str) -> Outcome<Self> {
-        // The image need not say what to run.
-        let wanted = serde_json::json!({ "Image": id, "Cmd": ["none"], "NetworkDisabled": true });
-        let made = context.client.post("/containers/create").json(&wanted)?.send().await?.value().await?;
-        Ok(Self(made.at("Id").text().to_owned()))
-    }
-
-    async fn archive(&self, context: &Context) -> Outcome<hyper::body::Incoming> {
-        Ok(context.client.get(format!("/containers/{}/export", self.0)).send().await?.into_stream())
-    }
-
-    async fn remove(&self, context: &Context) -> Outcome {
-        context
-            .client
-            .delete(format!("/containers/{}", self.0))
-            .query("force", "1")
-            .query("v", "1")
-            .done()
-            .await
+        Ok(metadata)
     }
 }
 
@@ -219,7 +272,7 @@ pub async fn discard(context: &Context, id: &str) -> Outcome {
 }
 
 /// `-`, a folder, or `type=…,key=value…`.
-fn parse(text: &str) -> Outcome<Output> {
+fn parse(text: &str, options: &mut Options) -> Outcome<Output> {
     let wrong = |why: String| Fault::said(format!("--output {text}: {why}"));
     if text == "-" {
         return Ok(Output::Tar(None));
@@ -231,12 +284,12 @@ fn parse(text: &str) -> Outcome<Output> {
     for (key, value) in fields(text) {
         match key.as_str() {
             "type" => {
-                kind = ["local", "tar", "oci", "docker", "image", "registry"]
+                kind = ["local", "tar", "oci", "docker", "image", "registry", "cacheonly"]
                     .into_iter()
                     .find(|known| *known == value)
                     .ok_or_else(|| {
                         wrong(format!(
-                            "type {value:?} is none of local, tar, oci, docker, image and registry"
+                            "type {value:?} is none of local, tar, oci, docker, image, registry and cacheonly"
                         ))
                     })?;
             }
@@ -250,7 +303,13 @@ fn parse(text: &str) -> Outcome<Output> {
             "compression" => compression = Some(value),
             // An archive is what there is; times are the build's affair.
             "tar" if value == "true" => {}
-            "rewrite-timestamp" if matches!(value.as_str(), "true" | "false") => {}
+            "rewrite-timestamp" if matches!(value.as_str(), "true" | "false") => {
+                options.rewrite_timestamps |= value == "true";
+            }
+            "attestation-prefix" => options.attestation_prefix = Some(value),
+            "platform-split" if matches!(value.as_str(), "true" | "false") => {
+                options.platform_split = Some(value == "true");
+            }
             other => return Err(wrong(format!("{other} is not built yet"))),
         }
     }
@@ -261,6 +320,13 @@ fn parse(text: &str) -> Outcome<Output> {
     if is_image && dest.is_some() {
         return Err(wrong(format!("an output of type {kind} has no dest")));
     }
+    if !matches!(kind, "local" | "tar")
+        && (options.attestation_prefix.is_some() || options.platform_split.is_some())
+    {
+        return Err(wrong(
+            "attestation-prefix and platform-split are for the types local and tar".to_owned(),
+        ));
+    }
     // Where buildx writes to standard output by itself, so does this.
     let file = dest.clone().filter(|dest| dest != "-");
     Ok(match (kind, dest) {
@@ -268,6 +334,7 @@ fn parse(text: &str) -> Outcome<Output> {
         ("local", Some(dest)) => Output::Local(dest),
         ("local", None) => return Err(wrong("dest is required for local output".to_owned())),
         ("tar", _) => Output::Tar(file),
+        ("cacheonly", _) => Output::CacheOnly,
         // For a dest that is missing the engine is meant.
         ("docker", None) => Output::Image { names, push: false, compression: None },
         ("docker" | "oci", Some(dest)) if Path::new(&dest).is_dir() => {
@@ -317,10 +384,12 @@ mod tests {
             ("type=oci", Output::Archive(None)),
             ("type=docker", image(&[], false)),
             ("type=docker,dest=x.tar", Output::Archive(Some("x.tar".to_owned()))),
+            ("type=cacheonly", Output::CacheOnly),
+            ("type=local,dest=o,platform-split=false,attestation-prefix=x-", Output::Local("o".to_owned())),
             ("type=registry", image(&[], true)),
             ("type=image,\"name=a:1,b:2\",push=true", image(&["a:1", "b:2"], true)),
         ] {
-            assert_eq!(parse(text).unwrap(), wanted, "{text}");
+            assert_eq!(parse(text, &mut Options::default()).unwrap(), wanted, "{text}");
         }
         for (text, words) in [
             ("type=local", "dest is required"),
@@ -330,8 +399,9 @@ mod tests {
             ("type=image,push=maybe", "is not true or false"),
             ("type=oci,dest=x,tar=false", "tar is not built yet"),
             ("type=docker,dest=/", "not a directory"),
+            ("type=oci,dest=x,platform-split=true", "are for the types local and tar"),
         ] {
-            let error = parse(text).unwrap_err().to_string();
+            let error = parse(text, &mut Options::default()).unwrap_err().to_string();
             assert!(error.contains(words), "{text}: {error}");
         }
     }

@@ -217,13 +217,9 @@ async fn pour(mut body: Incoming, writer: PipeWriter) -> Outcome {
 }
 
 /// Unpacks an archive's content into a folder.
-pub async fn unpack_into(body: Incoming, directory: &str) -> Outcome {
+pub fn unpack_into(reader: PipeReader, directory: &str) -> Outcome {
     let place = Placement { directory: directory.to_owned(), name: String::new() };
-    let (reader, writer) = std::io::pipe().map_err(Fault::io("making a pipe"))?;
-    let unpacking = tokio::task::spawn_blocking(move || unpack(reader, ".", &place, false));
-    let sent = pour(body, writer).await;
-    unpacking.await.map_err(|error| Fault::said(format!("unpacking broke: {error}")))??;
-    sent
+    unpack(reader, ".", &place, false).map(drop)
 }
 
 /// Unpacks below the directory; returns the bytes of files.

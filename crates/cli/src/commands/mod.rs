@@ -1,11 +1,17 @@
 //! The tree of commands, and the way from a command line to an exit status.
 
 mod append;
+mod append_output;
 mod attach;
 mod bootstrap;
 mod build;
+mod build_call;
+mod build_context;
+mod build_layout;
+mod build_lend;
 mod build_output;
-mod build_ssh;
+mod build_receive;
+mod build_view;
 mod builder;
 mod check;
 mod commit;

@@ -59,7 +59,7 @@ pub async fn into_file_or_stdout(mut body: Incoming, target: Option<&str>) -> Ou
 }
 
 /// What is written to.
-enum Sink {
+pub enum Sink {
     /// Takes its place when it is whole.
     New(tempfile::NamedTempFile),
     /// A device, a pipe: what is there stays, and is written to.
@@ -67,7 +67,7 @@ enum Sink {
 }
 
 impl Sink {
-    fn open(path: &str) -> Outcome<Self> {
+    pub fn open(path: &str) -> Outcome<Self> {
         if fs::metadata(path).is_ok_and(|there| !there.is_file() && !there.is_dir()) {
             let opened = fs::OpenOptions::new().write(true).open(path);
             return opened.map(Self::There).map_err(Fault::io(format_args!("opening {path}")));
@@ -77,14 +77,14 @@ impl Sink {
         made.map(Self::New).map_err(Fault::io(format_args!("creating {path}")))
     }
 
-    fn file(&mut self) -> &mut File {
+    pub fn file(&mut self) -> &mut File {
         match self {
             Self::New(file) => file.as_file_mut(),
             Self::There(file) => file,
         }
     }
 
-    fn finish(self, path: &str) -> Outcome {
+    pub fn finish(self, path: &str) -> Outcome {
         let Self::New(file) = self else { return Ok(()) };
         file.persist(path)
             .map(drop)

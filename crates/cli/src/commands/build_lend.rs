@@ -1,4 +1,4 @@
-//! `brig build --ssh`: the user's ssh agents, lent to the engine for as long as the build runs.
+//! What `brig build` lends to the engine for as long as the build runs: the user's ssh agents, and a place for results.
 //!
 //! Invariant: keys stay with the agent; the engine gets its answers, over a connection that ends with the command.
 
@@ -7,10 +7,13 @@ use std::io::Cursor;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
-use brigantine_session::{AGENT_METHODS, serve_agents};
+use brigantine_session::{Lending, serve};
+use bytes::Bytes;
 use http::HeaderName;
 use tokio::io::AsyncReadExt as _;
+use tokio::sync::mpsc;
 
+use crate::commands::build_context;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::output;
@@ -18,7 +21,7 @@ use crate::output;
 const ID: HeaderName = HeaderName::from_static("x-docker-expose-session-uuid");
 const METHOD: HeaderName = HeaderName::from_static("x-docker-expose-session-grpc-method");
 
-/// Agents that are lent until this is dropped.
+/// What is lent until this is dropped.
 pub struct Lent {
     /// The session's id, for the build to name.
     pub session: String,
@@ -31,18 +34,19 @@ impl Drop for Lent {
     }
 }
 
-/// Opens a session with the agents that `--ssh` names, if it names any.
-pub async fn lend(context: &Context, given: &[&str]) -> Outcome<Option<Lent>> {
-    if given.is_empty() {
+/// Opens a session with the agents that `--ssh` names and these places for archives, if there are any.
+pub async fn lend(
+    context: &Context,
+    ssh: &[&str],
+    archives: BTreeMap<String, mpsc::Sender<Bytes>>,
+) -> Outcome<Option<Lent>> {
+    if ssh.is_empty() && archives.is_empty() {
         return Ok(None);
     }
-    let agents = agents(given)?;
-    let mut random = [0_u8; 16];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
-        .map_err(|error| Fault::said(format!("make a session's id: {error}")))?;
-    let session = format!("{:032x}", u128::from_be_bytes(random));
+    let lending = Lending { agents: agents(ssh)?, archives };
+    let session = build_context::new_id()?;
     let mut ask = context.client.post("/session").header(ID, &session);
-    for method in AGENT_METHODS {
+    for method in lending.methods() {
         ask = ask.header(METHOD, method);
     }
     let (wire, early) = ask.hijack_to("h2c").await?;
@@ -50,7 +54,7 @@ pub async fn lend(context: &Context, given: &[&str]) -> Outcome<Option<Lent>> {
     let io = tokio::io::join(Cursor::new(early).chain(read), write);
     let serving = tokio::spawn(async move {
         // The engine closes it when the build is over.
-        if let Err(error) = serve_agents(io, agents).await {
+        if let Err(error) = serve(io, lending).await {
             tracing::debug!(%error, "the session ended");
         }
     });

@@ -1,0 +1,96 @@
+//! A build's definition: the Dockerfile as it comes with a request, before anything is resolved; and what can be told
+//! of it alone.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::sync::Arc;
+
+use brigantine_session::Session;
+use tokio::sync::mpsc;
+
+use crate::building::Scratch;
+use crate::convert::outline::{self, Outline, Targets};
+use crate::dockerfile::{self, Dockerfile};
+use crate::error::{Context as _, Error, Result};
+use crate::solver::blocking;
+use crate::source::{self, Source};
+use crate::{Builder, ContextSource, Event, Request, ids, received};
+
+/// What a request brought.
+pub(crate) struct Definition {
+    pub source: Source,
+    /// Where the context is to be asked for.
+    pub sent_for: Option<Arc<Session>>,
+    pub scratch: Scratch,
+}
+
+impl Builder {
+    /// Takes in the Dockerfile, and the context unless that is to be asked for when it is known what is used of it.
+    pub(crate) async fn definition(
+        &self,
+        request: &mut Request,
+        events: &mpsc::Sender<Event>,
+    ) -> Result<Definition> {
+        let id = ids::new();
+        let solver = &self.solver;
+        let scratch = Scratch { dir: solver.tmp.join(&id), id: id.clone(), tmp: solver.tmp.clone() };
+        let context = std::mem::replace(&mut request.context, ContextSource::Nothing);
+        let dockerfile = std::mem::take(&mut request.dockerfile);
+        let given = request.dockerfile_text.take();
+        let mut sent_for = None;
+        let source = match context {
+            ContextSource::Session(session) => {
+                fs::DirBuilder::new()
+                    .mode(0o700)
+                    .create(&scratch.dir)
+                    .doing(|| format!("create {}", scratch.dir.display()))?;
+                let (dir, hashes) = (&scratch.dir, &solver.hashes);
+                let texts = received::texts(&session, dir, &dockerfile, hashes, events).await?;
+                sent_for = Some(session);
+                texts
+            }
+            context => {
+                let (dir, secrets) = (&scratch.dir, &request.secrets);
+                let keep = request
+                    .options
+                    .build_args
+                    .get("BUILDKIT_CONTEXT_KEEP_GIT_DIR")
+                    .and_then(Option::as_deref);
+                let keep = matches!(keep, Some("1" | "true"));
+                source::source(solver, context, dir, dockerfile, given, secrets, keep).await?
+            }
+        };
+        for (number, (name, archive)) in std::mem::take(&mut request.archives).into_iter().enumerate() {
+            // Its name begins with the build's id, so that it goes with the build.
+            let dir = solver.tmp.join(format!("{id}-context-{number}"));
+            fs::DirBuilder::new().mode(0o700).create(&dir).doing(|| format!("create {}", dir.display()))?;
+            let target = dir.clone();
+            let unpacked = blocking(move || crate::context::unpack(archive, &target, "")).await?;
+            tracing::debug!(name, bytes = unpacked.bytes, "unpacked a named context");
+            request.folders.insert(name, dir);
+        }
+        Ok(Definition { source, sent_for, scratch })
+    }
+
+    /// The stages that a Dockerfile has.
+    pub async fn targets(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Targets> {
+        self.told(request, &events, outline::targets).await
+    }
+
+    /// What the target of a request takes.
+    pub async fn outline(&self, request: Request, events: mpsc::Sender<Event>) -> Result<Outline> {
+        self.told(request, &events, outline::outline).await
+    }
+
+    async fn told<T>(
+        &self,
+        mut request: Request,
+        events: &mpsc::Sender<Event>,
+        tell: impl Fn(&Dockerfile, &str, &crate::Options) -> Result<T, dockerfile::Fault>,
+    ) -> Result<T> {
+        let Definition { source, .. } = self.definition(&mut request, events).await?;
+        let fault = |fault| Error::fault(fault, &source.name, &source.text);
+        let file = dockerfile::parse(&source.text).map_err(fault)?;
+        tell(&file, &source.text, &request.options).map_err(fault)
+    }
+}
