@@ -38,6 +38,7 @@ pub const TEST: &[Need] = &[
     ("bzip2", &["bzip2"]),
     ("zstd", &["zstd"]),
     ("procps", &["ps"]),
+    ("dpkg-dev", &["dpkg-scanpackages"]),
     ("uidmap", &["newuidmap"]),
     ("dbus-daemon", &["dbus-daemon"]),
     ("python3-dbus", &["/usr/lib/python3/dist-packages/dbus/__init__.py"]),

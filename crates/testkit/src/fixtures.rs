@@ -64,6 +64,44 @@ pub fn debian_bookworm() -> Result<PathBuf> {
     })
 }
 
+/// A repository of Debian packages as a tar archive: gcc, make and all they need, for `deb [trusted=yes] copy:DIR ./`.
+/// They come from where this machine's own packages come from, as those of [`debian`] do.
+#[track_caller]
+pub fn repository() -> PathBuf {
+    must(cached("repository-1", |to| {
+        let dir = to.with_extension("packages");
+        if dir.exists() {
+            fs::remove_dir_all(&dir)?;
+        }
+        fs::create_dir_all(dir.join("partial"))?;
+        // As on a machine that has nothing: all they need is fetched.
+        let status = dir.join("status");
+        fs::write(&status, "")?;
+        let option = |name: &str, value: &Path| format!("-o{name}={}", value.display());
+        let run = |command: &mut Command| -> Result<Vec<u8>> {
+            let output = command.output().with_context(|| format!("{command:?}"))?;
+            if !output.status.success() {
+                bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+            }
+            Ok(output.stdout)
+        };
+        run(Command::new("apt-get")
+            .args([option("Dir::State::status", &status), option("Dir::Cache::archives", &dir)])
+            .args(["-oDebug::NoLocking=1", "-oAPT::Sandbox::User=root", "-y", "--no-install-recommends"])
+            .args(["--download-only", "install", "gcc", "libc6-dev", "make"]))?;
+        for left in ["status", "lock"] {
+            fs::remove_file(dir.join(left))
+                .or_else(|e| if dir.join(left).exists() { Err(e) } else { Ok(()) })?;
+        }
+        fs::remove_dir_all(dir.join("partial"))?;
+        let index = run(Command::new("dpkg-scanpackages").args(["--multiversion", "."]).current_dir(&dir))?;
+        fs::write(dir.join("Packages"), index)?;
+        run(Command::new("tar").arg("-cf").arg(to).arg("-C").arg(&dir).arg("."))?;
+        fs::remove_dir_all(&dir)?;
+        Ok(())
+    }))
+}
+
 /// The archive of the given name, made by `make` if nobody did so yet.
 fn cached(name: &str, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let dir = target_dir().join("fixtures");

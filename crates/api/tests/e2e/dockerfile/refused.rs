@@ -97,3 +97,122 @@ fn steps_that_misbehave() {
     yard.refuses(full.as_bytes(), &none(), &[], "No space left on device");
     yard.shows(keeps, &none(), "cat /kept", "kept");
 }
+
+/// What is wrong, where, and the lines around it.
+#[test]
+fn what_is_missing_is_told_with_its_place() {
+    let yard = Yard::new();
+    let none = || -> [(&str, Given<'_>); 0] { [] };
+    for (dockerfile, place, shown) in [
+        ("FROM busybox\nRUN true\n  COPY nothere /x\n", "Dockerfile:3:3: ", "   3 | >>>   COPY nothere /x"),
+        (
+            "FROM busybox AS x\nCOPY --from=later /x /x\nFROM busybox AS later\nFROM x\n",
+            "Dockerfile:2:1: ",
+            "comes later in the Dockerfile",
+        ),
+        ("FROM later AS x\nFROM busybox AS later\nFROM x\n", "Dockerfile:1:1: ", "   1 | >>> FROM later"),
+        ("FROM busybox AS a\nCOPY --from=a /x /x\n", "Dockerfile:2:1: ", "circular dependency"),
+        (
+            "FROM busybox\nCOPY --from=127.0.0.1:1/no /x /x\n",
+            "Dockerfile:2:1: ",
+            "pull the base image 127.0.0.1:1/no",
+        ),
+        ("FROM 127.0.0.1:1/no\n", "Dockerfile:1:1: ", "   1 | >>> FROM 127.0.0.1:1/no"),
+        ("FROM busybox\nCOPY --from=busybox /nothere /x\n", "Dockerfile:2:1: ", "/nothere"),
+        (
+            "FROM busybox\nRUN --mount=type=secret,id=zz,required true\n",
+            "Dockerfile:2:1: ",
+            "secret zz: not found",
+        ),
+        (
+            "FROM busybox\nRUN --mount=from=busybox,source=/nothere,target=/m true\n",
+            "Dockerfile:2:1: ",
+            "nothere",
+        ),
+        (
+            "FROM busybox\nCOPY --from=$X /x /x\n",
+            "Dockerfile:2:1: ",
+            "variable expansion is not supported for --from",
+        ),
+        (
+            "FROM busybox\nRUN true \\\n  && true\nCOPY --form=a b c\n",
+            "Dockerfile:4:1: ",
+            "did you mean from?",
+        ),
+    ] {
+        yard.refuses(dockerfile.as_bytes(), &none(), &[], place);
+        yard.refuses(dockerfile.as_bytes(), &none(), &[], shown);
+        // Whatever form the answer has.
+        let (dir, _) = yard.folder(dockerfile.as_bytes(), &none());
+        let mut terminal = yard.host.terminal(["build", dir.to_str().unwrap()]);
+        assert!(!terminal.wait().success());
+        assert!(terminal.shown().contains(place), "{dockerfile}: {}", terminal.shown());
+    }
+    yard.refuses(
+        b"FROM busybox AS one\n",
+        &none(),
+        &["--target", "two"],
+        "target stage \"two\" could not be found (stages: one)",
+    );
+    yard.refuses(
+        b"# syntax=example.com/other:1\nFROM busybox\n",
+        &none(),
+        &[],
+        "the frontend example.com/other:1 is not run",
+    );
+}
+
+#[test]
+fn a_huge_dockerfile_and_a_context_of_links_pipes_and_devices() {
+    let yard = Yard::new();
+    let (dir, tag) = yard.folder(b"FROM busybox\n", &[]);
+    let file = std::fs::File::create(dir.join("Dockerfile")).unwrap();
+    file.set_len(1 << 30).unwrap();
+    let args = ["build", "-t", &tag, dir.to_str().unwrap()];
+    let refused = yard.host.cli(args).run();
+    let words = "1073741824 bytes long: at most 16777216 are read";
+    assert!(refused.code != 0 && refused.stderr.contains(words), "{refused}");
+    // Sent all the same, by a client that does not look, it takes no memory.
+    let peak = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", yard.host.daemon_pid())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = peak();
+    let docker = yard.host.docker(args).env("DOCKER_BUILDKIT", "0").run();
+    assert!(docker.code != 0 && docker.stderr.contains("at most"), "{docker}");
+    let after = peak();
+    assert!(after < before + (100 << 10), "{before} kB before, {after} kB after");
+
+    // Links that lead round in a circle and out are links; what is neither file nor folder is not taken.
+    let files = [
+        ("d/f", Given::Text("x")),
+        ("d/up", Given::Link("..")),
+        ("self", Given::Link("self")),
+        ("a", Given::Link("b")),
+        ("b", Given::Link("a")),
+        ("out", Given::Link("/etc")),
+    ];
+    let (dir, tag) = yard.folder(b"FROM busybox\nCOPY . /c/\nRUN cd /c && find . | sort > /list\n", &files);
+    let sh = |script: &str| {
+        let output = std::process::Command::new("sh").current_dir(&dir).args(["-ec", script]).status();
+        assert!(output.unwrap().success(), "{script}");
+    };
+    sh(
+        "mkfifo pipe; mknod null c 1 3 2>/dev/null || true; python3 -c 'import socket; socket.socket(socket.AF_UNIX).bind(\"sock\")' 2>/dev/null || true",
+    );
+    yard.host.cli(["build", "-t", &tag, dir.to_str().unwrap()]).ok();
+    let listed = yard.host.cli(["run", "--rm", &tag, "cat", "/list"]).ok();
+    assert_eq!(listed, ".\n./Dockerfile\n./a\n./b\n./d\n./d/f\n./d/up\n./out\n./self");
+    for source in ["self", "a", "d/up/d/up/self"] {
+        let dockerfile = format!("FROM busybox\nCOPY {source} /x\n");
+        yard.refuses(dockerfile.as_bytes(), &files, &[], source);
+    }
+    // A Dockerfile that leads out, or round.
+    for target in ["/etc/passwd", "Dockerfile", "../../../../etc/passwd"] {
+        std::fs::remove_file(dir.join("Dockerfile")).unwrap();
+        std::os::unix::fs::symlink(target, dir.join("Dockerfile")).unwrap();
+        let refused = yard.host.cli(["build", dir.to_str().unwrap()]).run();
+        assert!(refused.code != 0 && !refused.stdout.contains("root:"), "{target}: {refused}");
+    }
+}

@@ -62,7 +62,9 @@ fn answer(mut stream: TcpStream, port: u16, text: &Mutex<String>, asked: &Mutex<
         }
     }
     let text = text.lock().unwrap().clone();
-    let etag = format!("\"{}\"", text.trim());
+    // An archive's text is nothing for a header.
+    let name = if text.contains('\0') { "archive" } else { text.trim() };
+    let etag = format!("\"{name}\"");
     let empty = |status: &str, header: &str| {
         format!("HTTP/1.1 {status}\r\n{header}content-length: 0\r\nconnection: close\r\n\r\n")
     };
@@ -136,6 +138,25 @@ fn files_of_a_web_server() {
         heard,
         [("/private".to_owned(), bearer.clone()), ("/moved".to_owned(), bearer), ("/file".to_owned(), None)]
     );
+}
+
+#[test]
+fn an_archive_of_a_web_server_is_a_context_with_a_name() {
+    let yard = Yard::new();
+    let web = Web::start(&yard);
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mode(0o644);
+    header.set_size(5);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    archive.append_data(&mut header, "d/f", &b"file\n"[..]).unwrap();
+    *web.text.lock().unwrap() = String::from_utf8(archive.into_inner().unwrap()).unwrap();
+    let context = format!("files={}", web.url("/files.tar"));
+    let dockerfile =
+        "FROM busybox\nCOPY --from=files d/f /one\nRUN --mount=from=files,target=/m cp /m/d/f /two\n";
+    yard.shows_with(dockerfile, &[], &["--build-context", &context], "cat /one /two", "file\nfile");
 }
 
 #[track_caller]
@@ -219,6 +240,10 @@ fn repositories_with_submodules() {
     // A repository as the context.
     yard.host.cli(["build", "-t", "from-git", &url]).ok();
     assert_eq!(yard.host.cli(["run", "--rm", "from-git", "cat", "/ctx/module/sub/in"]).ok(), "inner");
+    let keep = ["build", "-t", "with-git", "--build-arg", "BUILDKIT_CONTEXT_KEEP_GIT_DIR=1", &url];
+    yard.host.cli(keep).ok();
+    let found = |name: &str| yard.host.cli(["run", "--rm", name, "ls", "-A", "/ctx"]).ok().contains(".git\n");
+    assert!(found("with-git") && !found("from-git"));
     server.kill().unwrap();
     server.wait().unwrap();
 }
