@@ -89,6 +89,8 @@ impl Builder {
                 .mode(0o700)
                 .create(&dir)
                 .doing(|| format!("create {}", dir.display()))?;
+            // What many files are made in lies away from where as many were removed.
+            brigantine_image::tree::spread(&dir).doing(|| format!("open {}", dir.display()))?;
         }
         let tmp = data.join("tmp");
         let executor =
