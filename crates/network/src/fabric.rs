@@ -31,6 +31,7 @@ use crate::cni::{NetworkList, Places, Plugins};
 use crate::error::Error;
 use crate::firewall::{Firewall, FirewallBackend};
 use crate::link::{self, Link};
+use crate::nft;
 use crate::ports::PortTable;
 use crate::sandbox::{Attachment, Counters, Sandbox, SandboxSpec};
 use crate::socket::Socket;
@@ -182,11 +183,19 @@ impl Fabric {
         if !self.bridges().is_empty() {
             self.load()?;
             report.obstacles = self.firewall.obstacles()?;
-            for chain in &report.obstacles {
+            let (of_firewalld, others): (Vec<_>, Vec<_>) =
+                report.obstacles.iter().partition(|chain| chain.split(' ').nth(1) == Some(nft::FIREWALLD));
+            for chain in others {
                 tracing::warn!(
                     chain,
                     "this chain of the host drops forwarded packets unless a rule accepts them; containers on bridges \
                      have no way out until it has one for their traffic"
+                );
+            }
+            if !of_firewalld.is_empty() {
+                tracing::info!(
+                    "firewalld runs: containers have a way out as long as their bridges are in its zone trusted \
+                     (firewall-cmd --permanent --zone=trusted --add-interface=NAME; firewall-cmd --reload)"
                 );
             }
         }

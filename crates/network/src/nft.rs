@@ -259,7 +259,7 @@ pub(crate) fn get_table(table: &str) -> Messages {
     messages
 }
 
-/// A chain of anybody's that drops what none of its rules accept.
+/// A chain of anybody's that refuses what none of its rules accept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DroppingChain {
     pub family: u8,
@@ -270,18 +270,18 @@ pub(crate) struct DroppingChain {
 /// Type and header of the request for all chains.
 pub(crate) const ALL_CHAINS: (u16, [u8; 4]) = (0x0a04, [0; 4]);
 
-/// Reads a chain; `None` if it is not at `hook` or does not drop by default.
+/// Whose chains end with a rule that rejects what its zones do not accept, whatever their policy.
+pub(crate) const FIREWALLD: &str = "firewalld";
+
+/// Reads a chain; `None` if it is not at `hook` or does not refuse by default.
 pub(crate) fn dropping_chain(payload: &[u8], hook: u32) -> Option<DroppingChain> {
     let be32 = |value: &[u8]| value.try_into().map(u32::from_be_bytes).ok();
     let body = payload.get(4..)?;
     let number = attribute(attribute(body, 4)?, 1).and_then(be32)?;
     let policy = attribute(body, 5).and_then(be32)?;
-    (number == hook && policy == libc::NF_DROP as u32).then_some(())?;
-    Some(DroppingChain {
-        family: *payload.first()?,
-        table: text(attribute(body, 1)?),
-        name: text(attribute(body, 3)?),
-    })
+    let (table, name) = (text(attribute(body, 1)?), text(attribute(body, 3)?));
+    let refuses = policy == libc::NF_DROP as u32 || (table == FIREWALLD && name.starts_with("filter_"));
+    (number == hook && refuses).then_some(DroppingChain { family: *payload.first()?, table, name })
 }
 
 /// Registers of four bytes; wider fields take several.

@@ -9,7 +9,7 @@ use netlink_sys::Socket as Raw;
 use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::error::Error;
-use crate::wire::{attribute, messages, text};
+use crate::wire::{Received, attribute, messages, text};
 
 /// `NFNLGRP_NFTABLES`
 const GROUP: u32 = 7;
@@ -46,6 +46,23 @@ impl FirewallEvents {
 
     /// Waits for at most `patience`; whether something was taken out of the table `table`, or may have been.
     pub fn wait(&mut self, table: &str, own: &[u32], patience: Duration) -> bool {
+        self.wait_for(own, patience, |message| {
+            let name = message.payload.get(4..).and_then(|body| attribute(body, 1));
+            DELETIONS.contains(&message.kind) && name.is_some_and(|name| text(name) == table)
+        })
+    }
+
+    /// The same; whether anything was changed.
+    pub fn wait_for_anything(&mut self, own: &[u32], patience: Duration) -> bool {
+        self.wait_for(own, patience, |_message| true)
+    }
+
+    fn wait_for(
+        &mut self,
+        own: &[u32],
+        patience: Duration,
+        concerns: impl Fn(&Received<'_>) -> bool,
+    ) -> bool {
         let timeout =
             Timespec { tv_sec: patience.as_secs().cast_signed(), tv_nsec: patience.subsec_nanos().into() };
         let Some(socket) = &self.socket else {
@@ -66,15 +83,7 @@ impl FirewallEvents {
                 Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => touched = true,
                 Err(_nothing_more) => return touched,
             }
-            touched |= messages(&buffer).any(|message| {
-                DELETIONS.contains(&message.kind)
-                    && !own.contains(&message.port)
-                    && message
-                        .payload
-                        .get(4..)
-                        .and_then(|body| attribute(body, 1))
-                        .is_some_and(|name| text(name) == table)
-            });
+            touched |= messages(&buffer).any(|message| !own.contains(&message.port) && concerns(&message));
         }
     }
 }

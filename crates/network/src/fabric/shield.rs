@@ -33,15 +33,20 @@ impl Fabric {
         Ok(true)
     }
 
+    /// What [`Fabric::reassert`] is told by, in the calling thread's network namespace.
+    pub fn firewall_events(&self) -> Result<FirewallEvents, Error> {
+        if self.firewall.is_told() { FirewallEvents::open() } else { Ok(FirewallEvents::none()) }
+    }
+
     /// Waits for somebody else to take something out of the firewall's tables, for at most `patience`, and loads them
     /// again if that happened; whether it did.
     pub fn reassert(&self, events: &mut FirewallEvents, patience: Duration) -> Result<bool, Error> {
         if self.firewall.backend() == FirewallBackend::Iptables {
-            // The kernel does not tell: it is looked at, without a program being executed as long as nothing changes.
-            events.wait(self.firewall.table(), &[], patience);
-            return if self.firewall.may_have_changed() { self.verify() } else { Ok(false) };
+            // What `ip_tables` has is looked at, without a program being executed as long as nothing changes.
+            let is_told = events.wait_for_anything(&self.firewall.ports(), patience);
+            return if is_told || self.firewall.may_have_changed() { self.verify() } else { Ok(false) };
         }
-        let own: Vec<u32> = self.firewall.port().into_iter().collect();
+        let own = self.firewall.ports();
         if !events.wait(self.firewall.table(), &own, patience) || !self.firewall.is_loaded() {
             return Ok(false);
         }

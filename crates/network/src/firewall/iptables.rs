@@ -5,7 +5,7 @@
 //! be forwarded is dropped before the host's rules, what may be is accepted after them; so theirs decide about everything
 //! that ours let through, and a policy to drop does not cut containers off.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt::Write as _;
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,12 +23,17 @@ use crate::sysctl;
 /// Where looking means to execute a program.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(30);
 
+/// How many of our programs are remembered: what the kernel tells of their work is told at once.
+const REMEMBERED: usize = 32;
+
 const TABLES: [&str; 4] = ["raw", "filter", "nat", "security"];
 
 #[derive(Debug)]
 pub(crate) struct Iptables {
     table: String,
     state: Mutex<Option<Loaded>>,
+    /// The last programs of ours that changed something; their process ids are their netlink ports.
+    programs: Mutex<VecDeque<u32>>,
 }
 
 /// What was loaded, and follows from it.
@@ -59,7 +64,7 @@ impl Family {
 
 impl Iptables {
     pub fn new(table: String) -> Self {
-        Self { table, state: Mutex::default() }
+        Self { table, state: Mutex::default(), programs: Mutex::default() }
     }
 
     pub fn table(&self) -> &str {
@@ -68,6 +73,29 @@ impl Iptables {
 
     pub fn is_loaded(&self) -> bool {
         self.lock().is_some()
+    }
+
+    /// Whether the programs keep their rules in nf_tables, of whose changes the kernel tells.
+    pub fn is_told() -> bool {
+        Programs::find(true).is_some_and(|programs| !programs.is_legacy())
+    }
+
+    pub fn ports(&self) -> Vec<u32> {
+        self.remembered().iter().copied().collect()
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, VecDeque<u32>> {
+        self.programs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn restore(&self, programs: &Programs, text: &str) -> Result<(), Error> {
+        programs.restore(text, |pid| {
+            let mut remembered = self.remembered();
+            remembered.push_back(pid);
+            if remembered.len() > REMEMBERED {
+                remembered.pop_front();
+            }
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Loaded>> {
@@ -142,7 +170,7 @@ impl Iptables {
         {
             text.push_str(&gone);
         }
-        programs.restore(&text)?;
+        self.restore(&programs, &text)?;
         let mut counts: BTreeMap<String, usize> =
             chains.iter().map(|chain| (chain.name.clone(), 0)).collect();
         for rule in &rules {
@@ -178,7 +206,7 @@ impl Iptables {
                 text.push_str("COMMIT\n");
             }
             let before = family.programs.fingerprint(Family::tables(loaded.has_gate));
-            if let Err(error) = family.programs.restore(&text) {
+            if let Err(error) = self.restore(&family.programs, &text) {
                 tracing::warn!(table = self.table, %error, "the firewall's chains are not as they were loaded; loading them again");
                 return Ok(Change::Reload);
             }
@@ -201,7 +229,7 @@ impl Iptables {
                 continue;
             };
             if let Some(text) = Self::removal(&self.table, is_ipv4, &programs.saved()?, |_| true) {
-                programs.restore(&text)?;
+                self.restore(&programs, &text)?;
             }
         }
         Ok(())

@@ -96,11 +96,19 @@ impl Firewall {
         }
     }
 
-    /// The netlink port that changes of our own come from.
-    pub fn port(&self) -> Option<u32> {
+    /// The netlink ports that changes of our own come from.
+    pub fn ports(&self) -> Vec<u32> {
         match self {
-            Self::Nftables(one) => one.port(),
-            Self::Iptables(_) => None,
+            Self::Nftables(one) => one.port().into_iter().collect(),
+            Self::Iptables(one) => one.ports(),
+        }
+    }
+
+    /// Whether the kernel tells of changes of these rules.
+    pub fn is_told(&self) -> bool {
+        match self {
+            Self::Nftables(_) => true,
+            Self::Iptables(_) => Iptables::is_told(),
         }
     }
 

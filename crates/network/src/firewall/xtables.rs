@@ -12,7 +12,6 @@ pub(super) struct Programs {
     pub is_ipv4: bool,
     restore: PathBuf,
     save: PathBuf,
-    /// They change what the kernel's `ip_tables` has, and not nf_tables in its place.
     is_legacy: bool,
 }
 
@@ -35,12 +34,18 @@ impl Programs {
 
     /// The rules of all tables, as they are saved.
     pub fn saved(&self) -> Result<String, Error> {
-        run(&self.save, &[], "")
+        run(&self.save, &[], "", |_pid| {})
     }
 
-    /// Carries out what `text` says, table by table; rules that it does not name stay.
-    pub fn restore(&self, text: &str) -> Result<(), Error> {
-        run(&self.restore, &["--noflush", "--wait", "10"], text).map(|_nothing| ())
+    /// Carries out what `text` says, table by table; rules that it does not name stay. `begins` is told the program's
+    /// process id before it does anything.
+    pub fn restore(&self, text: &str, begins: impl FnOnce(u32)) -> Result<(), Error> {
+        run(&self.restore, &["--noflush", "--wait", "10"], text, begins).map(|_nothing| ())
+    }
+
+    /// They change what the kernel's `ip_tables` has, and not nf_tables in its place.
+    pub fn is_legacy(&self) -> bool {
+        self.is_legacy
     }
 
     /// What the kernel says of its tables without a program: the same as long as nobody changes them. `None` if it does
@@ -60,10 +65,15 @@ fn find(program: &str) -> Option<PathBuf> {
 }
 
 fn version(program: &PathBuf) -> String {
-    run(program, &["--version"], "").unwrap_or_default()
+    run(program, &["--version"], "", |_pid| {}).unwrap_or_default()
 }
 
-fn run(program: &PathBuf, arguments: &[&str], input: &str) -> Result<String, Error> {
+fn run(
+    program: &PathBuf,
+    arguments: &[&str],
+    input: &str,
+    begins: impl FnOnce(u32),
+) -> Result<String, Error> {
     let failed = |reason: String| Error::FirewallProgram { program: program.display().to_string(), reason };
     let io = |error: std::io::Error| failed(error.to_string());
     let mut child = Command::new(program)
@@ -74,6 +84,7 @@ fn run(program: &PathBuf, arguments: &[&str], input: &str) -> Result<String, Err
         .stderr(Stdio::piped())
         .spawn()
         .map_err(io)?;
+    begins(child.id());
     let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
     std::thread::scope(|scope| {
         scope.spawn(move || {

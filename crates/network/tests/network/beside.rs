@@ -169,14 +169,22 @@ fn firewalld_decides_about_published_ports() {
     let lab = Lab::new();
     let firewalld = Firewalld::start(&lab);
     let (fabric, web) = serving(&lab);
-    firewalld.cmd("--permanent --zone=trusted --add-interface=brig0");
+    let refusing = lab.on_host(|| (fabric.input_policies().unwrap(), fabric.forward_policies().unwrap()));
+    let named = |name: &str| vec![format!("inet firewalld {name}")];
+    assert_eq!(refusing, (named("filter_INPUT"), named("filter_FORWARD")));
+    serve_tcp(&lab.client, 90);
+    assert!(ask_tcp(&web.netns, &format!("{CLIENT}:90")).is_err(), "a bridge in no zone has no way out");
+    // As the documentation says: also for networks of one's own, whose bridges are not there yet.
+    firewalld.cmd("--permanent --zone=trusted --add-interface=brig0 --add-interface=br-+");
     firewalld.cmd("--reload");
+    lab.on_host(|| fabric.ensure_bridge(&bridge("br-own", 31))).unwrap();
+    let own = lab.connect(&fabric, &container("own", &bridge("br-own", 31), 2)).unwrap();
+    ask_tcp(&own.netns, &format!("{CLIENT}:90")).expect("outwards from a bridge that came later");
     let (open, shut) = (format!("{HOST}:8080"), format!("{HOST}:8081"));
     assert!(ask_tcp(&lab.client, &open).is_err(), "no service of the zone");
     firewalld.cmd("--add-port=8080/tcp");
     assert_eq!(ask_tcp(&lab.client, &open).unwrap(), CLIENT);
     assert!(ask_tcp(&lab.client, &shut).is_err());
-    serve_tcp(&lab.client, 90);
     ask_tcp(&web.netns, &format!("{CLIENT}:90")).expect("outwards");
 
     // What was added for the time being is gone with a reload; what is permanent is not.
