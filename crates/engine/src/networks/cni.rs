@@ -39,8 +39,7 @@ impl Networks {
         let segment = id.clone();
         let list = crate::blocking(move || {
             let list = find(&dir, &wanted)?;
-            plumbing.ensure_foreign(&segment, &list)?;
-            Ok(list)
+            plumbing.add_foreign(&segment, list)
         })
         .await?;
         Ok(Record {

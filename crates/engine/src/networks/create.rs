@@ -52,7 +52,14 @@ impl Networks {
             self.share_names();
         }
         self.publish("create", &record, &[]);
-        Ok(json!({ "Id": id, "Warning": "" }))
+        let warning = match record.foreign {
+            Some(list) => {
+                let plumbing = self.plumbing();
+                crate::blocking(move || Ok(plumbing.foreign_warning(&list))).await?.unwrap_or_default()
+            }
+            None => String::new(),
+        };
+        Ok(json!({ "Id": id, "Warning": warning }))
     }
 
     /// A request that names a configuration-only network, with what that says.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use brigantine_network::cni::{NetworkList, Places};
 use brigantine_network::helper::{self, Relayed, Resident, SharedNetwork, Sockets};
 use brigantine_network::{
-    Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallBackend, FirewallEvents, InterfaceSpec, Live,
-    NameSockets, Owner, PortRequest, Sandbox, SandboxSpec, SubinterfaceSpec, Tunnel,
+    Attachment, BridgeSpec, DefaultRoutes, Fabric, FirewallBackend, InterfaceSpec, Live, NameSockets, Owner,
+    PortRequest, Sandbox, SandboxSpec, SubinterfaceSpec, Tunnel,
 };
 use ipnet::IpNet;
 
@@ -68,11 +68,7 @@ impl Plumbing {
         if !self.firewall {
             return;
         }
-        let opened = match fabric.firewall_backend() {
-            FirewallBackend::Iptables => Ok(FirewallEvents::none()),
-            FirewallBackend::Nftables | FirewallBackend::Auto => FirewallEvents::open(),
-        };
-        let mut events = match opened {
+        let mut events = match fabric.firewall_events() {
             Ok(events) => events,
             Err(error) => {
                 tracing::warn!(
@@ -195,10 +191,17 @@ impl Plumbing {
         self.fabric()?.remove_parent(name).map_err(refused)
     }
 
-    /// Makes a network of CNI plugins known, if its plugins are there.
-    pub(crate) fn ensure_foreign(&self, name: &str, list: &NetworkList) -> Result<()> {
+    /// Makes a network of CNI plugins known, in the version that they know, if they are there.
+    pub(crate) fn add_foreign(&self, name: &str, list: NetworkList) -> Result<NetworkList> {
         let fabric = self.fabric()?;
-        fabric.find_plugins(list).and_then(|()| fabric.ensure_foreign(name, list)).map_err(refused)
+        let list = fabric.negotiate(list).map_err(refused)?;
+        fabric.ensure_foreign(name, &list).map_err(refused)?;
+        Ok(list)
+    }
+
+    /// What the plugins of a network say that keeps them from connecting containers, if anything does.
+    pub(crate) fn foreign_warning(&self, list: &NetworkList) -> Option<String> {
+        Some(refused(self.fabric().ok()?.status(list).err()?).report())
     }
 
     pub(crate) fn remove_foreign(&self, name: &str) -> Result<()> {
@@ -260,8 +263,11 @@ impl Plumbing {
         wanted: &Placed,
     ) -> Result<(Attachment, Vec<OwnedFd>)> {
         let fabric = self.fabric()?;
-        fabric.attach(container, netns, interface).map_err(refused)?;
-        let placed = place(fabric, container, netns, wanted);
+        let (_, mut held) = fabric.attach(container, netns, interface, &wanted.ports).map_err(refused)?;
+        let placed = place(fabric, container, netns, wanted).map(|(attachment, more)| {
+            held.extend(more);
+            (attachment, held)
+        });
         if placed.is_err()
             && let Err(error) = fabric.detach(container, netns, &interface.name)
         {

@@ -91,11 +91,23 @@ impl NetworkList {
         self.plugins().any(|(_, plugin)| plugin["capabilities"][capability] == true)
     }
 
-    /// The newest that both sides know.
-    fn best_version(&self) -> Option<(&'static str, Version)> {
+    /// Those that the configuration offers and we know, the newest first.
+    pub(crate) fn versions(&self) -> Vec<&'static str> {
         let several = self.0.get("cniVersions").and_then(Value::as_array).into_iter().flatten();
         let given: Vec<&str> = several.chain(self.0.get("cniVersion")).filter_map(Value::as_str).collect();
-        KNOWN.into_iter().rev().find(|(name, _)| given.contains(name))
+        KNOWN.into_iter().rev().map(|(name, _)| name).filter(|name| given.contains(name)).collect()
+    }
+
+    /// The same list, for this version alone.
+    pub(crate) fn speaking(mut self, version: &str) -> Self {
+        self.0.remove("cniVersions");
+        self.0.insert("cniVersion".to_owned(), version.into());
+        self
+    }
+
+    fn best_version(&self) -> Option<(&'static str, Version)> {
+        let best = *self.versions().first()?;
+        KNOWN.into_iter().find(|(name, _)| *name == best)
     }
 
     pub(crate) fn version(&self) -> Version {
@@ -187,6 +199,8 @@ mod tests {
         let several = list(several).unwrap();
         assert_eq!(several.version(), Version::V1_1_0);
         assert_eq!(several.input(&json!({}), &Map::new(), None)["cniVersion"], "1.1.0");
+        assert_eq!(several.versions(), ["1.1.0", "0.4.0"]);
+        assert_eq!(several.speaking("0.4.0").version(), Version::V0_4_0, "and nothing newer afterwards");
     }
 
     #[test]

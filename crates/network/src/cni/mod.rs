@@ -58,9 +58,56 @@ impl Plugins {
         Self { places }
     }
 
-    /// Whether an executable is there for each plugin of a list.
-    pub fn find_all(&self, list: &NetworkList) -> Result<(), Error> {
-        list.plugins().try_for_each(|(kind, _)| plugin::find(&self.places.plugins, kind).map(|_found| ()))
+    /// The list for the newest version that its configuration, all its plugins (`VERSION`) and we know. Each of them has to
+    /// be there; one that does not say what it knows is not asked again.
+    pub fn negotiate(&self, list: NetworkList) -> Result<NetworkList, Error> {
+        let mut versions = list.versions();
+        for (kind, _) in list.plugins() {
+            plugin::find(&self.places.plugins, kind)?;
+            let Some(known) = self.known_versions(&list, kind) else { continue };
+            let offered = versions.join(", ");
+            versions.retain(|version| known.iter().any(|known| known == version));
+            if versions.is_empty() {
+                return Err(Error::InvalidCni {
+                    place: list.name().to_owned(),
+                    reason: format!(
+                        "plugin {kind} does not know version {offered} of the specification; it knows {}",
+                        known.join(", ")
+                    ),
+                });
+            }
+        }
+        let best = versions.first().copied();
+        Ok(match best {
+            Some(version) => list.speaking(version),
+            None => list,
+        })
+    }
+
+    /// What a plugin says that it knows.
+    fn known_versions(&self, list: &NetworkList, kind: &str) -> Option<Vec<String>> {
+        let input = json!({ "cniVersion": list.versions().first()? });
+        let answer = match self.call(list, kind, "VERSION", &Attaching::default(), &input) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::debug!(%error, "a CNI plugin does not say which versions it knows");
+                return None;
+            }
+        };
+        let known = answer["supportedVersions"].as_array()?.iter().filter_map(Value::as_str);
+        Some(known.map(str::to_owned).collect())
+    }
+
+    /// Asks the plugins whether they are ready to connect containers; those of versions without that question are taken to
+    /// be.
+    pub fn status(&self, list: &NetworkList) -> Result<(), Error> {
+        if list.version() < Version::V1_1_0 {
+            return Ok(());
+        }
+        list.plugins().try_for_each(|(kind, configuration)| {
+            let input = list.input(configuration, &Map::new(), None);
+            self.call(list, kind, "STATUS", &Attaching::default(), &input).map(|_nothing| ())
+        })
     }
 
     /// Connects a container. After an error nothing of it is left that the plugins can take back.

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::plan::Plan;
 use super::segments::Segment;
 use super::{Fabric, Live, lock};
+use crate::bridge::GatewayMode;
 use crate::cni::{Attaching, Made, NetworkList};
 use crate::error::Error;
 use crate::ports::PublishedPort;
@@ -22,14 +23,23 @@ use crate::sandbox::{Attachment, Interface, InterfaceSpec, SandboxSpec};
 
 const PORT_MAPPINGS: &str = "portMappings";
 
+/// Where plugins lead to ports, the addresses are not known before.
+pub(super) const UNKNOWN: (IpAddr, GatewayMode) =
+    (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), GatewayMode::Nat);
+
 impl Fabric {
     pub(super) fn foreign(&self) -> RwLockReadGuard<'_, BTreeMap<String, NetworkList>> {
         self.foreign.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether all plugins of a network are there.
-    pub fn find_plugins(&self, list: &NetworkList) -> Result<(), Error> {
-        self.plugins.find_all(list)
+    /// A network's configuration in the version that is spoken with its plugins, which have to be there.
+    pub fn negotiate(&self, list: NetworkList) -> Result<NetworkList, Error> {
+        self.plugins.negotiate(list)
+    }
+
+    /// Whether a network's plugins are ready, as they say themselves.
+    pub fn status(&self, list: &NetworkList) -> Result<(), Error> {
+        self.plugins.status(list)
     }
 
     /// Makes a network of CNI plugins known. Nothing is executed before a container is connected.
@@ -163,6 +173,9 @@ impl Fabric {
         };
         for (name, list) in &networks {
             let valid = on(name);
+            if let Err(error) = self.plugins.status(list) {
+                tracing::warn!(network = list.name(), %error, "a CNI network is not ready for containers");
+            }
             match self.plugins.collect(list, &valid) {
                 Ok(0) => {}
                 Ok(count) => {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: no lock is held while the kernel works; after an error nothing of the sandbox is left.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use brigantine_sys::netns;
@@ -12,7 +12,6 @@ use super::plan::Plan;
 use super::segments::{Bridge, Parent, Segment};
 use super::{ALIAS, Fabric, NameSockets, foreign, lock};
 use crate::background::Ready;
-use crate::bridge::GatewayMode;
 use crate::device::{self, Subinterface};
 use crate::error::Error;
 use crate::link::{self, PortMode, Veth};
@@ -34,8 +33,7 @@ impl Fabric {
         }
         let outward = self.outward(plan.iter().map(|(one, _)| one));
         let mapping = if outward.is_empty() { foreign::mapping(spec, plan)? } else { None };
-        // Where plugins lead to ports, their addresses are not known before.
-        let unknown = [(Ipv4Addr::UNSPECIFIED.into(), GatewayMode::Nat)];
+        let unknown = [foreign::UNKNOWN];
         let (mut ports, held) = self.reserve(spec, if mapping.is_some() { &unknown } else { &outward })?;
         let mapped: &[PublishedPort] = if mapping.is_some() { &ports } else { &[] };
         let made = self.make_interfaces(spec, plan, mapped).and_then(|netns| {

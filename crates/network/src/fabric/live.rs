@@ -7,7 +7,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::lay::{apply_sysctls, enter};
 use super::publish::forget_flows;
-use super::{Fabric, lock};
+use super::{Fabric, foreign, lock};
 use crate::error::Error;
 use crate::link::{self, PortMode};
 use crate::ports::{PortRequest, PublishedPort};
@@ -23,18 +23,22 @@ pub struct DefaultRoutes {
 }
 
 impl Fabric {
-    /// Gives a connected container one more interface. `netns` is its network namespace.
+    /// Gives a connected container one more interface. `netns` is its network namespace. `ports` are the container's: if
+    /// they lead nowhere yet and the interface is made by CNI plugins, those are told of them, and the sockets returned
+    /// reserve them. For all others see [`Fabric::republish`].
     pub fn attach(
         &self,
         id: &str,
         netns: BorrowedFd<'_>,
         wanted: &InterfaceSpec,
-    ) -> Result<Attachment, Error> {
+        ports: &[PortRequest],
+    ) -> Result<(Attachment, Vec<OwnedFd>), Error> {
         let present = self.attachment(id)?;
         let spec = SandboxSpec {
             id: id.to_owned(),
             name: present.name.clone(),
             interfaces: vec![wanted.clone()],
+            ports: ports.to_vec(),
             ..SandboxSpec::default()
         };
         if present.interfaces.iter().any(|interface| interface.name == wanted.name) {
@@ -47,24 +51,42 @@ impl Fabric {
         if plan.iter().any(|(interface, _)| !interface.by_plugins) {
             self.verify()?;
         }
-        {
+        let are_led = !present.ports.is_empty()
+            || !present.parked.is_empty()
+            || !self.outward(present.interfaces.iter()).is_empty();
+        let mapping = if are_led { None } else { foreign::mapping(&spec, &plan)? };
+        let (mut ports, held) = match mapping {
+            Some(_) => self.reserve(&spec, &[foreign::UNKNOWN])?,
+            None => Default::default(),
+        };
+        let entered = (|| {
             let mut endpoints = lock(&self.endpoints);
             endpoints.place(&mut plan)?;
             let mut attachment = endpoints.remove(id).ok_or_else(|| Error::NotConnected(id.to_owned()))?;
             attachment.interfaces.extend(plan.iter().map(|(interface, _)| interface.clone()));
             endpoints.insert(attachment);
+            Ok(())
+        })();
+        if let Err(error) = entered {
+            lock(&self.ports).release(&ports);
+            return Err(error);
         }
-        let made = enter(netns, Socket::route)?
-            .and_then(|mut inside| self.lay(&spec, &mut plan, &[], netns, &mut inside))
-            .map(|()| self.settle_interfaces(id, &plan))
+        let made = enter(netns, Socket::route)
+            .and_then(|inside| inside)
+            .and_then(|mut inside| self.lay(&spec, &mut plan, &ports, netns, &mut inside))
+            .map(|()| match mapping {
+                Some(at) => self.settle(&spec, &plan, at, &mut ports),
+                None => self.settle_interfaces(id, &plan),
+            })
             .and_then(|()| apply_sysctls(netns, &spec));
         if let Err(error) = made {
+            lock(&self.ports).release(&ports);
             if let Err(left) = self.detach(id, netns, &wanted.name) {
                 tracing::warn!(error = &left as &dyn std::error::Error, "left over from a failed connection");
             }
             return Err(error);
         }
-        self.attachment(id)
+        Ok((self.attachment(id)?, held))
     }
 
     /// Takes an interface away, by its name inside. That it is gone already is fine.

@@ -6,7 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use brigantine_network::cni::{NetworkList, Places};
-use brigantine_network::{DefaultRoutes, Fabric, InterfaceSpec, Live, PortRequest, Protocol, SandboxSpec};
+use brigantine_network::{
+    BridgeSpec, DefaultRoutes, Fabric, InterfaceSpec, Live, PortRequest, Protocol, SandboxSpec,
+};
 use serde_json::{Value, json};
 
 use crate::lab::{
@@ -118,7 +120,8 @@ fn plugins_connect_a_container_and_take_everything_back() {
         { "type": "firewall", "backend": "iptables" },
         { "type": "tuning", "sysctl": { "net.ipv4.conf.IFNAME.log_martians": "1" } },
     ]));
-    lab.on_host(|| fabric.find_plugins(&list).and_then(|()| fabric.ensure_foreign(NET, &list))).unwrap();
+    lab.on_host(|| fabric.negotiate(list.clone()).and_then(|list| fabric.ensure_foreign(NET, &list)))
+        .unwrap();
     let mut spec = on_sea("web");
     spec.ports = vec![
         tcp(8080, 80),
@@ -186,7 +189,7 @@ fn containers_come_and_go_while_they_run_beside_other_networks() {
     let mut wanted = on_sea("one").interfaces.remove(0);
     wanted.name = "sea0".to_owned();
     wanted.addresses = vec!["10.77.0.77/32".parse().unwrap()];
-    let attachment = lab.on_host(|| fabric.attach("one", one.netns.as_fd(), &wanted)).unwrap();
+    let (attachment, _) = lab.on_host(|| fabric.attach("one", one.netns.as_fd(), &wanted, &[])).unwrap();
     let addresses: Vec<String> = attachment.interfaces[1].addresses.iter().map(ToString::to_string).collect();
     assert!(addresses[0].starts_with("10.77.0.77/") && addresses[1].starts_with("fd77::"), "{addresses:?}");
     let routes = run(&one.netns, "ip route");
@@ -203,7 +206,7 @@ fn containers_come_and_go_while_they_run_beside_other_networks() {
         let routes = run(&one.netns, "ip route show default");
         assert_eq!(routes.trim(), "default via 172.30.0.1 dev eth0");
     }
-    let same = lab.on_host(|| fabric.attach("one", one.netns.as_fd(), &wanted)).unwrap_err().to_string();
+    let same = lab.on_host(|| fabric.attach("one", one.netns.as_fd(), &wanted, &[])).unwrap_err().to_string();
     assert!(same.contains("sea0"), "{same}");
 
     let attachment = lab.on_host(|| fabric.detach("one", one.netns.as_fd(), "sea0")).unwrap();
@@ -211,7 +214,7 @@ fn containers_come_and_go_while_they_run_beside_other_networks() {
     assert!(!run(&one.netns, "ip -o link").contains("sea0"));
     desk.assert_nothing_left();
     // The address is free again.
-    lab.on_host(|| fabric.attach("one", one.netns.as_fd(), &wanted)).unwrap();
+    lab.on_host(|| fabric.attach("one", one.netns.as_fd(), &wanted, &[])).unwrap();
     lab.on_host(|| fabric.disconnect("one")).unwrap();
     desk.assert_nothing_left();
 }
@@ -240,7 +243,7 @@ fn a_plugin_that_fails_is_told_in_one_line_and_leaves_nothing() {
     let error = lab.connect(&fabric, &ports).unwrap_err().to_string();
     assert!(error.contains("portMappings") && error.contains("sea"), "{error}");
     let missing = list_of("1.0.0", json!([{ "type": "teleport" }]));
-    let error = lab.on_host(|| fabric.find_plugins(&missing)).unwrap_err();
+    let error = lab.on_host(|| fabric.negotiate(missing)).unwrap_err();
     assert!(error.is_invalid_input() && error.to_string().contains("teleport is not in"), "{error}");
     let twice = lab.on_host(|| fabric.ensure_foreign("cni-2", &list)).unwrap_err().to_string();
     assert!(twice.contains("another network"), "{twice}");
@@ -309,23 +312,121 @@ fn plugins_are_called_as_specified() {
         .collect()
     };
     let of = |command: &str, places: [i64; 2]| places.map(|place| (command.to_owned(), place));
-    assert_eq!(commands(2), [of("GC", [1, 2]), of("CHECK", [1, 2])].concat());
+    assert_eq!(commands(2), [of("STATUS", [1, 2]), of("GC", [1, 2]), of("CHECK", [1, 2])].concat());
     let calls = desk.calls();
     assert_eq!(
-        calls[2]["input"]["cni.dev/valid-attachments"],
+        calls[4]["input"]["cni.dev/valid-attachments"],
         json!([{ "containerID": "one", "ifname": "eth0" }])
     );
-    assert_eq!(calls[4]["input"]["prevResult"], answer);
+    assert_eq!(calls[6]["input"]["prevResult"], answer);
 
     drop(one);
     lab.on_host(|| second.disconnect("one")).unwrap();
-    assert_eq!(commands(6), of("DEL", [2, 1]), "backwards");
+    assert_eq!(commands(8), of("DEL", [2, 1]), "backwards");
     let calls = desk.calls();
-    assert_eq!((&calls[6]["input"]["prevResult"], &calls[6]["netns"]), (&answer, &json!(netns)));
-    assert_eq!(calls[7]["input"]["runtimeConfig"], json!({ "ips": ["10.77.0.9"] }), "as at ADD");
+    assert_eq!((&calls[8]["input"]["prevResult"], &calls[8]["netns"]), (&answer, &json!(netns)));
+    assert_eq!(calls[9]["input"]["runtimeConfig"], json!({ "ips": ["10.77.0.9"] }), "as at ADD");
     desk.assert_nothing_left();
     lab.on_host(|| second.remove_foreign(NET)).unwrap();
-    assert_eq!(commands(8), of("GC", [1, 2]));
+    assert_eq!(commands(10), of("GC", [1, 2]));
+}
+
+/// Debian's plugins know versions up to 1.0.0.
+#[test]
+fn the_version_is_one_that_all_plugins_know() {
+    let desk = Desk::new();
+    let (lab, fabric) = (&desk.lab, desk.fabric());
+    let plugins = json!([
+        { "type": "bridge", "bridge": "sea0", "ipam": desk.host_local("10.77.0.0/24") },
+        { "type": "portmap", "capabilities": { "portMappings": true } },
+    ]);
+    let both = json!({ "cniVersion": "0.4.0", "cniVersions": ["0.4.0", "1.0.0", "1.1.0"], "name": "sea",
+        "plugins": plugins });
+    let both = NetworkList::parse(&both.to_string(), "here").unwrap();
+    let spoken = lab.on_host(|| fabric.negotiate(both)).unwrap();
+    assert_eq!(Value::from(spoken.clone())["cniVersion"], "1.0.0");
+    lab.on_host(|| fabric.ensure_foreign(NET, &spoken)).unwrap();
+    lab.connect(&fabric, &on_sea("one")).expect("in that version it works");
+    lab.on_host(|| fabric.disconnect("one")).unwrap();
+    desk.assert_nothing_left();
+
+    let error = lab.on_host(|| fabric.negotiate(list_of("1.1.0", plugins))).unwrap_err();
+    assert!(error.is_invalid_input(), "{error}");
+    let error = error.to_string();
+    assert!(
+        error.contains("plugin bridge does not know version 1.1.0") && error.contains("1.0.0"),
+        "{error}"
+    );
+    // One that says nothing of it gets what the configuration has.
+    desk.recorder();
+    let silent = list_of("1.1.0", json!([{ "type": "recorder", "place": 1 }]));
+    assert_eq!(lab.on_host(|| fabric.negotiate(silent.clone())).unwrap(), silent);
+    assert_eq!(
+        (&desk.calls()[0]["command"], &desk.calls()[0]["input"]),
+        (&json!("VERSION"), &json!({ "cniVersion": "1.1.0" }))
+    );
+}
+
+#[test]
+fn plugins_say_whether_they_are_ready() {
+    let desk = Desk::new();
+    let (lab, fabric) = (&desk.lab, desk.fabric());
+    desk.recorder();
+    let of_version = |version| list_of(version, json!([{ "type": "recorder", "place": 1 }]));
+    lab.on_host(|| fabric.status(&of_version("1.0.0"))).expect("nobody is asked before 1.1");
+    assert!(desk.calls().is_empty());
+    lab.on_host(|| fabric.status(&of_version("1.1.0"))).unwrap();
+    let call = desk.calls().remove(0);
+    assert_eq!((&call["command"], &call["input"]["name"]), (&json!("STATUS"), &json!("sea")));
+    let unready = "#!/bin/sh\necho '{ \"code\": 50, \"msg\": \"no lease yet\" }'; exit 1\n";
+    std::fs::write(desk.path("own/recorder"), unready).unwrap();
+    let error = lab.on_host(|| fabric.status(&of_version("1.1.0"))).unwrap_err().to_string();
+    assert_eq!(error, "CNI plugin recorder (STATUS, network sea): no lease yet");
+}
+
+#[test]
+fn ports_that_lead_nowhere_are_mapped_when_plugins_connect_a_running_container() {
+    let desk = Desk::new();
+    let (lab, fabric) = (&desk.lab, desk.fabric());
+    let sea = list(json!([
+        { "type": "bridge", "bridge": "sea0", "isGateway": true, "ipMasq": true, "ipam": desk.host_local("10.77.0.0/24") },
+        { "type": "portmap", "snat": true, "capabilities": { "portMappings": true } },
+    ]));
+    let inner = BridgeSpec { internal: true, ..bridge("brig0", 30) };
+    lab.on_host(|| {
+        fabric.ensure_foreign(NET, &sea).unwrap();
+        fabric.ensure_bridge(&inner).unwrap();
+        fabric.reconcile(&[]).unwrap();
+    });
+    let ports = [tcp(8080, 80)];
+    let one =
+        lab.connect(&fabric, &SandboxSpec { ports: ports.to_vec(), ..container("one", &inner, 2) }).unwrap();
+    assert!(one.attachment.ports.is_empty() && one.held.is_empty(), "an internal network has no outside");
+    serve_tcp(&one.netns, 80);
+    let mut wanted = on_sea("one").interfaces.remove(0);
+    wanted.name = "sea0".to_owned();
+    let (attachment, held) =
+        lab.on_host(|| fabric.attach("one", one.netns.as_fd(), &wanted, &ports)).unwrap();
+    assert_eq!((attachment.ports.len(), held.len()), (1, 1));
+    assert!(attachment.ports.iter().all(|port| port.container_ip.to_string() == "10.77.0.2"));
+    assert_eq!(ask_tcp(&lab.client, &format!("{HOST}:8080")).unwrap(), CLIENT);
+    let (again, more) = lab.on_host(|| fabric.republish("one", &ports)).unwrap();
+    assert_eq!((again.ports, more.len()), (attachment.ports, 0), "they stay");
+    // Nobody else gets them meanwhile.
+    let two = SandboxSpec { ports: ports.to_vec(), ..on_sea("two") };
+    let error = lab.connect(&fabric, &two).unwrap_err().to_string();
+    assert!(error.contains("8080") && error.contains("one"), "{error}");
+
+    let attachment = lab.on_host(|| fabric.detach("one", one.netns.as_fd(), "sea0")).unwrap();
+    assert!(attachment.ports.is_empty());
+    assert!(ask_tcp(&lab.client, &format!("{HOST}:8080")).is_err(), "taken back");
+    drop(held);
+    lab.connect(&fabric, &two).expect("the port is free again");
+    lab.on_host(|| {
+        fabric.disconnect("one").unwrap();
+        fabric.disconnect("two").unwrap();
+    });
+    desk.assert_nothing_left();
 }
 
 #[test]

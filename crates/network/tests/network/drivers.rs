@@ -85,7 +85,7 @@ fn macvlan_containers_are_on_the_lan_with_addresses_of_their_own() {
     let interface = below("two", &network, 12).interfaces.remove(0);
     lab.on_host(|| fabric.detach("two", two.netns.as_fd(), "eth0")).unwrap();
     assert!(!run(&two.netns, "ip -o link").contains("eth0"));
-    lab.on_host(|| fabric.attach("two", two.netns.as_fd(), &interface)).unwrap();
+    lab.on_host(|| fabric.attach("two", two.netns.as_fd(), &interface, &[])).unwrap();
     assert_eq!(ask_tcp(&two.netns, "198.51.100.10:80").unwrap(), "198.51.100.12");
     let error = lab.on_host(|| fabric.remove_parent(&network.name)).unwrap_err();
     assert!(error.to_string().contains("name-one"), "{error}");
@@ -556,7 +556,7 @@ fn more_containers_than_a_bridge_has_ports_are_one_network() {
         wanted.name = format!("e{number}");
         wanted.addresses = vec![address(30, number)];
         wanted.gateway = None;
-        lab.on_host(|| fabric.attach("crowd", crowd.netns.as_fd(), &wanted)).unwrap();
+        lab.on_host(|| fabric.attach("crowd", crowd.netns.as_fd(), &wanted, &[])).unwrap();
     }
     let mut spec = container("late", &bridge("brig0", 30), 2);
     spec.interfaces[0].addresses = vec![address(30, MANY)];

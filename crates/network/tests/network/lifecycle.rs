@@ -450,17 +450,17 @@ fn a_running_container_is_connected_and_disconnected() {
         addresses: vec!["172.31.0.3/16".parse().unwrap()],
         ..wanted.clone()
     };
-    let error = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &taken)).unwrap_err();
+    let error = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &taken, &[])).unwrap_err();
     assert!(matches!(error, Error::AddressInUse { .. }), "{error}");
     let bad = brigantine_network::InterfaceSpec {
         sysctls: vec![("net.ipv4.conf.eth1.nothing".to_owned(), "1".to_owned())],
         ..wanted.clone()
     };
-    let error = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &bad)).unwrap_err();
+    let error = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &bad, &[])).unwrap_err();
     assert!(matches!(error, Error::ContainerSysctl { .. }), "{error}");
     assert_eq!(run(&web.netns, "ip -o link").lines().count(), 2, "a failure leaves nothing");
 
-    let attachment = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &wanted)).unwrap();
+    let (attachment, _) = lab.on_host(|| fabric.attach("web", web.netns.as_fd(), &wanted, &[])).unwrap();
     assert_eq!(attachment.interfaces.len(), 2);
     assert_eq!(ask_tcp(&web.netns, "172.31.0.3:80").unwrap(), "172.31.0.2");
     assert_eq!(run(&web.netns, "cat /proc/sys/net/ipv4/conf/eth1/log_martians").trim(), "1");
