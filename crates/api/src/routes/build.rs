@@ -444,9 +444,7 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
             }
             if let (true, Some(session)) = (deliver.archive, &session) {
                 let names = tags.iter().map(Reference::to_string).collect();
-                if let Err(error) = send_archive(&state, session, image, names).await {
-                    return Err(error);
-                }
+                send_archive(&state, session, image, names).await?;
             }
         }
         let more = told_more.then(|| more(&built));

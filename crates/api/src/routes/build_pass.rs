@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::io::Read;
 use std::sync::Arc;
 
-use brigantine_image::{Digest, Image, Platform, archive};
+use brigantine_image::{Digest, Image, Platform, Store, archive};
 use brigantine_session::Session;
 
 use super::State;
@@ -26,7 +26,7 @@ impl Passing {
     pub async fn new(state: &State, any: bool) -> Result<Self, Error> {
         let mut before = HashSet::new();
         if any {
-            let list = state.engine.images().with(|store| Ok(store.list()?)).await?;
+            let list = state.engine.images().with(Store::list).await?;
             before = list.into_iter().map(|image| image.id).collect();
         }
         Ok(Self { state: state.clone(), before, ids: Vec::new() })
@@ -49,7 +49,6 @@ impl Passing {
             let platform = platform.cloned();
             let load = self.state.engine.images().with(move |store| {
                 archive::load_nameless(store, body, platform.as_ref(), &mut |_progress| {})
-                    .map_err(Into::into)
             });
             let loaded = load.await?;
             self.state.engine.images().forget();

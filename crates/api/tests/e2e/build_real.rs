@@ -38,7 +38,9 @@ fn toolchain(host: &Host) -> PathBuf {
     let target = format!("lib/rustlib/{}-unknown-linux-gnu", std::env::consts::ARCH);
     take("bin", &|name| name == "rustc");
     take("lib", &|name| name.contains(".so"));
-    take(&format!("{target}/lib"), &|name| name.ends_with(".rlib") || name.ends_with(".rmeta"));
+    take(&format!("{target}/lib"), &|name| {
+        matches!(Path::new(name).extension().and_then(|e| e.to_str()), Some("rlib" | "rmeta"))
+    });
     take(&format!("{target}/bin"), &|_| true);
     take(&format!("{target}/bin/gcc-ld"), &|_| true);
     dir

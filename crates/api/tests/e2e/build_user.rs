@@ -209,7 +209,7 @@ fn a_live_view_shows_what_runs_and_what_is_done() {
         (shown.contains("=> => # done") && shown.contains("=> => # line-9-63")).then_some(shown)
     });
     let lines: Vec<&str> = live.lines().collect();
-    assert!(lines[0].starts_with("[+] Building ") && lines[0].contains("/"), "{live}");
+    assert!(lines[0].starts_with("[+] Building ") && lines[0].contains('/'), "{live}");
     let tail: Vec<&&str> = lines.iter().filter(|line| line.starts_with(" => => #")).collect();
     assert_eq!(tail.len(), 6, "{live}");
     assert!(!live.contains("line-4-"), "{live}");

@@ -229,7 +229,7 @@ impl Found<'_> {
         match list.iter_mut().find(|known| known.name == name) {
             Some(known) => known.required |= mount.required,
             None => {
-                list.push(Wanted { name: name.to_owned(), required: mount.required, location: span.into() })
+                list.push(Wanted { name: name.to_owned(), required: mount.required, location: span.into() });
             }
         }
     }

@@ -185,7 +185,7 @@ impl Model {
             if vertex.lost > 0 {
                 lines.push(format!("({} lines before these: --progress plain shows all)", vertex.lost));
             }
-            lines.extend(vertex.said().map(|line| plain(line)));
+            lines.extend(vertex.said().map(plain));
             lines.push("------".to_owned());
         }
         lines
@@ -321,7 +321,8 @@ mod tests {
     #[test]
     fn what_runs_has_its_last_lines_and_what_ended_is_one_line() {
         let mut model = Model::new(false);
-        let lines: String = (0..9).map(|n| format!("line {n}\n")).collect();
+        let lines: String =
+            ["0", "1", "2", "3", "4", "5", "6", "7", "8"].map(|n| ["line ", n, "\n"].concat()).concat();
         model.update(Status {
             vertexes: vec![
                 vertex("a", "[internal] load build definition from Dockerfile", "done"),
@@ -358,7 +359,7 @@ mod tests {
     #[test]
     fn a_step_that_fails_is_told_with_what_it_said() {
         let mut model = Model::new(false);
-        let many: String = (0..KEPT + 5).map(|n| format!("{n}\n")).collect();
+        let many = (0..KEPT + 5).map(|n| n.to_string()).collect::<Vec<_>>().join("\n") + "\n";
         model.update(Status {
             vertexes: vec![vertex("c", "[2/2] RUN make", "failed")],
             logs: vec![log("c", &many), log("c", "no newline")],
