@@ -28,6 +28,7 @@ mod bad_input;
 mod build;
 mod build_real;
 mod build_results;
+mod build_solver;
 mod build_user;
 mod buildkit;
 mod buildkit_peer;

@@ -23,14 +23,14 @@ const OPERATIONS: [&str; 7] = ["pull", "load", "commit", "import", "rmi", "push"
 const ENTRIES: usize = 4;
 
 /// An engine on such a disk.
-struct Powered {
-    engine: Engine,
+pub struct Powered {
+    pub engine: Engine,
     disk: Option<Disk>,
     boots: u32,
 }
 
 impl Powered {
-    fn new(format: Format) -> Self {
+    pub fn new(format: Format) -> Self {
         let mut engine = Engine::start();
         engine.stop_daemon();
         let durable = Disk::format(engine.dir(), format, 400 << 20);
@@ -39,12 +39,12 @@ impl Powered {
         Self { engine, disk: Some(disk), boots: 0 }
     }
 
-    fn disk(&self) -> &Disk {
+    pub fn disk(&self) -> &Disk {
         self.disk.as_ref().unwrap()
     }
 
     /// Takes the disk out of the machine that has lost its power, and starts another one with it.
-    fn boot(&mut self) {
+    pub fn boot(&mut self) {
         self.engine.kill_daemon();
         let durable = self.disk.take().unwrap().take_out(self.engine.sandbox());
         self.disk = Some(Disk::mount(self.engine.sandbox(), &durable, &self.engine.data_root()));

@@ -29,6 +29,21 @@ struct About {
     family: String,
 }
 
+/// The copies that mounts of a step were made of; they go with it, however it ends.
+struct Copies {
+    tmp: PathBuf,
+    id: String,
+    count: usize,
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        for index in 0..self.count {
+            crate::snapshot::remove_tree(&self.tmp.join(format!("{}-{index}", self.id)));
+        }
+    }
+}
+
 impl Job {
     pub(super) async fn run(
         self: &Arc<Self>,
@@ -123,6 +138,7 @@ impl Job {
         let _turn = self.solver.turns.clone().acquire_owned().await.map_err(|_closed| Error::Cancelled)?;
         let held_caches = self.solver.caches.take(&run, &self.cache_namespace, &bases).await?;
         let id = crate::ids::new();
+        let copies = Copies { tmp: self.solver.tmp.clone(), id: id.clone(), count: run.mounts.len() };
         let mut lent = self.borrow(&run, &id).await?;
         let (secrets, agents) = (Arc::clone(&lent.secrets), lent.sockets.clone());
         let lent_files = std::mem::take(&mut lent.files);
@@ -233,9 +249,7 @@ impl Job {
         };
         let (job, family) = (Arc::clone(&self), format!("family:{family}"));
         blocking(move || {
-            for (index, _) in run.mounts.iter().enumerate() {
-                crate::snapshot::remove_tree(&job.solver.tmp.join(format!("{id}-{index}")));
-            }
+            drop(copies);
             let identity = keys.first().cloned().unwrap_or_default();
             let mut all: Vec<&str> = keys.iter().map(String::as_str).collect();
             all.push(&family);

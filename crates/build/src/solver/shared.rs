@@ -2,8 +2,8 @@
 //!
 //! Invariant: the work is kept alive by those who wait for it only; when the last of them is gone it ends.
 
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, PoisonError, Weak};
 
 use futures_util::future::{FutureExt as _, WeakShared};
 use tokio::sync::mpsc;
@@ -28,10 +28,19 @@ impl std::fmt::Debug for InFlight {
     }
 }
 
-/// Who is told what a shared step prints.
+/// Who is told what a shared step prints, from its first byte on whenever they came.
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
-    all: Mutex<Vec<(mpsc::Sender<Event>, VertexId)>>,
+    heard: tokio::sync::Mutex<Heard>,
+}
+
+#[derive(Debug, Default)]
+struct Heard {
+    all: Vec<(mpsc::Sender<Event>, VertexId)>,
+    /// What was printed so far, the last [`Listeners::REMEMBERED`] bytes of it at least.
+    said: VecDeque<(bool, Vec<u8>)>,
+    bytes: usize,
+    clipped: bool,
 }
 
 /// The keys of a step, in the order they are tried.
@@ -96,8 +105,12 @@ impl Job {
                 (work, listeners)
             }
         };
-        listeners.all.lock().unwrap_or_else(PoisonError::into_inner).push((self.events.clone(), id));
-        let output = work.await?;
+        // Side by side: what is told may wait for its reader, which must not keep the step from going on.
+        let (output, ()) = futures_util::future::try_join(work, async {
+            listeners.join(self.events.clone(), id).await;
+            Ok(())
+        })
+        .await?;
         Ok(output)
     }
 
@@ -119,12 +132,42 @@ impl Job {
 }
 
 impl Listeners {
-    pub async fn tell(&self, stderr: bool, data: Vec<u8>) {
-        let all = self.all.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (events, vertex) in all {
-            if events.send(Event::Log { vertex, stderr, data: data.clone() }).await.is_err() {
-                tracing::trace!("a step's output had no reader");
-            }
+    /// Bytes of output that are kept for those who come later.
+    const REMEMBERED: usize = 1 << 20;
+
+    /// Tells a build what was said so far, and from now on.
+    async fn join(&self, events: mpsc::Sender<Event>, vertex: VertexId) {
+        let mut heard = self.heard.lock().await;
+        if heard.clipped {
+            let data =
+                b"[the beginning of this step's output is not shown: another build began it]\n".to_vec();
+            told(&events, Event::Log { vertex, stderr: true, data }).await;
         }
+        for (stderr, data) in &heard.said {
+            told(&events, Event::Log { vertex, stderr: *stderr, data: data.clone() }).await;
+        }
+        heard.all.push((events, vertex));
+    }
+
+    pub async fn tell(&self, stderr: bool, data: Vec<u8>) {
+        let mut heard = self.heard.lock().await;
+        for (events, vertex) in &heard.all {
+            told(events, Event::Log { vertex: *vertex, stderr, data: data.clone() }).await;
+        }
+        heard.bytes += data.len();
+        heard.said.push_back((stderr, data));
+        while let Some((_, first)) = heard.said.front()
+            && heard.bytes - first.len() >= Self::REMEMBERED
+        {
+            heard.bytes -= first.len();
+            heard.said.pop_front();
+            heard.clipped = true;
+        }
+    }
+}
+
+async fn told(events: &mpsc::Sender<Event>, event: Event) {
+    if events.send(event).await.is_err() {
+        tracing::trace!("a step's output had no reader");
     }
 }
