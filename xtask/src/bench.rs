@@ -13,6 +13,7 @@ pub mod network;
 pub mod registry;
 pub mod runtime;
 mod server;
+mod spread;
 
 use std::{collections::BTreeMap, fs, process::Command, time::Duration};
 
@@ -116,9 +117,13 @@ fn follow(front: &mut Command, command: &Command) {
     }
 }
 
+fn today() -> Result<String> {
+    Ok(say::read(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned())
+}
+
 /// Writes the figures, with the machine they are of.
 fn write(name: &str, figures: &Value) -> Result<()> {
-    let date = say::read(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned();
+    let date = today()?;
     let commit = say::read(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()));
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let cores = std::thread::available_parallelism().map_or(0, usize::from);

@@ -37,7 +37,8 @@ cargo xtask COMMAND
                           it works
   bench registry [--rounds N] [--small]  `brig registry serve` beside docker-registry
   bench engine [--rounds N] [--small]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
-  bench network [--rounds N] [--small]  start costs of drivers, throughput, connections, names, likewise
+  bench network [--rounds N] [--small] [--only TEXT]...  start costs of drivers, throughput, connections, names,
+                          likewise; only the rows with one of these texts in their names
   bench build [--rounds N] [--small] [--only ROW]...  images built by brig, docker with BuildKit and buildah, likewise
   bench runtime [--rounds N]  the OCI command line, likewise, and with the least that makes a container
   vm [--script FILE] [FILTER...]  the runtime's tests and the engine in a virtual machine with cgroup v2, AppArmor
@@ -88,6 +89,8 @@ fn run() -> Result<()> {
             Long("only") if words == ["build"] => {
                 only.extend(parser.value()?.string()?.split(',').map(str::to_owned));
             }
+            // Names of its rows have commas in them.
+            Long("only") if words == ["network"] => only.push(parser.value()?.string()?),
             Long("seconds") if command == "fuzz" => seconds = parser.value()?.parse()?,
             Long("script") if command == "vm" => script = Some(PathBuf::from(parser.value()?)),
             Value(word) if matches!(command.as_str(), "test" | "bench" | "vm") => words.push(word.string()?),
@@ -110,7 +113,9 @@ fn run() -> Result<()> {
         }
         "bench" if words == ["registry"] => bench::registry::run(rounds.unwrap_or(5), small),
         "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15), small),
-        "bench" if words == ["network"] => bench::network::run(rounds.unwrap_or(10), small),
+        "bench" if words == ["network"] => {
+            bench::network::run(rounds.unwrap_or(20), small, &bench::network::Only(only))
+        }
         "bench" if words == ["build"] => bench::builds::run(rounds.unwrap_or(5), small, &only),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),
         "bench" => bail!(

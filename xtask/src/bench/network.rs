@@ -7,6 +7,7 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
+    fs,
     net::UdpSocket,
     path::PathBuf,
     process::{Command, Stdio},
@@ -17,8 +18,11 @@ use anyhow::{Context as _, Result, bail};
 use brigantine_testkit::{Outside, fixtures, sandbox, until};
 use serde_json::{Value, json};
 
-use super::contender::{self, Contender};
-use crate::{build, packages, say};
+use super::{
+    contender::{self, Contender},
+    spread::{self, Spread},
+};
+use crate::{build, packages, root, say};
 
 const IMAGE: &str = "load:latest";
 
@@ -30,12 +34,25 @@ struct Size {
     parallel: usize,
 }
 
-const FULL: Size = Size { seconds: 5, samples: 3, parallel: 32 };
+const FULL: Size = Size { seconds: 2, samples: 9, parallel: 32 };
 /// Enough to see that everything works, in less than two minutes.
 const SMALL: Size = Size { seconds: 1, samples: 1, parallel: 8 };
 
-/// All of it; the results go to standard output and, unless it is the `small` form, below `bench/results`.
-pub fn run(rounds: usize, small: bool) -> Result<()> {
+/// Which rows are measured: all, or those that have one of these texts in their names.
+#[derive(Debug, Default)]
+pub struct Only(pub Vec<String>);
+
+impl Only {
+    fn wants(&self, row: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|text| row.contains(text.as_str()))
+    }
+}
+
+type Results = BTreeMap<String, Value>;
+
+/// All of it, or some rows; the results go to standard output and, unless it is the `small` form, below `bench/results`,
+/// beside the day's other rows.
+pub fn run(rounds: usize, small: bool, only: &Only) -> Result<()> {
     packages::install(&[packages::BUILD, packages::DEMO, packages::LOAD])?;
     let dist = match std::env::var_os("BRIG_TEST_DIST") {
         Some(dist) => PathBuf::from(dist),
@@ -50,11 +67,12 @@ pub fn run(rounds: usize, small: bool) -> Result<()> {
         .filter(|contender| !contender.name().contains("docker CLI"))
         .map(Station::open)
         .collect::<Result<_>>()?;
-    let mut results = BTreeMap::new();
-    starts(&stations, rounds, &mut results)?;
-    parallel(&stations, size, &mut results)?;
-    for station in &stations {
-        station.serve()?;
+    let mut results = Results::new();
+    starts(&stations, rounds, only, &mut results)?;
+    let row = format!("{} at once", size.parallel);
+    if only.wants(&row) {
+        let measure: Measure = |station, size| station.parallel(size);
+        rates(&row, "ms", &stations, measure, size, &mut results)?;
     }
     let kinds: [(&str, &str, Measure); 9] = [
         ("TCP, container to container", MBIT, |station, size| station.iperf("client", "", false, size)),
@@ -73,20 +91,42 @@ pub fn run(rounds: usize, small: bool) -> Result<()> {
         }),
         ("connections, published, from the host", "1/s", |station, size| station.connections_from_host(size)),
     ];
-    for (what, unit, measure) in kinds {
+    let wanted: Vec<_> = kinds.into_iter().filter(|(what, ..)| only.wants(what)).collect();
+    if !wanted.is_empty() || only.wants(NAMES) {
+        for station in &stations {
+            station.serve()?;
+        }
+    }
+    for (what, unit, measure) in wanted {
         rates(what, unit, &stations, measure, size, &mut results)?;
     }
-    names(&stations, size, &mut results)?;
+    if only.wants(NAMES) {
+        names(&stations, size, &mut results)?;
+    }
     if small {
         return Ok(());
     }
-    super::write("network", &json!({ "rounds": rounds, "results": results }))
+    let mut all = of_today(only)?;
+    all.extend(results);
+    super::write("network", &json!({ "rounds": rounds, "results": all }))
+}
+
+/// What was measured today before, if only some rows were wanted now.
+fn of_today(only: &Only) -> Result<Results> {
+    if only.0.is_empty() {
+        return Ok(Results::new());
+    }
+    let path = root().join(format!("bench/results/network-{}.json", super::today()?));
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(Results::new()) };
+    let mut former: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(serde_json::from_value(former["results"].take())?)
 }
 
 /// The engine's address on the LAN with the other machine.
 const HOST: &str = "192.0.2.2";
 
 const MBIT: &str = "Mbit/s";
+const NAMES: &str = "names";
 
 type Measure = for<'a, 'b> fn(&'a Station<'b>, Size) -> Result<f64>;
 
@@ -192,6 +232,24 @@ impl<'a> Station<'a> {
         requests(&on(command, &wrk("http://127.0.0.1:8080/", size))?)
     }
 
+    /// How long many starts at once take until the last one is done.
+    fn parallel(&self, size: Size) -> Result<f64> {
+        let mut commands: Vec<Command> = (0..size.parallel)
+            .map(|_| {
+                let mut command = self.contender.command("run");
+                command.args(["--rm", IMAGE, "true"]).stdin(Stdio::null());
+                command
+            })
+            .collect();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            let tasks: Vec<_> =
+                commands.iter_mut().map(|command| scope.spawn(|| say::read(command).map(|_| ()))).collect();
+            tasks.into_iter().try_for_each(|task| task.join().unwrap_or_else(|_| bail!("a start panicked")))
+        })?;
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    }
+
     /// How long each question for the server's name takes, one after the other.
     fn questions(&self, size: Size) -> Result<Option<Vec<Duration>>> {
         let conf = self.cli("exec", &["client", "cat", "/etc/resolv.conf"])?;
@@ -262,20 +320,24 @@ fn requests(text: &str) -> Result<f64> {
     Ok(line.with_context(|| format!("wrk: {text}"))?.trim().parse()?)
 }
 
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(f64::NAN)
+/// Positions of `count` in turns: forwards, then backwards, so that whoever comes after whom changes.
+fn in_turns(count: usize, round: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |n| if round.is_multiple_of(2) { n } else { count - 1 - n })
 }
 
 /// What each kind of network adds to a start.
-fn starts(stations: &[Station<'_>], rounds: usize, results: &mut BTreeMap<String, Value>) -> Result<()> {
-    say::step(&format!("run --rm with each kind of network, {rounds} rounds in turns"));
+fn starts(stations: &[Station<'_>], rounds: usize, only: &Only, results: &mut Results) -> Result<()> {
     let networks = ["none", "host", "bridge", "own", "lan"];
+    let row = |network: &str| format!("start, {network}");
+    if !networks.iter().any(|network| only.wants(&row(network))) {
+        return Ok(());
+    }
+    say::step(&format!("run --rm with each kind of network, {rounds} rounds in turns"));
     let mut times: Vec<BTreeMap<&str, Vec<f64>>> = vec![BTreeMap::new(); stations.len()];
     for round in 0..=rounds {
-        for network in networks {
-            for (station, times) in stations.iter().zip(&mut times) {
+        for network in in_turns(networks.len(), round).map(|n| networks[n]) {
+            for n in in_turns(stations.len(), round) {
+                let station = &stations[n];
                 if network == "lan" && station.contender.is_podman() {
                     continue;
                 }
@@ -283,7 +345,7 @@ fn starts(stations: &[Station<'_>], rounds: usize, results: &mut BTreeMap<String
                 station.cli("run", &["--rm", "--network", network, IMAGE, "true"])?;
                 // The first one fills caches.
                 if round > 0 {
-                    times.entry(network).or_default().push(began.elapsed().as_secs_f64() * 1e3);
+                    times[n].entry(network).or_default().push(began.elapsed().as_secs_f64() * 1e3);
                 }
             }
         }
@@ -291,53 +353,27 @@ fn starts(stations: &[Station<'_>], rounds: usize, results: &mut BTreeMap<String
     for network in networks {
         let mut rows = Vec::new();
         for (station, times) in stations.iter().zip(&times) {
-            let Some(own) = times.get(network).map(|times| median(times)) else { continue };
-            let added = own - median(&times["none"]);
+            let Some(own) = times.get(network) else { continue };
+            // Of the same round, so that a machine that is slower for a while is so for both.
+            let added: Vec<f64> = own.iter().zip(&times["none"]).map(|(own, none)| own - none).collect();
+            let (own, added) = (Spread::of(own), Spread::of(&added));
             say::note(&format!(
-                "{network:8} {:24} median {own:8.1} ms, {added:6.1} more than none",
-                station.name()
+                "{network:8} {:24} {:7.1} ms ({:.1} to {:.1}), {:6.1} more than none ({:.1} to {:.1})",
+                station.name(),
+                own.median,
+                own.quarter,
+                own.three_quarters,
+                added.median,
+                added.low,
+                added.high
             ));
-            rows.push(json!({ "who": station.name(), "median_ms": own, "more_than_none_ms": added }));
+            rows.push(json!({
+                "who": station.name(), "median_ms": own.median, "quartiles_ms": [own.quarter, own.three_quarters],
+                "more_than_none_ms": added.median, "of_which_sure": [added.low, added.high], "samples": own.count,
+            }));
         }
-        results.insert(format!("start, {network}"), Value::Array(rows));
+        results.insert(row(network), Value::Array(rows));
     }
-    Ok(())
-}
-
-fn parallel(stations: &[Station<'_>], size: Size, results: &mut BTreeMap<String, Value>) -> Result<()> {
-    say::step(&format!("{} starts at once, bridge", size.parallel));
-    let mut rows = Vec::new();
-    for station in stations {
-        let mut walls = Vec::new();
-        for _ in 0..size.samples {
-            let mut commands: Vec<Command> = (0..size.parallel)
-                .map(|_| {
-                    let mut command = station.contender.command("run");
-                    command.args(["--rm", IMAGE, "true"]).stdin(Stdio::null());
-                    command
-                })
-                .collect();
-            let began = Instant::now();
-            std::thread::scope(|scope| {
-                let tasks: Vec<_> = commands
-                    .iter_mut()
-                    .map(|command| scope.spawn(|| say::read(command).map(|_| ())))
-                    .collect();
-                tasks
-                    .into_iter()
-                    .try_for_each(|task| task.join().unwrap_or_else(|_| bail!("a start panicked")))
-            })?;
-            walls.push(began.elapsed().as_secs_f64() * 1e3);
-        }
-        let wall = median(&walls);
-        say::note(&format!(
-            "{:24} {wall:8.0} ms for all, {:6.1} ms each",
-            station.name(),
-            wall / size.parallel as f64
-        ));
-        rows.push(json!({ "who": station.name(), "all_ms": wall }));
-    }
-    results.insert(format!("{} starts at once", size.parallel), Value::Array(rows));
     Ok(())
 }
 
@@ -348,30 +384,44 @@ fn rates(
     stations: &[Station<'_>],
     measure: Measure,
     size: Size,
-    results: &mut BTreeMap<String, Value>,
+    results: &mut Results,
 ) -> Result<()> {
     say::step(what);
     let mut values = vec![Vec::new(); stations.len()];
-    for _ in 0..size.samples {
-        for (station, values) in stations.iter().zip(&mut values) {
-            values.push(measure(station, size).with_context(|| format!("{}: {what}", station.name()))?);
+    for round in 0..size.samples {
+        for n in in_turns(stations.len(), round) {
+            let station = &stations[n];
+            let one = measure(station, size).with_context(|| format!("{}: {what}", station.name()))?;
+            values[n].push(one);
         }
     }
     let docker = stations.iter().position(|station| station.contender.is_docker());
     let mut rows = Vec::new();
     for (station, own) in stations.iter().zip(&values) {
-        let own = median(own);
-        let ratio = docker.map(|docker| own / median(&values[docker]));
-        let told = ratio.map_or_else(String::new, |ratio| format!("  {ratio:.2} times docker's"));
-        say::note(&format!("{:24} {own:10.0} {unit}{told}", station.name()));
-        rows.push(json!({ "who": station.name(), "median": own, "unit": unit, "over_docker": ratio }));
+        let ratio = docker.map(|docker| spread::ratio(own, &values[docker]));
+        let own = Spread::of(own);
+        let told = ratio.map_or_else(String::new, |ratio| {
+            format!("  {:.2} times docker's ({:.2} to {:.2})", ratio.median, ratio.low, ratio.high)
+        });
+        say::note(&format!(
+            "{:24} {:8.0} {unit} ({:.0} to {:.0}){told}",
+            station.name(),
+            own.median,
+            own.quarter,
+            own.three_quarters
+        ));
+        rows.push(json!({
+            "who": station.name(), "median": own.median, "quartiles": [own.quarter, own.three_quarters], "unit": unit,
+            "over_docker": ratio.map(|ratio| ratio.median),
+            "of_which_sure": ratio.map(|ratio| [ratio.low, ratio.high]), "samples": own.count,
+        }));
     }
     results.insert(what.to_owned(), Value::Array(rows));
     Ok(())
 }
 
 /// Questions for a container's name, one after the other.
-fn names(stations: &[Station<'_>], size: Size, results: &mut BTreeMap<String, Value>) -> Result<()> {
+fn names(stations: &[Station<'_>], size: Size, results: &mut Results) -> Result<()> {
     say::step("Names: questions one after the other");
     let mut rows = Vec::new();
     for station in stations {
@@ -382,10 +432,10 @@ fn names(stations: &[Station<'_>], size: Size, results: &mut BTreeMap<String, Va
         let mut times: Vec<f64> = times.iter().map(|time| time.as_secs_f64() * 1e6).collect();
         times.sort_by(f64::total_cmp);
         let rate = times.len() as f64 / (times.iter().sum::<f64>() / 1e6);
-        let (half, most) = (median(&times), times[times.len() * 99 / 100]);
+        let (half, most) = (Spread::of(&times).median, times[times.len() * 99 / 100]);
         say::note(&format!("{:24} {rate:8.0} 1/s, median {half:.0} µs, p99 {most:.0} µs", station.name()));
         rows.push(json!({ "who": station.name(), "per_second": rate, "median_us": half, "p99_us": most }));
     }
-    results.insert("names".to_owned(), Value::Array(rows));
+    results.insert(NAMES.to_owned(), Value::Array(rows));
     Ok(())
 }
