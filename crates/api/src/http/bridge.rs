@@ -2,7 +2,7 @@
 //!
 //! Invariant: memory in flight is bounded, and either side going away ends the other with an error or EOF.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, Read, Write};
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt};
@@ -22,9 +22,14 @@ pub struct BlockingReader {
 
 /// Pumps `source` into a blocking reader.
 pub fn reader(source: impl AsyncRead + Send + 'static) -> BlockingReader {
+    of_chunks(tokio_util::io::ReaderStream::with_capacity(source, CHUNK))
+}
+
+/// The same of what comes in chunks, which are handed on as they are.
+pub fn of_chunks(source: impl Stream<Item = io::Result<Bytes>> + Send + 'static) -> BlockingReader {
     let (sender, chunks) = mpsc::channel(DEPTH);
     tokio::spawn(async move {
-        let mut source = std::pin::pin!(tokio_util::io::ReaderStream::with_capacity(source, CHUNK));
+        let mut source = std::pin::pin!(source);
         while let Some(chunk) = source.next().await {
             let failed = chunk.is_err();
             if sender.send(chunk).await.is_err() || failed {
@@ -35,16 +40,28 @@ pub fn reader(source: impl AsyncRead + Send + 'static) -> BlockingReader {
     BlockingReader { chunks, current: Bytes::new() }
 }
 
-impl Read for BlockingReader {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+impl BufRead for BlockingReader {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
         while self.current.is_empty() {
             match self.chunks.blocking_recv() {
-                None => return Ok(0),
+                None => return Ok(&[]),
                 Some(chunk) => self.current = chunk?,
             }
         }
-        let count = self.current.len().min(buf.len());
-        self.current.copy_to_slice(&mut buf[..count]);
+        Ok(&self.current)
+    }
+
+    fn consume(&mut self, count: usize) {
+        self.current.advance(count);
+    }
+}
+
+impl Read for BlockingReader {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let count = available.len().min(buf.len());
+        buf[..count].copy_from_slice(&available[..count]);
+        self.consume(count);
         Ok(count)
     }
 }

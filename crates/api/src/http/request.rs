@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, BodyStream, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
@@ -71,6 +71,9 @@ impl Body for RequestBody {
 
 /// A body as a byte stream, for archives.
 pub type BodyReader = Pin<Box<dyn AsyncRead + Send>>;
+
+/// A body in the pieces it comes in.
+pub type BodyChunks = Pin<Box<dyn Stream<Item = std::io::Result<Bytes>> + Send>>;
 
 impl Request {
     pub fn method(&self) -> &Method {
@@ -185,14 +188,18 @@ impl Request {
 
     /// The body as a stream of bytes without bound: an archive.
     pub fn reader(&mut self) -> BodyReader {
-        let Some(body) = self.body.take() else { return Box::pin(tokio::io::empty()) };
-        let chunks = BodyStream::new(body).filter_map(|frame| async move {
+        Box::pin(tokio_util::io::StreamReader::new(self.chunks()))
+    }
+
+    /// The same in the pieces it comes in.
+    pub fn chunks(&mut self) -> BodyChunks {
+        let Some(body) = self.body.take() else { return Box::pin(futures_util::stream::empty()) };
+        Box::pin(BodyStream::new(body).filter_map(|frame| async move {
             match frame {
                 Ok(frame) => frame.into_data().ok().map(Ok),
                 Err(error) => Some(Err(std::io::Error::other(error))),
             }
-        });
-        Box::pin(tokio_util::io::StreamReader::new(Box::pin(chunks)))
+        }))
     }
 
     fn check_json_type(&self) -> Result<(), Error> {

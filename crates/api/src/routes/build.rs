@@ -343,7 +343,7 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
             ContextSource::Archive(Box::new(bridge::reader(build_upload::take(id).await?)))
         }
         Some(url) => ContextSource::remote(url, session.as_ref()),
-        None if request.has_body() => ContextSource::Archive(Box::new(bridge::reader(request.reader()))),
+        None if request.has_body() => ContextSource::Archive(Box::new(bridge::of_chunks(request.chunks()))),
         None => ContextSource::Nothing,
     };
     let call = query.text("call").filter(|call| *call != "build");

@@ -91,7 +91,7 @@ async fn export(state: State, request: Request) -> Result<Reply, Error> {
 
 async fn import(state: State, mut request: Request) -> Result<Reply, Error> {
     let (namespace, id) = mount(&request)?;
-    let body = bridge::reader(request.reader());
+    let body = bridge::of_chunks(request.chunks());
     blocking(&state, move |builder| builder.import_cache(&namespace, &id, body)).await?;
     Ok(Reply::no_content())
 }

@@ -101,7 +101,7 @@ pub(super) async fn extract(state: State, mut request: Request) -> Result<Reply,
         copy_uid_gid: request.query().flag("copyUIDGID"),
     };
     let id = request.param("id").to_owned();
-    let body = bridge::reader(request.reader());
+    let body = bridge::of_chunks(request.chunks());
     state.engine.containers().extract(&id, &path, options, body).await?;
     Ok(Reply::empty(http::StatusCode::OK))
 }

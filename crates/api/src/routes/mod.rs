@@ -16,7 +16,7 @@
 //!      `request.filters(&["label", "name"])?` parses both wire forms and refuses other keys in docker's words
 //!    * body: `request.json_body::<T>().await?` (required) or `json_body_opt` (kill, start, wait). `T` is any
 //!      `Deserialize`: field names match without case, null is the zero value, map keys are kept, Cmd/Entrypoint may
-//!      be plain strings. An archive: `request.reader()` (async) or `bridge::reader(request.reader())` (blocking `Read`)
+//!      be plain strings. An archive: `request.reader()` (async) or `bridge::of_chunks(request.chunks())` (blocking `Read`)
 //!    * `request.version()` is within 1.24..=1.53; `if request.version() < ApiVersion::v1(42) { … }`
 //!    * answers: `Reply::json(&doc)`, `Reply::created(&doc)` (201), `Reply::no_content()`, `Reply::empty(status)`,
 //!      `Reply::stream(content_type, stream)` and `Reply::reader(content_type, async_read)` (header flushed at once),

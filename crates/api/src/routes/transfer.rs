@@ -210,7 +210,7 @@ async fn import(state: State, request: &mut Request, source: &str) -> Result<Rep
     if source != "-" {
         return import_from(state, source.to_owned(), target, details).await;
     }
-    let body = bridge::reader(request.reader());
+    let body = bridge::of_chunks(request.chunks());
     Reply::progress(move |sink| async move {
         let image = state.engine.images().with(move |store| archive::import(store, body, &details)).await?;
         let shown = target.map_or_else(|| image.id.to_string(), |target| target.familiar());
@@ -238,7 +238,7 @@ async fn import_from(
             let detail = json!({ "current": fetched, "total": total });
             counts.try_send(&json!({ "status": "Importing", "progressDetail": detail }));
         });
-        let body = bridge::reader(tokio_util::io::StreamReader::new(stream));
+        let body = bridge::of_chunks(stream);
         let image = state.engine.images().with(move |store| archive::import(store, body, &details)).await?;
         let shown = target.map_or_else(|| image.id.to_string(), |target| target.familiar());
         announce(&state, "import", image.id.as_str(), &shown);
@@ -252,7 +252,7 @@ async fn load(state: State, mut request: Request) -> Result<Reply, Error> {
     let platform = platform(&request)?;
     // Ours: names in the archive are left alone.
     let nameless = request.query().flag("nameless");
-    let body = bridge::reader(request.reader());
+    let body = bridge::of_chunks(request.chunks());
     Reply::progress(move |sink| async move {
         let loaded = state.engine.images().with(move |store| {
             let load = if nameless { archive::load_nameless } else { archive::load_for };
@@ -298,7 +298,7 @@ async fn composed(state: State, mut request: Request) -> Result<Reply, Error> {
     }
     let wanted = Compose { base, edit, names };
     let body: Box<dyn std::io::Read + Send> = if request.has_body() {
-        Box::new(bridge::reader(request.reader()))
+        Box::new(bridge::of_chunks(request.chunks()))
     } else {
         Box::new(std::io::empty())
     };

@@ -6,6 +6,7 @@
 mod endpoint;
 mod reply;
 mod spawn;
+mod stand_in;
 mod wire;
 
 use std::sync::Mutex;
@@ -21,6 +22,7 @@ use hyper_util::rt::TokioIo;
 pub use endpoint::{Endpoint, Unreachable};
 pub use reply::{Lines, Reply};
 pub use spawn::DETACH_MARK;
+pub use stand_in::FileBody;
 pub use wire::Wire;
 
 use crate::fault::{Fault, Outcome};

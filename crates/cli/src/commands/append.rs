@@ -120,8 +120,7 @@ async fn make(context: &Context, matches: &Matches, base: Option<&str>, sources:
     for tag in outputs.tags() {
         ask = ask.query("t", tag);
     }
-    let file = tokio::fs::File::from_std(layers);
-    let made = ask.stream(upload::body(file), "application/x-tar").send().await?.value().await?;
+    let made = ask.stream(upload::body_of(layers), "application/x-tar").send().await?.value().await?;
     let id = made.at("Id").text();
     append_output::deliver(context, &outputs, id).await?;
     if !outputs.take_stdout() {
@@ -134,12 +133,11 @@ async fn make(context: &Context, matches: &Matches, base: Option<&str>, sources:
 async fn resolve(context: &Context, base: &str, platform: Option<&str>, sink: Sink) -> Outcome<String> {
     let archive = ["oci-archive:", "docker-archive:"].iter().find_map(|kind| base.strip_prefix(kind));
     if let Some(path) = archive {
-        return load(context, tokio::fs::File::open(path).await.map_err(Fault::io(path))?, base, platform)
-            .await;
+        return load(context, File::open(path).map_err(Fault::io(path))?, base, platform).await;
     }
     if let Some(path) = base.strip_prefix("oci:") {
         let whole = layout(path).map_err(Fault::io(path))?;
-        return load(context, tokio::fs::File::from_std(whole), base, platform).await;
+        return load(context, whole, base, platform).await;
     }
     match context.client.get(format!("/images/{}/json", encode(base))).send().await {
         Ok(reply) => {
@@ -171,19 +169,14 @@ fn is_for(found: &crate::value::Value, wanted: &str) -> bool {
 }
 
 /// Loads an archive of one image, whose names are left alone.
-async fn load(
-    context: &Context,
-    file: tokio::fs::File,
-    base: &str,
-    platform: Option<&str>,
-) -> Outcome<String> {
+async fn load(context: &Context, file: File, base: &str, platform: Option<&str>) -> Outcome<String> {
     let mut lines = context
         .client
         .post("/images/load")
         .query("quiet", "1")
         .query("nameless", "1")
         .maybe("platform", platform)
-        .stream(upload::body(file), "application/x-tar")
+        .stream(upload::body_of(file), "application/x-tar")
         .send()
         .await?
         .into_lines();

@@ -231,7 +231,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         return Ok(());
     }
     let path = archive.to_string_lossy().into_owned();
-    load::send(context, upload::body(upload::open(&path).await?), false, None).await
+    load::send(context, upload::body_of(upload::open(&path)?), false, None).await
 }
 
 fn need(program: &str, package: &str) -> Outcome {

@@ -321,7 +321,7 @@ async fn sent<'c>(
         match main {
             Main::Remote(url) => ask.query("remote", &url).query("dockerfile", file).send().await,
             Main::Stdin => {
-                let body = upload::body(upload::open("-").await?);
+                let body = upload::body_of(upload::open("-")?);
                 ask.query("dockerfile", file).stream(body, "application/x-tar").send().await
             }
             Main::Folder(packing) => {

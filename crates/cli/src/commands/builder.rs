@@ -202,7 +202,7 @@ async fn export(context: &Context, matches: Matches) -> Outcome {
 }
 
 async fn import(context: &Context, matches: Matches) -> Outcome {
-    let body = upload::body(upload::open(matches.operand(1)).await?);
+    let body = upload::body_of(upload::open(matches.operand(1))?);
     context
         .client
         .ask(Method::PUT, "/build/caches/archive")

@@ -391,7 +391,7 @@ async fn upload_to(
         if kind != Kind::Directory {
             return Err(Fault::said(format!("destination \"{container}:{target}\" must be a directory")));
         }
-        let body = upload::body(upload::open("-").await?);
+        let body = upload::body_of(upload::open("-")?);
         return put(&target).stream(body, "application/x-tar").done().await;
     }
     let follow = matches.is("follow-link") || source.ends_with('/') || own_name(source) == ".";
@@ -403,7 +403,7 @@ async fn upload_to(
         let output = std::io::BufWriter::with_capacity(1 << 18, writer);
         brigantine_image::layer::pack_as(opened.parent, &opened.base, name.as_bytes(), output, None)
     });
-    let body = upload::body(tokio::fs::File::from_std(File::from(OwnedFd::from(reader))));
+    let body = upload::body_of(File::from(OwnedFd::from(reader)));
     let sent = put(&place.directory).stream(body, "application/x-tar").done().await;
     let packed = packing.await.map_err(|error| Fault::said(format!("packing broke: {error}")))?;
     match (packed, sent) {

@@ -40,7 +40,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
     let lines = if remote {
         ask.send().await?.into_lines()
     } else {
-        ask.stream(upload::body(upload::open(source).await?), "application/x-tar").send().await?.into_lines()
+        ask.stream(upload::body_of(upload::open(source)?), "application/x-tar").send().await?.into_lines()
     };
     Progress::new(Sink::Stdout).follow(lines, |_| {}).await
 }

@@ -21,8 +21,9 @@ pub static COMMAND: Command = Command {
 };
 
 async fn run(context: &Context, matches: Matches) -> Outcome {
-    let source = upload::open(matches.text("input")).await?;
-    send(context, upload::body(source), matches.is("quiet"), matches.list("platform").first().copied()).await
+    let source = upload::open(matches.text("input"))?;
+    send(context, upload::body_of(source), matches.is("quiet"), matches.list("platform").first().copied())
+        .await
 }
 
 /// Sends an archive of images and shows what the engine says of it.
