@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{BufReader, Write as _};
 use std::path::Path;
 use std::time::Instant;
 
@@ -20,7 +20,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     match args[..] {
         [root, "load", file] => {
             let store = open(root)?;
-            for loaded in archive::load(&store, File::open(file)?, &mut |_| {})? {
+            for loaded in
+                archive::load(&store, BufReader::with_capacity(1 << 18, File::open(file)?), &mut |_| {})?
+            {
                 writeln!(out, "{}", loaded.message())?;
             }
         }

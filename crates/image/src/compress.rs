@@ -71,6 +71,18 @@ pub fn decode<'a>(mut reader: impl Read + 'a) -> io::Result<Box<dyn Read + 'a>> 
     Ok(Box::new(Decoded { decoder, compression }))
 }
 
+/// The same of what has its bytes in a buffer: what is not compressed is read from there.
+pub(crate) fn decode_buffered<'a>(mut reader: impl BufRead + 'a) -> io::Result<Box<dyn BufRead + 'a>> {
+    let mut head = Vec::with_capacity(8);
+    Read::by_ref(&mut reader).take(8).read_to_end(&mut head)?;
+    let compression = Compression::of(&head);
+    let whole = io::Cursor::new(head).chain(reader);
+    if compression == Compression::None {
+        return Ok(Box::new(whole));
+    }
+    Ok(Box::new(BufReader::with_capacity(BUFFER, decode(whole)?)))
+}
+
 /// The compressed side; remembers that an error was its own rather than the decoder's.
 struct Source<R> {
     inner: R,

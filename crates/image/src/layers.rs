@@ -79,11 +79,33 @@ impl Prepared {
 }
 
 /// An uncompressed archive that was kept, whatever it is.
-#[derive(Debug)]
 pub(crate) struct Kept {
     pub digest: Digest,
     /// The layer, if it is one.
-    pub prepared: Option<Prepared>,
+    pub unindexed: Option<Unindexed>,
+}
+
+/// A kept archive that is a layer's and has no index yet.
+pub(crate) struct Unindexed {
+    temp: TempDir,
+    archive: layer::Unindexed,
+}
+
+impl Unindexed {
+    pub fn diff_id(&self) -> &Digest {
+        self.archive.diff_id()
+    }
+
+    /// Writes the index. `None` where the form has no room for it: who needs the layer makes it otherwise, or hears why
+    /// it cannot.
+    pub fn index(self) -> Result<Option<Prepared>> {
+        match self.archive.write(self.temp.path()) {
+            Ok(Indexed::Whole(applied)) => {
+                Ok(Some(Prepared { form: Form::of_index(&self.temp)?, temp: self.temp, applied }))
+            }
+            Ok(Indexed::Unfit { .. }) | Err(_) => Ok(None),
+        }
+    }
 }
 
 impl LayerInfo {
@@ -288,19 +310,16 @@ impl Layers {
         Ok(Prepared { temp, applied, form })
     }
 
-    /// Keeps an uncompressed archive as `path`, which is its layer at once where it has an index.
+    /// Keeps an uncompressed archive as `path`, which is its layer as soon as it has an index.
     pub fn keep(&self, reader: impl Read, algorithm: Algorithm, path: &Path) -> Result<Kept> {
         let temp = TempDir::create(&self.tmp, "layer")?;
         let layer_error = |source| Error::Layer { layer: "of the archive".to_owned(), source };
-        let layer::Kept { digest, indexed } =
+        let layer::Kept { digest, model } =
             layer::keep(reader, temp.path(), algorithm).map_err(layer_error)?;
         fs::hard_link(temp.path().join(ARCHIVE), path).at("link", path)?;
-        let prepared = match indexed {
-            Ok(Indexed::Whole(applied)) => Some(Prepared { form: Form::of_index(&temp)?, temp, applied }),
-            // Who needs it as a layer hears why it is none.
-            Ok(Indexed::Unfit { .. }) | Err(_) => None,
-        };
-        Ok(Kept { digest, prepared })
+        // Who needs what is none as a layer hears why.
+        let unindexed = model.ok().map(|archive| Unindexed { temp, archive });
+        Ok(Kept { digest, unindexed })
     }
 
     /// Makes a prepared layer visible, unless it is there.

@@ -150,6 +150,111 @@ fn a_layer_that_is_none_fails_the_load_and_leaves_nothing() {
     }
 }
 
+/// An image layout with an index of images, each a layer for a platform; documents first, or last.
+fn layout(images: &[(&str, Vec<u8>)], documents_first: bool) -> Vec<u8> {
+    let blob = |raw: Vec<u8>| {
+        let digest = Digest::sha256(&raw);
+        (
+            serde_json::json!({ "digest": digest, "size": raw.len() }),
+            (format!("blobs/sha256/{}", digest.hex()), raw),
+        )
+    };
+    let json = |value: &serde_json::Value| serde_json::to_vec(value).expect("JSON");
+    let (mut documents, mut layers, mut manifests) = (Vec::new(), Vec::new(), Vec::new());
+    for (architecture, layer) in images {
+        let mut plain = Vec::new();
+        let mut decoded = brigantine_image::decode(&layer[..]).expect("a stream");
+        std::io::Read::read_to_end(&mut decoded, &mut plain).expect("a whole layer");
+        let (config, raw) = blob(json(&serde_json::json!({
+            "architecture": architecture, "os": "linux", "config": {},
+            "rootfs": { "type": "layers", "diff_ids": [Digest::sha256(&plain)] },
+        })));
+        documents.push(raw);
+        let (mut described, raw) = blob(layer.clone());
+        described["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip".into();
+        layers.push(raw);
+        let (mut manifest, raw) = blob(json(&serde_json::json!({
+            "schemaVersion": 2, "config": config, "layers": [described],
+        })));
+        documents.push(raw);
+        manifest["platform"] = serde_json::json!({ "architecture": architecture, "os": "linux" });
+        manifests.push(manifest);
+    }
+    let (mut index, raw) = blob(json(&serde_json::json!({ "schemaVersion": 2, "manifests": manifests })));
+    documents.push(raw);
+    index["annotations"] = serde_json::json!({ "io.containerd.image.name": "docker.io/library/many:1" });
+    let index = json(&serde_json::json!({ "schemaVersion": 2, "manifests": [index] }));
+    documents.push(("index.json".to_owned(), index));
+    if documents_first {
+        documents.append(&mut layers);
+        return tar(&documents);
+    }
+    layers.append(&mut documents);
+    tar(&layers)
+}
+
+#[test]
+fn one_platform_of_several_is_loaded_and_nothing_is_kept_of_the_others() {
+    let packed = |seed| common::compressed(&layer(seed)).swap_remove(0);
+    let images = [("s390x", packed(1)), ("riscv64", packed(2)), ("ppc64le", packed(3))];
+    for storage in FORMS {
+        for documents_first in [true, false] {
+            for (n, (architecture, blob)) in images.iter().enumerate() {
+                let (_dir, store) = store(storage);
+                let archive = layout(&images, documents_first);
+                let platform = format!("linux/{architecture}").parse().unwrap();
+                archive::load_for(&store, &archive[..], Some(&platform), &mut |_| {}).unwrap();
+                let image = store.resolve("many:1").unwrap();
+                assert_eq!(image.config.architecture, *architecture);
+                assert_eq!(image.layers[0].digest, Digest::sha256(blob), "{storage}, {n}");
+                assert_eq!((left(&store), layers(store.root())), (0, 1), "{storage}, {n}");
+                assert_eq!(store.content().walk().unwrap().len(), 3, "{storage}, {n}");
+            }
+            let (_dir, store) = store(storage);
+            let platform = "linux/amd64".parse().unwrap();
+            // As with an index in a registry: what fits nothing is the first, and then refused.
+            let archive = layout(&images, documents_first);
+            let error = archive::load_for(&store, &archive[..], Some(&platform), &mut |_| {}).unwrap_err();
+            assert!(error.to_string().contains("linux/amd64"), "{error}");
+            assert_eq!((left(&store), layers(store.root())), (0, 0), "{storage}");
+            assert!(store.content().walk().unwrap().is_empty(), "{storage}");
+        }
+    }
+}
+
+/// A blob that claims to be a layer which is there already, or comes with the same archive, is looked at all the same:
+/// it would be what is saved and pushed as that layer.
+#[test]
+fn every_blob_has_to_be_the_layer_it_is_said_to_be() {
+    let good = layer(1);
+    let diff_id = Digest::sha256(&good);
+    let [gzip, _, _, zstd] = <[Vec<u8>; 4]>::try_from(common::compressed(&good)).unwrap();
+    let foreign = common::compressed(&layer(2)).swap_remove(0);
+    let small = common::compressed(&Tar::new().file("small", b"x").done()).swap_remove(0);
+    let load_all = |store: &Store, tag: &str, blobs: &[&Vec<u8>]| {
+        let mut members: Vec<(String, Vec<u8>)> =
+            blobs.iter().enumerate().map(|(n, blob)| (format!("{n}.tar"), (*blob).clone())).collect();
+        let names: Vec<String> = members.iter().map(|(name, _)| name.clone()).collect();
+        members.extend(documents(tag, &vec![diff_id.clone(); blobs.len()], &names));
+        load(store, &tar(&members))
+    };
+    for storage in FORMS {
+        let (_dir, store) = store(storage);
+        for (n, bad) in [&foreign, &layer(2), &small].into_iter().enumerate() {
+            for blobs in [vec![&good, bad], vec![bad, &good], vec![&gzip, bad], vec![bad]] {
+                let error = load_all(&store, "x:bad", &blobs).unwrap_err();
+                assert!(error.chain().contains("not the diff id"), "{storage}, {n}: {}", error.chain());
+                assert_eq!(left(&store), 0, "{storage}, {n}");
+            }
+            // From the second on with the layer there.
+            load_all(&store, "x:1", &[&good, &gzip, &zstd, &gzip]).unwrap();
+            load_all(&store, "x:2", &[&gzip]).unwrap();
+        }
+        assert_eq!(store.list().unwrap().len(), 2, "{storage}");
+        assert_eq!(layers(store.root()), 1, "{storage}");
+    }
+}
+
 #[test]
 fn an_archive_that_breaks_off_leaves_nothing() {
     let layers_of_it = [layer(1), common::compressed(&layer(2)).swap_remove(3)];

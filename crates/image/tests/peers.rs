@@ -16,7 +16,9 @@ fn skopeo(args: &[&str]) -> String {
 }
 
 fn load(store: &Store, path: &Path) -> Image {
-    let loaded = archive::load(store, File::open(path).expect("an archive"), &mut |_| {}).expect("it loads");
+    let loaded =
+        archive::load(store, std::io::BufReader::new(File::open(path).expect("an archive")), &mut |_| {})
+            .expect("it loads");
     let name = loaded[0].reference.as_ref().expect("a name").to_string();
     store.resolve(&name).expect("the image")
 }

@@ -9,6 +9,7 @@ use super::spool::Spool;
 use crate::digest::Digest;
 use crate::error::{Error, Result, json};
 use crate::model::{Descriptor, ImageConfig};
+use crate::platform::Platform;
 use crate::reference::Reference;
 
 /// Most layers one image may have.
@@ -22,6 +23,18 @@ pub(super) struct Legacy {
     documents: Vec<Map<String, Value>>,
     /// Members of the layers' archives.
     pub layers: Vec<String>,
+}
+
+impl Legacy {
+    /// As its topmost layer says.
+    pub fn platform(&self) -> Platform {
+        let text = |key: &str| {
+            let value = self.documents.last().and_then(|document| document.get(key)).and_then(Value::as_str);
+            value.unwrap_or_default().to_owned()
+        };
+        let os = Some(text("os")).filter(|os| !os.is_empty()).unwrap_or_else(|| "linux".to_owned());
+        Platform { os, architecture: text("architecture"), ..Platform::default() }
+    }
 }
 
 /// Finds the images `repositories` names.

@@ -4,17 +4,20 @@
 //! then its images get their names, in one step. What a failed load brought is removed.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::io::{BufReader, Read};
+use std::io::BufRead;
 
 use serde::Deserialize;
 
+use super::foresight::Foresight;
 use super::legacy;
 use super::spool::{Member, Spool};
-use super::unpacking::Unpacking;
+use super::unpacking::{Done, Unpacking};
 use super::{LoadProgress, Loaded};
 use crate::compress::{self, Compression};
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest, Hashing};
 use crate::error::{Error, Result, json};
+use crate::layer::LayerError;
+use crate::layers::Prepared;
 use crate::lease::Lease;
 use crate::media;
 use crate::model::{Descriptor, Document, ImageConfig, Index, Manifest};
@@ -26,7 +29,6 @@ const CONTAINERD_NAME: &str = "io.containerd.image.name";
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 /// How deep indexes may be nested.
 const NESTING_MAX: usize = 4;
-const BUFFER: usize = 1 << 18;
 
 /// One item of manifest.json.
 #[derive(Debug, Deserialize)]
@@ -54,7 +56,7 @@ pub(super) struct Found {
 /// Says as much as it knows through `progress`.
 pub fn load(
     store: &Store,
-    archive: impl Read,
+    archive: impl BufRead,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Vec<Loaded>> {
     load_for(store, archive, None, progress)
@@ -63,7 +65,7 @@ pub fn load(
 /// The same, of each image the variant for `platform`.
 pub fn load_for(
     store: &Store,
-    archive: impl Read,
+    archive: impl BufRead,
     platform: Option<&Platform>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Vec<Loaded>> {
@@ -73,7 +75,7 @@ pub fn load_for(
 /// The same without the names that the archive has for its images.
 pub fn load_nameless(
     store: &Store,
-    archive: impl Read,
+    archive: impl BufRead,
     platform: Option<&Platform>,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Vec<Loaded>> {
@@ -82,21 +84,29 @@ pub fn load_nameless(
 
 fn load_as(
     store: &Store,
-    archive: impl Read,
+    archive: impl BufRead,
     platform: Option<&Platform>,
     named: bool,
     progress: &mut dyn FnMut(LoadProgress),
 ) -> Result<Vec<Loaded>> {
     let lease = store.lease()?;
-    let decoded = compress::decode(archive).map_err(Error::ArchiveRead)?;
-    let input = BufReader::with_capacity(BUFFER, decoded);
+    let input = compress::decode_buffered(archive).map_err(Error::ArchiveRead)?;
     let unpacking = Unpacking::new(store.layers());
     std::thread::scope(|scope| {
         let _running = unpacking.start(scope);
         let mut seen = |bytes| progress(LoadProgress::Reading { bytes });
-        let spool = Spool::read(store, &lease, &unpacking, input, &mut seen)?;
-        let mut load =
-            Load { store, lease, spool, unpacking: &unpacking, platform, named, fresh: HashSet::new() };
+        let foresight = Foresight::new(platform);
+        let spool = Spool::read(store, &lease, &unpacking, foresight, input, &mut seen)?;
+        let mut load = Load {
+            store,
+            lease,
+            spool,
+            unpacking: &unpacking,
+            platform,
+            named,
+            fresh: HashSet::new(),
+            others: Vec::new(),
+        };
         match load.run(progress) {
             Ok(loaded) => Ok(loaded),
             Err(error) => {
@@ -119,39 +129,31 @@ struct Load<'a> {
     named: bool,
     /// Blobs and layers the store did not have before.
     fresh: HashSet<Digest>,
+    /// Platforms of images that are left out for theirs.
+    others: Vec<Platform>,
 }
 
 impl Load<'_> {
     fn run(&mut self, progress: &mut dyn FnMut(LoadProgress)) -> Result<Vec<Loaded>> {
         let mut found = self.find()?;
         if found.is_empty() {
-            return Err(Error::Archive("no image in it".to_owned()));
+            return Err(match self.platform {
+                Some(wanted) if !self.others.is_empty() => Error::PlatformMismatch {
+                    what: "the archive's image".to_owned(),
+                    wanted: wanted.to_string(),
+                    actual: platform::listed(&self.others),
+                },
+                _ => Error::Archive("no image in it".to_owned()),
+            });
         }
         if !self.named {
             for image in &mut found {
                 image.names.clear();
             }
         }
-        if let Some(wanted) = self.platform {
-            let mut others = Vec::new();
-            found.retain(|image| {
-                let actual = image.config.platform().normalised();
-                let fits = wanted.accepts(&actual);
-                if !fits && !others.contains(&actual) {
-                    others.push(actual);
-                }
-                fits
-            });
-            if found.is_empty() {
-                return Err(Error::PlatformMismatch {
-                    what: "the archive's image".to_owned(),
-                    wanted: wanted.to_string(),
-                    actual: platform::listed(&others),
-                });
-            }
-        }
         let wanted = found.iter().flat_map(|image| image.layers.iter().map(|layer| layer.digest.clone()));
-        let mut prepared = self.unpacking.finish(&wanted.collect());
+        let Done { mut prepared, diff_ids } = self.unpacking.finish(&wanted.collect());
+        self.check_diff_ids(&found, &prepared, &diff_ids)?;
         let mut new = Vec::new();
         for image in &found {
             for (diff_id, layer) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
@@ -185,13 +187,56 @@ impl Load<'_> {
         Ok(loaded)
     }
 
+    /// Fails unless each layer's blob is known to be, uncompressed, what its diff id says, or will be extracted, which
+    /// tells. A layer that is there already says nothing about another blob that claims to be the same.
+    fn check_diff_ids(
+        &self,
+        found: &[Found],
+        prepared: &HashMap<Digest, Prepared>,
+        diff_ids: &HashMap<Digest, Digest>,
+    ) -> Result<()> {
+        let mut extracted = HashMap::new();
+        for image in found {
+            for (diff_id, layer) in image.config.rootfs.diff_ids.iter().zip(&image.layers) {
+                let blob = &layer.digest;
+                if blob == diff_id || diff_ids.get(blob) == Some(diff_id) {
+                    continue;
+                }
+                let is_missing = !prepared.contains_key(diff_id) && self.store.layer(diff_id)?.is_none();
+                if (is_missing && *extracted.entry(diff_id).or_insert(blob) == blob)
+                    || self.store.has_layer_as(diff_id, blob)?
+                {
+                    continue;
+                }
+                let actual = self.diff_id_of(layer, diff_id.algorithm())?;
+                if actual != *diff_id {
+                    let source = LayerError::DiffId { actual };
+                    return Err(Error::Layer { layer: diff_id.to_string(), source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether images for this platform are wanted. Of others nothing is kept.
+    fn is_wanted(&mut self, platform: &Platform) -> bool {
+        let Some(wanted) = self.platform else { return true };
+        let actual = platform.clone().normalised();
+        let fits = wanted.accepts(&actual);
+        if !fits && !self.others.contains(&actual) {
+            self.others.push(actual);
+        }
+        fits
+    }
+
     fn find(&mut self) -> Result<Vec<Found>> {
         if let Some(member) = self.spool.get("manifest.json")? {
             let raw = self.spool.document("manifest.json", member)?;
             let items: Vec<Item> = json(&raw, || "archive: manifest.json".to_owned())?;
             // An archive may be both; the manifests of the layout then keep their digests.
             let manifests = self.layout_manifests()?;
-            return items.into_iter().map(|item| self.docker_image(item, &manifests)).collect();
+            let images = items.into_iter().map(|item| self.docker_image(item, &manifests).transpose());
+            return images.flatten().collect();
         }
         if let Some(index) = self.layout_index()? {
             return self.layout_images(index);
@@ -200,9 +245,12 @@ impl Load<'_> {
             let images = legacy::read(&self.spool)?;
             return images
                 .into_iter()
+                .filter(|image| self.is_wanted(&image.platform()))
+                .collect::<Vec<_>>()
+                .into_iter()
                 .map(|image| {
                     let layers = image.layers.iter().map(|path| self.layer(path)).collect::<Result<_>>()?;
-                    legacy::found(image, layers, |layer| self.diff_id_of(layer))
+                    legacy::found(image, layers, |layer| self.diff_id_of(layer, Algorithm::Sha256))
                 })
                 .collect();
         }
@@ -259,7 +307,7 @@ impl Load<'_> {
         &mut self,
         item: Item,
         manifests: &HashMap<Digest, (Vec<u8>, Descriptor)>,
-    ) -> Result<Found> {
+    ) -> Result<Option<Found>> {
         let member = self.spool.require(&item.config)?;
         let config_raw = self.spool.document(&item.config, member)?;
         let config: ImageConfig =
@@ -271,6 +319,9 @@ impl Load<'_> {
                 "member {} is corrupt: its data has digest {id}",
                 item.config
             )));
+        }
+        if !self.is_wanted(&config.platform()) {
+            return Ok(None);
         }
         let paths = item.layers.unwrap_or_default();
         if paths.len() != config.rootfs.diff_ids.len() {
@@ -295,10 +346,10 @@ impl Load<'_> {
             && let Ok(layers) = self.layout_layers(&manifest)
         {
             let manifest = Some((raw.clone(), descriptor.clone()));
-            return Ok(Found { names, config, config_raw, layers, manifest });
+            return Ok(Some(Found { names, config, config_raw, layers, manifest }));
         }
         let layers = paths.iter().map(|path| self.layer(path)).collect::<Result<_>>()?;
-        Ok(Found { names, config, config_raw, layers, manifest: None })
+        Ok(Some(Found { names, config, config_raw, layers, manifest: None }))
     }
 
     fn layout_index(&self) -> Result<Option<Index>> {
@@ -350,6 +401,9 @@ impl Load<'_> {
                     manifest.layers.len(),
                     config.rootfs.diff_ids.len()
                 )));
+            }
+            if !self.is_wanted(&config.platform()) {
+                continue;
             }
             let layers = self.layout_layers(&manifest)?;
             positions.insert(descriptor.digest.clone(), found.len());
@@ -443,10 +497,10 @@ impl Load<'_> {
     }
 
     /// The digest of a layer's uncompressed archive.
-    fn diff_id_of(&self, layer: &Descriptor) -> Result<Digest> {
+    fn diff_id_of(&self, layer: &Descriptor, algorithm: Algorithm) -> Result<Digest> {
         let blob = self.store.content().open(&layer.digest)?;
         let mut decoded = compress::decode(blob).map_err(Error::ArchiveRead)?;
-        let mut hashing = crate::digest::Hashing::new(std::io::sink(), crate::digest::Algorithm::Sha256);
+        let mut hashing = Hashing::new(std::io::sink(), algorithm);
         std::io::copy(&mut decoded, &mut hashing).map_err(Error::ArchiveRead)?;
         Ok(hashing.finish().1)
     }

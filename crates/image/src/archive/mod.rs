@@ -3,6 +3,7 @@
 mod changes;
 mod compose;
 mod create;
+mod foresight;
 mod legacy;
 mod load;
 mod save;

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufRead, Read as _, Write as _};
 use std::path::PathBuf;
 
+use super::foresight::Foresight;
 use super::unpacking::Unpacking;
 use crate::compress::Compression;
 use crate::content::DOCUMENT_MAX;
@@ -60,6 +61,7 @@ pub(super) struct Spool<'a> {
     dir: TempDir,
     store: Store,
     unpacking: &'a Unpacking<'a>,
+    foresight: Foresight,
 }
 
 impl<'a> Spool<'a> {
@@ -68,6 +70,7 @@ impl<'a> Spool<'a> {
         store: &Store,
         lease: &Lease,
         unpacking: &'a Unpacking<'a>,
+        foresight: Foresight,
         input: impl BufRead,
         seen: &mut dyn FnMut(u64),
     ) -> Result<Self> {
@@ -76,6 +79,7 @@ impl<'a> Spool<'a> {
             dir: TempDir::create(store.content().tmp(), "load")?,
             store: store.clone(),
             unpacking,
+            foresight,
         };
         let mut reader = Reader::new(input);
         let mut entry = Entry::default();
@@ -96,6 +100,9 @@ impl<'a> Spool<'a> {
             };
             if spool.nodes.len() >= MEMBERS_MAX {
                 return Err(Error::Archive(format!("more than {MEMBERS_MAX} members")));
+            }
+            if let Node::File(Member { place: Place::Memory(raw), digest, .. }) = &node {
+                spool.foresight.note(digest, raw);
             }
             spool.nodes.insert(name, node);
             seen(reader.position());
@@ -147,6 +154,7 @@ impl<'a> Spool<'a> {
         source: &mut Source<'_, impl BufRead>,
     ) -> Result<(Digest, Place)> {
         let mut hasher = algorithm.hasher();
+        // Or not wanted, as it seems.
         let mut is_layer_known = false;
         if let Some(digest) = expected {
             lease.hold(digest)?;
@@ -157,15 +165,15 @@ impl<'a> Spool<'a> {
                 })?;
                 return Ok((hasher.finish(), Place::Store));
             }
-            is_layer_known = self.store.layer(digest)?.is_some();
+            is_layer_known = self.store.layer(digest)?.is_some() || self.foresight.is_foreign(digest);
         }
         let path = self.dir.path().join(self.nodes.len().to_string());
         let compressed = Compression::of(&source.head) != Compression::None;
         let is_layer = !is_layer_known && (compressed || tar::is_header(&source.head));
         if is_layer && !compressed && self.store.storage() == Storage::Erofs {
             let kept = self.unpacking.layers().keep(source, algorithm, &path)?;
-            if let Some(prepared) = kept.prepared {
-                self.unpacking.add(prepared);
+            if let Some(unindexed) = kept.unindexed {
+                self.unpacking.index(unindexed);
             }
             return Ok((kept.digest, Place::File(path)));
         }

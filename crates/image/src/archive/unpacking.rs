@@ -16,25 +16,57 @@ use crate::digest::{Algorithm, Digest};
 use crate::error::{IoContext as _, Result};
 use crate::follow::{Follow, Follower};
 use crate::layer::DiffId;
-use crate::layers::{Layers, Prepared};
+use crate::layers::{Layers, Prepared, Unindexed};
+
+/// Archives that may wait for their index, each with all its entries in memory.
+const UNINDEXED_MAX: usize = 2;
 
 /// The members that are being unpacked.
-#[derive(Debug)]
 pub(super) struct Unpacking<'s> {
     layers: &'s Layers,
     state: Mutex<State>,
     changed: Condvar,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     all: Vec<Arc<Job>>,
-    waiting: VecDeque<Arc<Job>>,
+    waiting: VecDeque<Task>,
     threads: usize,
     at_work: usize,
     closed: bool,
-    /// By diff id.
-    prepared: HashMap<Digest, Prepared>,
+    done: Done,
+}
+
+/// What came of the members.
+#[derive(Default)]
+pub(super) struct Done {
+    /// The layers, by diff id.
+    pub prepared: HashMap<Digest, Prepared>,
+    /// The diff ids that members were found to have, by their own digests.
+    pub diff_ids: HashMap<Digest, Digest>,
+}
+
+impl Done {
+    fn add(&mut self, member: Digest, prepared: Prepared) {
+        self.diff_ids.insert(member, prepared.diff_id().clone());
+        self.prepared.insert(prepared.diff_id().clone(), prepared);
+    }
+}
+
+enum Task {
+    Follow(Arc<Job>),
+    Index(Unindexed),
+}
+
+impl Task {
+    /// The member's digest, as soon as it is known.
+    fn member(&self) -> Option<&Digest> {
+        match self {
+            Self::Follow(job) => job.digest.get(),
+            Self::Index(unindexed) => Some(unindexed.diff_id()),
+        }
+    }
 }
 
 /// A member that comes, or has come, into a file.
@@ -74,9 +106,19 @@ impl<'s> Unpacking<'s> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes what was made of a member already.
-    pub fn add(&self, prepared: Prepared) {
-        self.state().prepared.insert(prepared.diff_id().clone(), prepared);
+    /// Has a member that is kept already indexed while the next one comes.
+    pub fn index(&self, unindexed: Unindexed) {
+        {
+            let mut state = self.state();
+            let queued = state.waiting.iter().filter(|task| matches!(task, Task::Index(_))).count();
+            if state.threads > 0 && queued < UNINDEXED_MAX {
+                state.waiting.push_back(Task::Index(unindexed));
+                self.changed.notify_all();
+                return;
+            }
+            state.at_work += 1;
+        }
+        self.carry_out(Task::Index(unindexed));
     }
 
     /// Unpacks behind the file at `path`, which is there and empty.
@@ -89,48 +131,63 @@ impl<'s> Unpacking<'s> {
         });
         let mut state = self.state();
         state.all.push(Arc::clone(&job));
-        state.waiting.push_back(Arc::clone(&job));
+        state.waiting.push_back(Task::Follow(Arc::clone(&job)));
         self.changed.notify_all();
         Coming { job, whole: false }
     }
 
-    /// Gives up members with other digests than these, waits for the rest and returns all layers by their diff ids.
-    pub fn finish(&self, wanted: &HashSet<Digest>) -> HashMap<Digest, Prepared> {
+    /// Gives up members with other digests than these, waits for the rest and returns what came of them.
+    pub fn finish(&self, wanted: &HashSet<Digest>) -> Done {
         let mut state = self.state();
-        let is_wanted = |job: &Job| job.digest.get().is_some_and(|digest| wanted.contains(digest));
-        state.waiting.retain(|job| is_wanted(job));
-        for job in state.all.iter().filter(|job| !is_wanted(job)) {
-            job.follow.fail();
+        state.waiting.retain(|task| task.member().is_some_and(|member| wanted.contains(member)));
+        for job in &state.all {
+            if !job.digest.get().is_some_and(|digest| wanted.contains(digest)) {
+                job.follow.fail();
+            }
         }
         while (state.threads > 0 && !state.waiting.is_empty()) || state.at_work > 0 {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        std::mem::take(&mut state.prepared)
+        std::mem::take(&mut state.done)
     }
 
     fn work(&self) {
         loop {
-            let job = {
+            let task = {
                 let mut state = self.state();
                 loop {
                     if state.closed {
                         return;
                     }
-                    if let Some(job) = state.waiting.pop_front() {
+                    if let Some(task) = state.waiting.pop_front() {
                         state.at_work += 1;
-                        break job;
+                        break task;
                     }
                     state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
             };
-            let done = self.unpack(&job);
-            let mut state = self.state();
-            state.at_work -= 1;
-            if let Ok(prepared) = done {
-                state.prepared.insert(prepared.diff_id().clone(), prepared);
-            }
-            self.changed.notify_all();
+            self.carry_out(task);
         }
+    }
+
+    /// Does what is counted as being at work already.
+    fn carry_out(&self, task: Task) {
+        let done = match task {
+            Task::Follow(job) => match self.unpack(&job) {
+                Ok(prepared) => job.digest.get().map(|digest| (digest.clone(), prepared)),
+                Err(_) => None,
+            },
+            Task::Index(unindexed) => {
+                let member = unindexed.diff_id().clone();
+                unindexed.index().ok().flatten().map(|prepared| (member, prepared))
+            }
+        };
+        let mut state = self.state();
+        state.at_work -= 1;
+        if let Some((member, prepared)) = done {
+            state.done.add(member, prepared);
+        }
+        self.changed.notify_all();
     }
 
     fn unpack(&self, job: &Job) -> Result<Prepared> {

@@ -52,29 +52,46 @@ pub(crate) fn index_named(reader: impl Read, dir: &Path, diff_id: DiffId<'_>) ->
     let decoded = compress::decode(reader).map_err(LayerError::Read)?;
     let keep = Keep { file: &file, dir, whatever: false };
     let Found { model, length, diff_id } = read(decoded, Some(keep), diff_id)?;
-    let model = model?;
     file.set_len(length).map_err(|source| os("extend", dir, ARCHIVE, source))?;
-    write_index(model, length, diff_id?, &file, dir)
+    Unindexed { model: model?, length, diff_id: diff_id?, archive: file }.write(dir)
 }
 
 /// What was kept of an archive.
-#[derive(Debug)]
 pub(crate) struct Kept {
     pub digest: Digest,
     /// What it is as a layer.
-    pub indexed: Result<Indexed>,
+    pub model: Result<Unindexed>,
 }
 
-/// Keeps all that `reader` yields, uncompressed, whatever it is, and indexes it on the way if it is a layer's archive. An
-/// error of the reader's ends it as the end of the archive does: the caller knows of it.
+/// An archive that is kept and read, and has no index yet.
+pub(crate) struct Unindexed {
+    model: Model,
+    length: u64,
+    diff_id: Digest,
+    archive: File,
+}
+
+impl Unindexed {
+    pub fn diff_id(&self) -> &Digest {
+        &self.diff_id
+    }
+
+    /// Writes the index, into the directory where the archive is.
+    pub fn write(self, dir: &Path) -> Result<Indexed> {
+        write_index(self.model, self.length, self.diff_id, &self.archive, dir)
+    }
+}
+
+/// Keeps all that `reader` yields, uncompressed, whatever it is, and reads on the way what to index if it is a layer's
+/// archive. An error of the reader's ends it as the end of the archive does: the caller knows of it.
 pub(crate) fn keep(reader: impl Read, dir: &Path, algorithm: Algorithm) -> Result<Kept> {
     let file = create_archive(dir)?;
     let keep = Keep { file: &file, dir, whatever: true };
     let Found { model, length, diff_id } = read(reader, Some(keep), DiffId::Hashed(algorithm))?;
     file.set_len(length).map_err(|source| os("extend", dir, ARCHIVE, source))?;
     let digest = diff_id?;
-    let indexed = model.and_then(|model| write_index(model, length, digest.clone(), &file, dir));
-    Ok(Kept { digest, indexed })
+    let model = model.map(|model| Unindexed { model, length, diff_id: digest.clone(), archive: file });
+    Ok(Kept { digest, model })
 }
 
 /// The same as [`index`] of an uncompressed archive that is in `dir` already: nothing is written but its index.

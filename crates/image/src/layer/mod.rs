@@ -17,7 +17,7 @@ pub use apply::{Applied, apply, apply_over};
 pub use diff::{Owners, Packed, pack, pack_as, pack_upper, pack_upper_without};
 pub(crate) use diff::{pack_changes, xattrs};
 pub use index::{ARCHIVE, INDEX, Indexed, index, index_in_place, inspect};
-pub(crate) use index::{Kept, index_named, inspect_named, keep, tree_of};
+pub(crate) use index::{Kept, Unindexed, index_named, inspect_named, keep, tree_of};
 
 /// Prefix of the name of an entry that hides what lower layers have.
 const WHITEOUT: &[u8] = b".wh.";

@@ -74,6 +74,18 @@ impl Store {
         Err(Error::NoSuchContent(diff_id.clone()))
     }
 
+    /// Whether an image of the store has the blob as this layer: that it is one was seen when the image came.
+    pub(crate) fn has_layer_as(&self, diff_id: &Digest, blob: &Digest) -> Result<bool> {
+        for entry in &self.inner.names.load()?.entries {
+            let Ok(documents) = self.describe_entry(entry) else { continue };
+            let mut pairs = documents.config.rootfs.diff_ids.iter().zip(&documents.layers);
+            if pairs.any(|(known, layer)| known == diff_id && layer.digest == *blob) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     pub(crate) fn unpack_layers(
         &self,
         lease: &Lease,
