@@ -43,6 +43,7 @@ mod endpoints;
 mod files;
 mod firewall;
 mod flags;
+mod image_archives;
 mod images;
 mod isolation;
 mod leftovers;
