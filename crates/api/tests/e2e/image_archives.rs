@@ -3,7 +3,7 @@
 use std::{fs, process::Command};
 
 use brigantine_testkit::{
-    Client, Engine, Link,
+    Client, Engine,
     fixtures::{self, Archive, Layer},
     peers::Registry,
 };

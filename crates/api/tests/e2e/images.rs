@@ -1,6 +1,6 @@
 //! Images: tag, rmi, list, history, commit, pull from a registry, disk usage.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use brigantine_testkit::{
     Client, Engine, Link,
