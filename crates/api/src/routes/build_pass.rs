@@ -48,7 +48,12 @@ impl Passing {
         for (name, body) in layouts {
             let platform = platform.cloned();
             let load = self.state.engine.images().with(move |store| {
-                archive::load_nameless(store, body, platform.as_ref(), &mut |_progress| {})
+                archive::load_nameless(
+                    store,
+                    std::io::BufReader::with_capacity(1 << 18, body),
+                    platform.as_ref(),
+                    &mut |_progress| {},
+                )
             });
             let loaded = load.await?;
             self.state.engine.images().forget();
