@@ -111,7 +111,9 @@ fn verdict(port: &PublishedPort, reach: Reach, judges: &Judges) -> (Vec<String>,
     if !judges.has_gate {
         return by(&judges.forward, "forward", "the host's input rules are not asked (--host-firewall)");
     }
-    by(&judges.input, "input", "the host's input rules are asked")
+    // What they let in is forwarded after that.
+    let both: Vec<String> = judges.input.iter().chain(&judges.forward).cloned().collect();
+    by(&both, "input or forward", "the host's input rules are asked")
 }
 
 fn by(chains: &[String], hook: &str, how: &str) -> (Vec<String>, String) {
@@ -164,8 +166,11 @@ mod tests {
         };
         let open = port("0.0.0.0", 80);
         let strict = judges(true, &["inet filter input"]);
-        assert_eq!(verdict(&open, Reach::Anyone, &strict).0, ["inet filter input"]);
-        assert!(verdict(&open, Reach::Anyone, &judges(true, &[])).1.contains("open"));
+        assert_eq!(verdict(&open, Reach::Anyone, &strict).0, ["inet filter input", "ip filter FORWARD"]);
+        let (chains, note) = verdict(&open, Reach::Anyone, &judges(true, &[]));
+        assert!(chains == ["ip filter FORWARD"] && note.contains("closed unless"), "{note}");
+        let nobody = Judges { forward: Vec::new(), ..judges(true, &[]) };
+        assert!(verdict(&open, Reach::Anyone, &nobody).1.contains("open"));
         let (chains, note) = verdict(&open, Reach::Lan, &judges(false, &["inet filter input"]));
         assert!(chains == ["ip filter FORWARD"] && note.contains("not asked"), "{note}");
         assert!(verdict(&port("127.0.0.1", 80), Reach::Host, &strict).0.is_empty());
