@@ -13,6 +13,8 @@ use brigantine_session::Session;
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 
+use crate::access::Access;
+use crate::cache::{self, CachePlace, Imports};
 use crate::convert::{Options, Plan};
 use crate::definition::Definition;
 use crate::dockerfile::{Fault, Warning};
@@ -40,6 +42,8 @@ struct Prepared {
     name: String,
     plan: Arc<Plan>,
     resolver: resolve::Images,
+    access: Access,
+    imports: Arc<Imports>,
     ignore: Ignore,
     /// Where the context is to be asked for.
     sent_for: Option<Arc<Session>>,
@@ -63,7 +67,7 @@ impl Builder {
         let tags = request.tags.iter().map(Reference::familiar).collect();
         let target = request.options.target.clone().unwrap_or_default();
         let mut recording = Recording::new(Arc::clone(&self.solver), &ids::new(), tags, target);
-        let result = self.run(request, &events, recording.steps()).await;
+        let result = Box::pin(self.run(request, &events, recording.steps())).await;
         recording.ended(&result);
         result
     }
@@ -79,8 +83,23 @@ impl Builder {
             return Err(refused(&prepared.plan.warnings));
         }
         send(events, Event::Planned(Arc::clone(&prepared.plan))).await;
-        let Prepared { request, lease, scratch, main, plan, resolver, context, text, name, .. } =
-            self.receive(prepared, events).await?;
+        let Prepared {
+            mut request,
+            lease,
+            scratch,
+            main,
+            plan,
+            resolver,
+            access,
+            imports,
+            context,
+            text,
+            name,
+            ..
+        } = self.receive(prepared, events).await?;
+        request.options.export.inline_cache |=
+            request.cache_to.iter().any(|to| to.place == CachePlace::Inline)
+                || wants_inline(&request.options);
         let solver = Arc::clone(&self.solver);
         let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
         contexts.extend(main.map(|tree| (String::new(), Arc::new(tree))));
@@ -106,6 +125,7 @@ impl Builder {
             namespace,
             steps,
             request.session.clone(),
+            imports,
         );
         // However this ends, no work is kept alive by the job's own memory of it.
         let stop = Stop(Arc::clone(&job));
@@ -113,8 +133,14 @@ impl Builder {
             std::iter::once(plan.target).chain(plan.others.iter().map(|other| other.target)).collect();
         try_join_all(targets.iter().map(|target| job.result(*target))).await?;
         let mut results: BTreeMap<VertexId, Arc<solver::Output>> = BTreeMap::new();
+        let caches = targets.iter().copied().filter(|_| request.options.export.inline_cache);
+        let of_caches: Vec<VertexId> =
+            caches.flat_map(|target| cache::of_image(&plan.graph, target)).collect();
+        for vertex in of_caches {
+            results.insert(vertex, job.result(vertex).await?);
+        }
         let histories = plan.others.iter().flat_map(|other| &other.history).chain(&plan.history);
-        for vertex in histories.filter_map(|item| item.vertex).chain(targets) {
+        for vertex in histories.filter_map(|item| item.vertex).chain(targets.iter().copied()) {
             results.insert(vertex, job.result(vertex).await?);
         }
         let mut materials = resolver.materials();
@@ -122,13 +148,16 @@ impl Builder {
             materials.extend(job.materials().await?);
         }
         send(events, Event::Exporting).await;
+        let mut bases = resolver.layers();
+        bases.extend(job.imports().blobs());
+        let (planned, blobs, held) = (Arc::clone(&plan), bases.clone(), lease.clone());
         let solved = Solved {
             solver: Arc::clone(&self.solver),
             id: scratch.id.clone(),
             lease,
             plan,
             results,
-            bases: resolver.layers(),
+            bases,
             epoch,
             tags: request.tags,
             options: request.options,
@@ -139,6 +168,20 @@ impl Builder {
             remote,
         };
         let result = Arc::new(solved).product(request.product, request.session, events).await;
+        if result.is_ok() {
+            let exporter = cache::Exporter {
+                solver: Arc::clone(&self.solver),
+                access: &access,
+                lease: held,
+                graph: &planned.graph,
+                targets: &targets,
+                blobs,
+                events,
+            };
+            for to in &request.cache_to {
+                exporter.write(to, |vertex| job.result(vertex)).await?;
+            }
+        }
         drop(stop);
         drop(context);
         drop(scratch);
@@ -181,16 +224,18 @@ impl Builder {
         let Definition { source, sent_for, scratch } = self.definition(&mut request, events).await?;
         let Source { tree: main, ignore, text, name } = source;
         let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
-        let resolver = resolve::Images::new(
-            self.solver.store.clone(),
+        let access = Access::new(
             request.registry.clone(),
             std::mem::take(&mut request.credentials),
-            request.pull,
-            lease.clone(),
-            events.clone(),
             request.session.clone(),
         );
-        let plan = convert::convert_all(&file, &name, &text, &request.options, &ignore, &resolver).await?;
+        let store = &self.solver.store;
+        let resolver =
+            resolve::Images::new(store.clone(), access.clone(), request.pull, lease.clone(), events.clone());
+        let plan = convert::convert_all(&file, &name, &text, &request.options, &ignore, &resolver);
+        let imports = Imports::load(&request.cache_from, &access, store, &lease, events);
+        let (plan, imports) = tokio::join!(plan, imports);
+        let plan = plan?;
         let plan = Arc::new(plan);
         Ok(Prepared {
             request,
@@ -201,6 +246,8 @@ impl Builder {
             name,
             plan,
             resolver,
+            access,
+            imports,
             ignore,
             sent_for,
             context: None,
@@ -259,6 +306,11 @@ impl Drop for Stop {
         self.0.stop();
         self.0.solver.mounts.forget();
     }
+}
+
+/// Whether the build argument of that name asks for an inline cache, as BuildKit's frontend reads it.
+fn wants_inline(options: &Options) -> bool {
+    matches!(options.build_args.get("BUILDKIT_INLINE_CACHE"), Some(Some(text)) if matches!(&**text, "1" | "true" | "t" | "T" | "TRUE" | "True"))
 }
 
 /// SOURCE_DATE_EPOCH, in seconds.

@@ -195,9 +195,17 @@ impl Exporting<'_> {
         config: &ImageConfig,
         history: &[HistoryItem],
     ) -> Result<Made> {
+        let target_id = target;
         let target = self.results.get(&target).ok_or_else(|| invalid("the target was not made"))?;
         let (layers, diff_ids) = self.layers(target)?;
         let mut config = config.clone();
+        // A base's is not its own.
+        config.inline_cache = None;
+        if self.wanted.inline_cache {
+            let steps = crate::cache::of_image(&self.plan.graph, target_id);
+            let outputs: Vec<_> = steps.iter().filter_map(|step| self.results.get(step).cloned()).collect();
+            config.inline_cache = crate::cache::inline(self.solver, self.lease, &outputs, &diff_ids)?;
+        }
         config.rootfs.diff_ids = diff_ids;
         let epoch = self.epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));
         if let Some(epoch) = epoch {

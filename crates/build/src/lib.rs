@@ -8,9 +8,11 @@ pub mod convert;
 pub mod dockerfile;
 pub mod graph;
 
+mod access;
 mod attest;
 mod binfmt;
 mod building;
+mod cache;
 mod caches;
 mod chmod;
 mod compression;
@@ -49,6 +51,7 @@ use std::sync::Arc;
 use brigantine_image::Digest;
 
 pub use attest::purl as package_url;
+pub use cache::{CacheFrom, CachePlace, CacheTo};
 pub use caches::CacheMount;
 pub use convert::outline::{Outline, Targets};
 pub use convert::{Options, Plan, Step, named_context};

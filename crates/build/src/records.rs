@@ -118,6 +118,16 @@ impl Records {
         statement.query_row([key], row).optional().doing(|| "look up a cache key".to_owned())
     }
 
+    /// All keys that lead to a snapshot, in order.
+    pub fn keys_of(&self, id: &str) -> Result<Vec<String>> {
+        let what = || "list the keys of a step's result".to_owned();
+        let connection = self.lock();
+        let mut statement = connection
+            .prepare_cached("SELECT key FROM keys WHERE snapshot = ?1 ORDER BY key LIMIT 32")
+            .doing(what)?;
+        statement.query_map([id], |row| row.get(0)).doing(what)?.collect::<rusqlite::Result<_>>().doing(what)
+    }
+
     /// Records a finished snapshot under its keys.
     pub fn add(&self, snapshot: &Snapshot, keys: &[&str]) -> Result<()> {
         let what = || "record a step's result".to_owned();

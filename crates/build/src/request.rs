@@ -5,11 +5,12 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use brigantine_image::{Digest, Image, Reference, Store};
+use brigantine_image::{Descriptor, Digest, Image, Reference, Store};
 use brigantine_registry::{Client, Credentials, Progress};
 use brigantine_session::Session;
 use brigantine_sys::SealedExe;
 
+use crate::cache::{CacheFrom, CacheTo};
 use crate::convert::{Options, Plan};
 use crate::dockerfile::Rule;
 use crate::graph::VertexId;
@@ -83,6 +84,10 @@ pub struct Request {
     /// The client, for as long as the build runs: secrets, credentials and agents that did not come with the request.
     pub session: Option<Arc<Session>>,
     pub product: Product,
+    /// Caches from elsewhere to look into.
+    pub cache_from: Vec<CacheFrom>,
+    /// Caches elsewhere to be written.
+    pub cache_to: Vec<CacheTo>,
 }
 
 /// What becomes of a build's result.
@@ -142,6 +147,13 @@ pub enum Event {
     },
     /// The image is being made of the target's layers.
     Exporting,
+    /// Something that whoever builds should know.
+    Note(String),
+    /// A cache is in a folder of the client's: this is its manifest.
+    CacheWritten {
+        store: String,
+        manifest: Box<Descriptor>,
+    },
     /// Work beside the graph: reading the Dockerfile, finding an image, receiving files, making the result. A name
     /// stands for one piece of work of a build.
     Side {

@@ -1,16 +1,16 @@
 //! Base images by name: from the store, or pulled into it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brigantine_image::{Descriptor, Image, Lease, Platform, Reference, Store};
-use brigantine_registry::{Client, Credentials, PullOptions, Report};
-use brigantine_session::Session;
+use brigantine_registry::{PullOptions, Report};
 use tokio::sync::mpsc;
 
 use crate::Event;
+use crate::access::Access;
 use crate::attest::{Material, purl};
 use crate::convert::{Base, Resolver};
 use crate::error::{Context, Error, Result, invalid};
@@ -19,37 +19,17 @@ use crate::solver::blocking;
 /// The images of one build.
 pub(crate) struct Images {
     store: Store,
-    registry: Client,
-    credentials: BTreeMap<String, Credentials>,
+    access: Access,
     pull: bool,
     lease: Lease,
     events: mpsc::Sender<Event>,
-    session: Option<Arc<Session>>,
     layers: Mutex<HashMap<String, Descriptor>>,
     materials: Mutex<Vec<Material>>,
 }
 
 impl Images {
-    pub fn new(
-        store: Store,
-        registry: Client,
-        credentials: BTreeMap<String, Credentials>,
-        pull: bool,
-        lease: Lease,
-        events: mpsc::Sender<Event>,
-        session: Option<Arc<Session>>,
-    ) -> Self {
-        Self {
-            store,
-            registry,
-            credentials,
-            pull,
-            lease,
-            events,
-            session,
-            layers: Mutex::default(),
-            materials: Mutex::default(),
-        }
+    pub fn new(store: Store, access: Access, pull: bool, lease: Lease, events: mpsc::Sender<Event>) -> Self {
+        Self { store, access, pull, lease, events, layers: Mutex::default(), materials: Mutex::default() }
     }
 
     /// The blobs of all layers seen, by diff id.
@@ -97,10 +77,7 @@ impl Images {
         }
         let reference = Reference::parse(name)
             .map_err(|error| invalid(format!("invalid reference format: {name}: {error}")))?;
-        let credentials = match self.credentials_for(&reference) {
-            None => self.lent_credentials(&reference).await?,
-            known => known,
-        };
+        let credentials = self.access.credentials(&reference).await?;
         let options = PullOptions { platform: Some(platform.clone()), credentials };
         let events = self.events.clone();
         let report: Report = Arc::new(move |progress| {
@@ -109,38 +86,11 @@ impl Images {
                 tracing::trace!("a pull's progress was skipped");
             }
         });
-        let pulled = self.registry.pull(&self.store, &reference, options, report).await;
+        let pulled = self.access.registry.pull(&self.store, &reference, options, report).await;
         pulled.map(|pulled| pulled.image).map_err(|error| Error::Registry {
             what: format!("pull the base image {}", reference.familiar()),
             source: Arc::new(error),
         })
-    }
-
-    /// What the client's session has for the registry.
-    async fn lent_credentials(&self, reference: &Reference) -> Result<Option<Credentials>> {
-        let Some(session) = &self.session else { return Ok(None) };
-        let host = match reference.domain() {
-            "docker.io" => "registry-1.docker.io",
-            domain => domain,
-        };
-        Ok(session.credentials(host).await?.map(|lent| match lent.username {
-            username if username.is_empty() => Credentials::Identity { username, token: lent.secret },
-            username => Credentials::Password { username, password: lent.secret },
-        }))
-    }
-
-    fn credentials_for(&self, reference: &Reference) -> Option<Credentials> {
-        let domain = reference.domain();
-        let hub = ["https://index.docker.io/v1/", "index.docker.io", "docker.io"];
-        let keys = [domain].into_iter().chain(hub.into_iter().filter(|_| domain == "docker.io"));
-        for key in keys {
-            for form in [key.to_owned(), format!("https://{key}"), format!("https://{key}/")] {
-                if let Some(found) = self.credentials.get(&form) {
-                    return Some(found.clone());
-                }
-            }
-        }
-        None
     }
 }
 
@@ -155,7 +105,7 @@ impl Resolver for Images {
                 Ok(reference) => format!("[internal] load metadata for {}", reference.or_latest()),
                 Err(_) => format!("[internal] load metadata for {name}"),
             };
-            let image = crate::beside(&self.events, &side, self.find(name, platform)).await?;
+            let image = crate::beside(&self.events, &side, Box::pin(self.find(name, platform))).await?;
             self.note(name, &image);
             let (store, lease, held) = (self.store.clone(), self.lease.clone(), image.clone());
             blocking(move || {

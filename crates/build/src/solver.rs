@@ -8,6 +8,7 @@
 
 mod explain;
 mod files;
+mod import;
 mod known;
 mod lend;
 mod run;
@@ -29,6 +30,7 @@ use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::Event;
+use crate::cache::Imports;
 use crate::caches::Caches;
 use crate::error::{Error, Result, invalid};
 use crate::graph::{Graph, Op, VertexId};
@@ -123,6 +125,8 @@ pub(crate) struct Job {
     steps: Arc<Steps>,
     /// The client, while it is there.
     pub session: Option<Arc<Session>>,
+    /// Caches from elsewhere.
+    imports: Arc<Imports>,
     results: Mutex<HashMap<VertexId, Shared<Work>>>,
 }
 
@@ -227,6 +231,7 @@ impl Job {
         cache_namespace: String,
         steps: Arc<Steps>,
         session: Option<Arc<Session>>,
+        imports: Arc<Imports>,
     ) -> Arc<Self> {
         Arc::new(Self {
             solver,
@@ -240,6 +245,7 @@ impl Job {
             cache_namespace,
             steps,
             session,
+            imports,
             results: Mutex::default(),
         })
     }

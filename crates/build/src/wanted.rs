@@ -19,6 +19,8 @@ pub struct Export {
     pub attestation_prefix: String,
     /// Files of each platform in a folder of its own; where nothing is said, if there are several.
     pub platform_split: Option<bool>,
+    /// The image tells what its layers are results of, for other builds to use them.
+    pub inline_cache: bool,
 }
 
 /// How much provenance tells.

@@ -17,6 +17,20 @@ fn nullable<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
+/// A text; of anything else nothing, for an image is not worse for it.
+fn text_or_nothing<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Found {
+        Text(String),
+        Other(serde::de::IgnoredAny),
+    }
+    Ok(match Option::<Found>::deserialize(deserializer)? {
+        Some(Found::Text(text)) => Some(text),
+        Some(Found::Other(_)) | None => None,
+    })
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde calls")]
 fn is_false(value: &bool) -> bool {
     !value
@@ -169,6 +183,14 @@ pub struct ImageConfig {
     /// The message of a commit or import.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comment: Option<String>,
+    /// What a builder knows of the layers (`--cache-to type=inline`): JSON in base64.
+    #[serde(
+        rename = "moby.buildkit.cache.v0",
+        default,
+        deserialize_with = "text_or_nothing",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub inline_cache: Option<String>,
 }
 
 impl ImageConfig {
@@ -306,7 +328,7 @@ mod tests {
         let raw = br#"{"architecture":"amd64","config":{"Hostname":"","User":null,"ExposedPorts":{"80/tcp":{}},
             "Env":null,"Cmd":["sh"],"ArgsEscaped":true,"Volumes":null,"WorkingDir":"","Entrypoint":null,"OnBuild":null,
             "Labels":null},"created":"2024-01-01T00:00:00Z","history":null,"os":"linux",
-            "rootfs":{"type":"layers","diff_ids":null},"unknown":{"x":1}}"#;
+            "rootfs":{"type":"layers","diff_ids":null},"moby.buildkit.cache.v0":["x"],"unknown":{"x":1}}"#;
         let config: ImageConfig = serde_json::from_slice(raw).unwrap();
         assert_eq!(config.config.cmd.as_deref(), Some(&["sh".to_owned()][..]));
         assert!(config.config.exposed_ports.contains("80/tcp"));

@@ -68,6 +68,30 @@ pub(crate) async fn fetch(
     Ok(())
 }
 
+/// Fetches a blob and leaves it as it is. The caller holds its turn.
+pub(crate) async fn fetch_as_it_is(
+    session: &Session,
+    attempts: usize,
+    store: &Store,
+    lease: &Lease,
+    layer: &Layer,
+    report: &Report,
+) -> Result<(), Error> {
+    lease.hold(&layer.descriptor.digest).map_err(Error::store("prepare the image store"))?;
+    if store.content().has(&layer.descriptor.digest) {
+        return Ok(());
+    }
+    let ingest = resume(store, lease, layer).await?;
+    let resumed = ingest.offset() > 0;
+    match download(session, attempts, layer, ingest, &Arc::default(), report).await {
+        Err(error) if resumed && error.is_wrong_content() => {
+            let ingest = resume(store, lease, layer).await?;
+            download(session, attempts, layer, ingest, &Arc::default(), report).await
+        }
+        done => done,
+    }
+}
+
 async fn resume(store: &Store, lease: &Lease, layer: &Layer) -> Result<Ingest, Error> {
     let (store, lease, descriptor) = (store.clone(), lease.clone(), layer.descriptor.clone());
     blocking(move || store.content().resume(&lease, &descriptor.digest, Some(descriptor.size)))

@@ -80,7 +80,8 @@ impl Client {
     }
 }
 
-fn name_failure(reference: &Reference, error: Error) -> Error {
+/// Puts a push's failure into docker's words.
+pub(crate) fn name_failure(reference: &Reference, error: Error) -> Error {
     match error {
         Error::Status { status, detail, .. } if status == StatusCode::FORBIDDEN => {
             Error::PushDenied { repository: reference.familiar_name(), detail }

@@ -101,6 +101,87 @@ pub(crate) struct CheckAgentRequest {
     pub id: String,
 }
 
+/// containerd.services.content.v1.InfoRequest.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContentInfoRequest {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+}
+
+/// containerd.services.content.v1.InfoResponse.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContentInfoResponse {
+    #[prost(message, optional, tag = "1")]
+    pub info: Option<ContentInfo>,
+}
+
+/// containerd.services.content.v1.Info, as far as it is used.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContentInfo {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    #[prost(int64, tag = "2")]
+    pub size: i64,
+}
+
+/// containerd.services.content.v1.ReadContentRequest; a size of 0 is everything.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContentReadRequest {
+    #[prost(string, tag = "1")]
+    pub digest: String,
+    #[prost(int64, tag = "2")]
+    pub offset: i64,
+    #[prost(int64, tag = "3")]
+    pub size: i64,
+}
+
+/// containerd.services.content.v1.ReadContentResponse.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContentReadResponse {
+    #[prost(int64, tag = "1")]
+    pub offset: i64,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub data: Bytes,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Enumeration)]
+#[repr(i32)]
+pub(crate) enum WriteAction {
+    Stat = 0,
+    Write = 1,
+    Commit = 2,
+}
+
+/// containerd.services.content.v1.WriteContentRequest, as far as it is used.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContentWriteRequest {
+    #[prost(enumeration = "WriteAction", tag = "1")]
+    pub action: i32,
+    #[prost(string, tag = "2")]
+    pub reference: String,
+    #[prost(int64, tag = "3")]
+    pub total: i64,
+    #[prost(string, tag = "4")]
+    pub expected: String,
+    #[prost(int64, tag = "5")]
+    pub offset: i64,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub data: Bytes,
+}
+
+/// containerd.services.content.v1.WriteContentResponse, as far as it is used.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct ContentWriteResponse {
+    #[prost(enumeration = "WriteAction", tag = "1")]
+    pub action: i32,
+    #[prost(int64, tag = "4")]
+    pub offset: i64,
+    #[prost(int64, tag = "5")]
+    pub total: i64,
+    #[prost(string, tag = "6")]
+    pub digest: String,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct Empty {}
 

@@ -1,4 +1,5 @@
-//! The client's end of two services: ssh agents that the engine may ask, and a place for archives that it makes.
+//! The client's end of a session: ssh agents that the engine may ask, a place for archives that it makes, and folders
+//! that it may keep caches in.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -21,7 +22,13 @@ use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use crate::messages::{BytesMessage, CheckAgentRequest, Empty};
+use crate::content::{INFO, READ, WRITE};
+use crate::layout::{self, Folders};
+use crate::messages::{
+    BytesMessage, CheckAgentRequest, ContentInfoRequest, ContentInfoResponse, ContentReadRequest,
+    ContentReadResponse, ContentWriteRequest, ContentWriteResponse, Empty,
+};
+use crate::session::MOST_MESSAGE;
 
 const CHECK: &str = "/moby.sshforward.v1.SSH/CheckAgent";
 const FORWARD: &str = "/moby.sshforward.v1.SSH/ForwardAgent";
@@ -36,13 +43,21 @@ pub struct Lending {
     pub agents: BTreeMap<String, PathBuf>,
     /// Where archives go, by their names.
     pub archives: BTreeMap<String, mpsc::Sender<Bytes>>,
+    /// Folders (OCI image layouts), by the name the engine knows them by.
+    pub folders: BTreeMap<String, PathBuf>,
 }
 
 impl Lending {
+    pub fn is_empty(&self) -> bool {
+        self.agents.is_empty() && self.archives.is_empty() && self.folders.is_empty()
+    }
+
     /// The methods that are answered, for the session's introduction.
     pub fn methods(&self) -> Vec<&'static str> {
         let agents = [CHECK, FORWARD].into_iter().filter(|_| !self.agents.is_empty());
-        agents.chain([SEND].into_iter().filter(|_| !self.archives.is_empty())).collect()
+        let archives = [SEND].into_iter().filter(|_| !self.archives.is_empty());
+        let folders = [INFO, READ, WRITE].into_iter().filter(|_| !self.folders.is_empty());
+        agents.chain(archives).chain(folders).collect()
     }
 }
 
@@ -64,6 +79,7 @@ pub async fn serve(
 }
 
 async fn answer(request: http::Request<Incoming>, lent: Lent) -> http::Response<Body> {
+    let folders: Folders = Arc::new(lent.folders.clone());
     match request.uri().path() {
         CHECK => {
             let codec = ProstCodec::<Empty, CheckAgentRequest>::default();
@@ -76,6 +92,21 @@ async fn answer(request: http::Request<Incoming>, lent: Lent) -> http::Response<
         SEND => {
             let codec = ProstCodec::<BytesMessage, BytesMessage>::default();
             Grpc::new(codec).streaming(Take(lent), request).await
+        }
+        INFO => {
+            let codec = ProstCodec::<ContentInfoResponse, ContentInfoRequest>::default();
+            Grpc::new(codec).unary(layout::Info(folders), request).await
+        }
+        READ => {
+            let codec = ProstCodec::<ContentReadResponse, ContentReadRequest>::default();
+            Grpc::new(codec).server_streaming(layout::Read(folders), request).await
+        }
+        WRITE => {
+            let codec = ProstCodec::<ContentWriteResponse, ContentWriteRequest>::default();
+            Grpc::new(codec)
+                .apply_max_message_size_config(Some(MOST_MESSAGE), None)
+                .streaming(layout::Write(folders), request)
+                .await
         }
         path => Status::unimplemented(format!("{path} is not offered")).into_http(),
     }

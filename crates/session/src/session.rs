@@ -25,7 +25,7 @@ use crate::messages::{
 /// How long one answer may take: a client may ask a person, or a helper program.
 const ANSWER: Duration = Duration::from_mins(1);
 /// The largest message taken, in bytes; clients send files in pieces of 32 KiB.
-const MOST_MESSAGE: usize = 4 << 20;
+pub(crate) const MOST_MESSAGE: usize = 4 << 20;
 /// The largest secret, in bytes, as in BuildKit.
 const MOST_SECRET: usize = 500 << 10;
 
@@ -170,11 +170,27 @@ impl Session {
         M: prost::Message + Default + 'static,
         R: prost::Message + Default + 'static,
     {
+        self.unary_with(what, method, MetadataMap::new(), message).await
+    }
+
+    pub(crate) async fn unary_with<M, R>(
+        &self,
+        what: &(dyn Fn() -> String + Sync),
+        method: &'static str,
+        metadata: MetadataMap,
+        message: M,
+    ) -> Result<R>
+    where
+        M: prost::Message + Default + 'static,
+        R: prost::Message + Default + 'static,
+    {
         let mut grpc = self.grpc();
         let call = async {
             grpc.ready().await.map_err(|_closed| Error::Ended)?;
             let codec = ProstCodec::<M, R>::default();
-            grpc.unary(Request::new(message), PathAndQuery::from_static(method), codec)
+            let mut request = Request::new(message);
+            *request.metadata_mut() = metadata;
+            grpc.unary(request, PathAndQuery::from_static(method), codec)
                 .await
                 .map(tonic::Response::into_inner)
                 .map_err(|status| self.error(what(), &status))

@@ -9,7 +9,8 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use brigantine_build::graph::{Limits, NamedContext};
 use brigantine_build::{
-    Built, ContextSource, Event, Export, Options, Product, Request as BuildRequest, named_context,
+    Built, CacheFrom, CacheTo, ContextSource, Event, Export, Options, Product, Request as BuildRequest,
+    named_context,
 };
 use brigantine_image::{Digest, Platform, Reference, Storage};
 use serde::Deserialize;
@@ -283,6 +284,37 @@ async fn uploads(query: &Query, prefix: &str) -> Result<Uploads, Error> {
     Ok(all)
 }
 
+#[derive(Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
+#[derive(Default)]
+struct Cache {
+    r#type: String,
+    attrs: BTreeMap<String, String>,
+}
+
+/// Caches to look into: images that `cachefrom` names, and ours, `cacheimports`, in BuildKit's form.
+fn cache_from(query: &Query, ask_registries: bool) -> Result<Vec<CacheFrom>, Error> {
+    let named: Vec<String> = document(query, "cachefrom")?;
+    let mut all = Vec::new();
+    for name in &named {
+        let reference = reference(name, None)?;
+        let reference = if reference.digest().is_some() { reference } else { reference.or_latest() };
+        all.push(if ask_registries { CacheFrom::Registry(reference) } else { CacheFrom::Image(reference) });
+    }
+    let imports: Vec<Cache> = document(query, "cacheimports")?;
+    for one in &imports {
+        all.push(CacheFrom::parse(&one.r#type, &one.attrs).map_err(brigantine_engine::Error::from)?);
+    }
+    Ok(all)
+}
+
+/// Ours: caches to be written.
+fn cache_to(query: &Query) -> Result<Vec<CacheTo>, Error> {
+    let exports: Vec<Cache> = document(query, "cacheexports")?;
+    let parse = |one: &Cache| CacheTo::parse(&one.r#type, &one.attrs).map_err(brigantine_engine::Error::from);
+    exports.iter().map(|one| parse(one).map_err(Error::from)).collect()
+}
+
 /// Secrets of `brig build`: base64 of a JSON map of ids to base64 values.
 fn secrets(request: &Request) -> Result<BTreeMap<String, Vec<u8>>, Error> {
     use base64::Engine as _;
@@ -371,6 +403,9 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         registry: state.registry.clone(),
         session: session.clone(),
         product,
+        // A classic client's images are here or nowhere.
+        cache_from: cache_from(&query, with_session)?,
+        cache_to: cache_to(&query)?,
     };
     match call {
         None => {}

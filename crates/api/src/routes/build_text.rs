@@ -120,6 +120,11 @@ impl Text {
                 known.key = key;
                 self.advance().await;
             }
+            Event::Note(text) => self.stream(format!("[Note] {text}\n")).await,
+            Event::CacheWritten { store, manifest } => {
+                let written = json!({ "store": store, "manifest": manifest });
+                self.sink.send(&json!({ "aux": { "CacheWritten": written } })).await;
+            }
             Event::Missed { .. } | Event::Exporting | Event::Side { .. } => {}
         }
     }

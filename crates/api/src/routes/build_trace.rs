@@ -116,7 +116,11 @@ impl Trace {
                     self.count(name, part, current, total, done);
                 }
             }
-            Event::Exporting => {}
+            Event::Note(text) => {
+                self.side(format!("[note] {text}"), Side::Began);
+                self.side(format!("[note] {text}"), Side::Ended(None));
+            }
+            Event::CacheWritten { .. } | Event::Exporting => {}
         }
         if self.gathered >= GATHERED {
             self.flush().await;

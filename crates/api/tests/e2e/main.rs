@@ -26,6 +26,7 @@ mod append;
 mod authorization;
 mod bad_input;
 mod build;
+mod build_caches;
 mod build_real;
 mod build_results;
 mod build_solver;

@@ -111,7 +111,22 @@ impl Solver {
         below: &[Layer],
         keys: &[&str],
     ) -> Result<Output> {
-        let created = records::now();
+        self.record_of(made, id, identity, name, below, keys, records::now())
+    }
+
+    /// The same of what was made at another time.
+    #[expect(clippy::too_many_arguments, reason = "what is known of a step's result")]
+    pub(super) fn record_of(
+        &self,
+        made: Made,
+        id: String,
+        identity: &str,
+        name: &str,
+        below: &[Layer],
+        keys: &[&str],
+        created: i64,
+    ) -> Result<Output> {
+        let now = records::now();
         let (snap, size) = match made {
             Made::Layer(None) => (None, 0),
             Made::Layer(Some((diff_id, size))) => (Some(Snap::layer(id.clone(), diff_id)), size),
@@ -127,7 +142,7 @@ impl Solver {
             empty: snap.is_none(),
             size,
             created,
-            used: created,
+            used: now,
             uses: 1,
         };
         if let Some(snap) = snap {

@@ -77,6 +77,9 @@ impl Job {
                     return Ok(Arc::new(output));
                 }
             }
+            if let Some(output) = self.imported(&vertex.name, &keys, &below).await? {
+                return Ok(output);
+            }
         }
         let (job, step, no_cache) = (Arc::clone(self), vertex.name.clone(), vertex.no_cache);
         let (keys, why) = blocking(move || {

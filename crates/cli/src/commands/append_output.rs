@@ -36,7 +36,7 @@ async fn each(context: &Context, outputs: &Outputs, id: &str) -> Outcome {
         }
         // A build of nothing but the image sends its files.
         let ask = outputs.asked_for_files(context.client.post("/build").query("version", "1"));
-        let lent = build_lend::lend(context, &[], archives).await?;
+        let lent = build_lend::lend(context, &[], archives, std::collections::BTreeMap::new()).await?;
         let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
         let dockerfile =
             Full::new(Bytes::from(format!("FROM {id}\n"))).map_err(|never| match never {}).boxed();

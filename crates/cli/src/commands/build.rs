@@ -10,6 +10,7 @@ use http::HeaderName;
 
 use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::client::{Ask, Lines, Reply, encode};
+use crate::commands::build_cache::Caches;
 use crate::commands::build_call::Call;
 use crate::commands::build_context::{Main, Named, Sending};
 use crate::commands::build_output::{self, Archives, Built, Outputs};
@@ -45,8 +46,11 @@ pub static COMMAND: Command = Command {
             "build-context",
             "Further context (NAME=DIR, docker-image://IMAGE, oci-layout://DIR[:TAG|@DIGEST] or a URL)",
         ),
-        Flag::list("cache-from", "Reuse cached steps only if this image is here (IMAGE)"),
-        Flag::list("cache-to", "Not built: the cache stays in the engine"),
+        Flag::list(
+            "cache-from",
+            "Look for cached steps there, too (IMAGE, or type=registry|local,KEY=VALUE…)",
+        ),
+        Flag::list("cache-to", "Write the cache there (type=inline|registry|local,KEY=VALUE…)"),
         Flag::text(
             "call",
             "What to do: build, or tell (check, outline, targets; with ,format=json for programs)",
@@ -226,9 +230,11 @@ struct Wanted<'w> {
 /// Builds, and shows it.
 async fn once(context: &Context, matches: &Matches, outputs: &Outputs, wanted: Wanted<'_>) -> Outcome<Built> {
     let shown = Shown::of(matches, outputs.sink())?;
+    let caches = Caches::of(matches)?;
     let mut ask = asked(context, matches, wanted.epoch)?
         .flag("rewritetimestamp", wanted.rewrite || outputs.rewrite_timestamps())
-        .query("cachefrom", &serde_json::json!(cache_images(matches)?).to_string())
+        .query("cacheimports", &caches.from())
+        .query("cacheexports", &caches.to())
         .flag("metadata", true)
         .maybe("progress", shown.asks());
     ask = outputs.asked(ask, &wanted.archives);
@@ -243,12 +249,20 @@ async fn once(context: &Context, matches: &Matches, outputs: &Outputs, wanted: W
     let file = matches.text("file");
     let main = Main::new(matches.operand(0), file)?;
     let contexts = named(matches)?;
-    let lent = build_lend::lend(context, &matches.list("ssh"), wanted.archives).await?;
+    let lent = build_lend::lend(context, &matches.list("ssh"), wanted.archives, caches.folders()).await?;
     let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
     let reply = sent(context, ask, file, main, contexts).await?;
     let mut built = Built::default();
-    shown.follow(reply.into_lines(), |aux| built.told(aux)).await?;
-    Ok(built)
+    let mut entered = Ok(());
+    let heard = |aux: &Value| {
+        if aux.get("CacheWritten").is_some() {
+            entered = caches.written(aux);
+        } else {
+            built.told(aux);
+        }
+    };
+    shown.follow(reply.into_lines(), heard).await?;
+    entered.map(|()| built)
 }
 
 /// The request, as far as it is the same whatever is wanted of the Dockerfile.
@@ -348,22 +362,6 @@ async fn sent<'c>(
             request.await
         }
     }
-}
-
-/// The images of `--cache-from`. Where a cache is kept elsewhere the flags are refused.
-fn cache_images(matches: &Matches) -> Outcome<Vec<&str>> {
-    let images = matches.list("cache-from");
-    if let Some(place) = images.iter().find(|text| text.contains('=')) {
-        return Err(Fault::said(format!(
-            "--cache-from {place} is not built: the cache is the engine's own, and an image's name is taken"
-        )));
-    }
-    if let Some(place) = matches.list("cache-to").first() {
-        return Err(Fault::said(format!(
-            "--cache-to {place} is not built: the cache stays in the engine (brig builder cache export moves cache mounts)"
-        )));
-    }
-    Ok(images)
 }
 
 /// How progress is shown; with `-q` the id is what there is to show.

@@ -1,4 +1,5 @@
-//! What `brig build` lends to the engine for as long as the build runs: the user's ssh agents, and a place for results.
+//! What `brig build` lends to the engine for as long as the build runs: the user's ssh agents, a place for results,
+//! and folders for caches.
 //!
 //! Invariant: keys stay with the agent; the engine gets its answers, over a connection that ends with the command.
 
@@ -34,16 +35,17 @@ impl Drop for Lent {
     }
 }
 
-/// Opens a session with the agents that `--ssh` names and these places for archives, if there are any.
+/// Opens a session with the agents that `--ssh` names, places for archives and folders for caches, if there are any.
 pub async fn lend(
     context: &Context,
     ssh: &[&str],
     archives: BTreeMap<String, mpsc::Sender<Bytes>>,
+    folders: BTreeMap<String, PathBuf>,
 ) -> Outcome<Option<Lent>> {
-    if ssh.is_empty() && archives.is_empty() {
+    let lending = Lending { agents: agents(ssh)?, archives, folders };
+    if lending.is_empty() {
         return Ok(None);
     }
-    let lending = Lending { agents: agents(ssh)?, archives };
     let session = build_context::new_id()?;
     let mut ask = context.client.post("/session").header(ID, &session);
     for method in lending.methods() {

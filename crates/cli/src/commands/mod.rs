@@ -5,6 +5,7 @@ mod append_output;
 mod attach;
 mod bootstrap;
 mod build;
+mod build_cache;
 mod build_call;
 mod build_context;
 mod build_layout;
