@@ -200,7 +200,7 @@ fn an_image_has_its_cache_with_it_for_every_client() {
     let asked =
         engine.buildkit(["build", "--progress", "plain", "--cache-from", &name, "-t", "d", &dir]).run();
     assert_eq!(asked.code, 0, "{asked}");
-    assert!(asked.stderr.contains("CACHED") && !asked.stderr.contains(" ran-b\n"), "{asked}");
+    assert_eq!(asked.stderr.matches(" CACHED").count(), 3, "{asked}");
     assert!(asked.stderr.contains(&format!("importing cache manifest from {name}")), "{asked}");
 }
 
@@ -249,7 +249,7 @@ fn a_folder_of_the_clients_is_a_cache() {
         "records": [record("k", 7), record("l", -3), record("m", 0), { "digest": "sha256:cc" }] });
     for (hostile, words) in [
         (many, "a list of at most 100000"),
-        (deep, "recursion limit"),
+        (deep, "1 of 1 records"),
         (strange.to_string(), "4 of 4 records"),
         ("[1".to_owned(), "cannot be read"),
     ] {
@@ -265,9 +265,9 @@ fn a_folder_of_the_clients_is_a_cache() {
 /// Makes the folder's cache one with this list.
 fn plant(folder: &Path, config: &[u8]) {
     let put = |raw: &[u8]| {
-        let digest = fixtures::digest(raw);
-        fs::write(folder.join("blobs/sha256").join(digest.strip_prefix("sha256:").unwrap()), raw).unwrap();
-        json!({ "digest": digest, "size": raw.len() })
+        let hex = fixtures::digest(raw);
+        fs::write(folder.join("blobs/sha256").join(&hex), raw).unwrap();
+        json!({ "digest": format!("sha256:{hex}"), "size": raw.len() })
     };
     let mut listed = put(config);
     listed["mediaType"] = "application/vnd.buildkit.cacheconfig.v0".into();
