@@ -117,7 +117,9 @@ fn what_several_builds_want_is_made_once_and_told_to_all() {
     let others: Vec<Watched> =
         (0..4).map(|number| start(&format!("same-{number}"), &format!("RUN echo own-{number}"))).collect();
     // They are told what was said before they came.
-    others.iter().for_each(|build| build.until("begun"));
+    for build in &others {
+        build.until("begun");
+    }
     // The one that began it goes away: the others still want it.
     first.vanish();
     fs::write(cache_mount(&host).join("go"), "").unwrap();
@@ -194,7 +196,9 @@ fn what_is_lost_of_the_cache_is_made_again() {
         let all: Vec<PathBuf> =
             fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().path()).collect();
         assert!(!all.is_empty());
-        all.iter().for_each(|dir| fs::remove_dir_all(dir).unwrap());
+        for dir in &all {
+            fs::remove_dir_all(dir).unwrap();
+        }
     };
     // Under a daemon that believes them to be there.
     lose();
