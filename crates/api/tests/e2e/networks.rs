@@ -6,6 +6,7 @@ use brigantine_testkit::{Client, Engine};
 
 both![
     networks_are_listed_by_filters_and_pruned,
+    pruning_keeps_what_is_young_or_labelled,
     the_default_route_follows_the_priority,
     all_exposed_ports_are_published_at_once,
     a_container_joins_the_network_of_another,
@@ -37,6 +38,85 @@ fn networks_are_listed_by_filters_and_pruned(client: Client) {
     assert_eq!(listed(&["type=custom"]), ["sea"], "it is used");
     host.cli(["rm", "-f", &ship]).ok();
     host.cli(["network", "rm", "sea"]).ok();
+    host.assert_nothing_left();
+}
+
+fn pruning_keeps_what_is_young_or_labelled(client: Client) {
+    let host = Host::new(client);
+    for (label, name) in [("keep=yes", "kept"), ("keep=no", "lost"), ("of=fleet", "young")] {
+        host.cli(["network", "create", "--label", label, name]).ok();
+    }
+    let prune = |filters: &[&str]| {
+        let filters = filters.iter().flat_map(|filter| ["--filter", filter]);
+        host.cli(["network", "prune", "-f"].into_iter().chain(filters))
+    };
+    let listed = || {
+        let text = host.cli(["network", "ls", "--filter", "type=custom", "--format", "{{.Name}}"]).ok();
+        let mut names: Vec<String> = text.lines().map(str::to_owned).collect();
+        names.sort();
+        names
+    };
+    prune(&["until=1h"]).ok();
+    assert_eq!(listed(), ["kept", "lost", "young"], "they are younger");
+    prune(&["label!=keep"]).ok();
+    assert_eq!(listed(), ["kept", "lost"]);
+    prune(&["label=keep", "label=of=fleet"]).ok();
+    assert_eq!(listed(), ["kept", "lost"], "none has both");
+    prune(&["until=yesterday"]).exits(1);
+    prune(&["odd=x"]).exits(1);
+    assert_eq!(listed(), ["kept", "lost"]);
+    prune(&["label=keep=no", "until=2100-01-01T00:00:00Z"]).ok();
+    assert_eq!(listed(), ["kept"]);
+    host.cli(["network", "rm", "kept"]).ok();
+    host.assert_nothing_left();
+}
+
+/// Settings of the kernel's for one interface, its name, its MAC address and its aliases.
+#[test]
+fn an_endpoint_has_settings_of_its_own() {
+    let host = Host::new(Client::Brig);
+    if host.is_peer() {
+        // They came with 28.
+        return;
+    }
+    for name in ["sea", "lake"] {
+        host.cli(["network", "create", name]).ok();
+    }
+    // A list within a field is quoted as CSV has it.
+    let endpoint = "name=sea,alias=ship,mac-address=02:42:00:00:00:77,\
+                    driver-opt=com.docker.network.endpoint.ifname=deck7,\
+                    \"driver-opt=com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1,\
+                    net.ipv6.conf.IFNAME.hop_limit=33\"";
+    let id = host.background(&["--network", "lake", "--network", endpoint], "sleep 1000");
+    let read = |id: &str, path: &str| host.cli(["exec", id, "cat", path]).ok();
+    let check = || {
+        assert_eq!(read(&id, "/sys/class/net/deck7/address"), "02:42:00:00:00:77");
+        assert_eq!(read(&id, "/proc/sys/net/ipv4/conf/deck7/log_martians"), "1");
+        assert_eq!(read(&id, "/proc/sys/net/ipv6/conf/deck7/hop_limit"), "33");
+        assert_eq!(read(&id, "/proc/sys/net/ipv4/conf/eth0/log_martians"), "0", "the other interface");
+        assert_eq!(read(&id, "/proc/sys/net/ipv6/conf/eth0/hop_limit"), "64", "the other interface");
+    };
+    check();
+    let address = host.inspect(&id)["NetworkSettings"]["Networks"]["sea"]["IPAddress"].clone();
+    let answer = host.script(&["--network", "sea"], "nslookup ship");
+    assert!(answer.contains(address.as_str().unwrap()), "{answer}");
+    host.cli(["restart", "-t", "0", &id]).ok();
+    check();
+    // And of one that comes while it runs.
+    host.cli(["network", "disconnect", "lake", &id]).ok();
+    let option = "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1";
+    host.cli(["network", "connect", "--driver-opt", option, "lake", &id]).ok();
+    assert_eq!(read(&id, "/proc/sys/net/ipv4/conf/eth0/log_martians"), "1");
+    for wrong in
+        ["net.ipv4.conf.eth0.log_martians=1", "kernel.IFNAME.x.y.z=1", "net.ipv4.conf.IFNAME.log_martians"]
+    {
+        let option = format!("com.docker.network.endpoint.sysctls={wrong}");
+        host.cli(["run", "--rm", "--network", &format!("name=sea,driver-opt={option}"), "busybox", "true"])
+            .exits(125)
+            .expect_stderr("sysctl");
+    }
+    host.cli(["rm", "-f", &id]).ok();
+    host.cli(["network", "rm", "sea", "lake"]).ok();
     host.assert_nothing_left();
 }
 
