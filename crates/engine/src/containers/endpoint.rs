@@ -85,9 +85,11 @@ fn sysctls(settings: &EndpointSettings, interface: &str) -> Result<Vec<(String, 
         .map(|entry| {
             let parts: Vec<&str> = entry.split(['.', '=']).collect();
             match entry.split_once('=') {
-                Some((key, value)) if parts.len() == 6 && parts[0] == "net" && parts[3] == "IFNAME" => {
-                    let key = key.replace('.', "/").replace("IFNAME", interface);
-                    Ok((key, value.to_owned()))
+                // The docker command makes small letters of it.
+                Some((_, value))
+                    if parts.len() == 6 && parts[0] == "net" && parts[3].eq_ignore_ascii_case("IFNAME") =>
+                {
+                    Ok((format!("net/{}/{}/{interface}/{}", parts[1], parts[2], parts[4]), value.to_owned()))
                 }
                 _ => Err(Error::invalid(format!(
                     "invalid sysctl {entry:?} in {SYSCTLS}: net.FAMILY.KIND.IFNAME.NAME=VALUE is expected"
