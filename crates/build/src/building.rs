@@ -222,7 +222,7 @@ impl Builder {
     async fn prepare(&self, mut request: Request, events: &mpsc::Sender<Event>) -> Result<Prepared> {
         let lease = self.solver.store.lease().doing(|| "begin a build".to_owned())?;
         let Definition { source, sent_for, scratch } = self.definition(&mut request, events).await?;
-        let Source { tree: main, ignore, text, name } = source;
+        let Source { tree: main, ignore, text, name, taken } = source;
         let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
         let access = Access::new(
             request.registry.clone(),
@@ -250,7 +250,7 @@ impl Builder {
             imports,
             ignore,
             sent_for,
-            context: None,
+            context: taken,
         })
     }
 }

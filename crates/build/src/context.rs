@@ -15,6 +15,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::error::{Context as _, Result, invalid};
 use crate::pattern::clean;
+use crate::received::Former;
 use crate::tree::{beneath, open_dir};
 
 /// The most entries a context may have.
@@ -24,12 +25,30 @@ const MOST_ENTRIES: u64 = 5_000_000;
 #[derive(Debug, Default)]
 pub(crate) struct Unpacked {
     pub hashes: HashMap<Vec<u8>, [u8; 32]>,
+    /// The files that have one name.
+    pub files: HashMap<Vec<u8>, Content>,
     /// Bytes of files.
     pub bytes: u64,
 }
 
+/// What a file is, but for its name.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Content {
+    pub mode: u32,
+    /// Seconds since the epoch.
+    pub mtime: i64,
+    pub size: u64,
+    pub hash: [u8; 32],
+}
+
 /// Unpacks an archive, compressed or not; a bare Dockerfile in its place becomes a context with only that.
-pub(crate) fn unpack(source: impl Read, target: &Path, dockerfile: &str) -> Result<Unpacked> {
+/// What `former` has of it is taken from there.
+pub(crate) fn unpack(
+    source: impl Read,
+    target: &Path,
+    dockerfile: &str,
+    mut former: Option<Former>,
+) -> Result<Unpacked> {
     let bad = |error: io::Error| invalid(format!("read the build context: {error}"));
     let mut source = io::BufReader::with_capacity(1 << 17, crate::compression::decode(source).map_err(bad)?);
     let mut head = [0_u8; 512];
@@ -86,6 +105,9 @@ pub(crate) fn unpack(source: impl Read, target: &Path, dockerfile: &str) -> Resu
         let mtime = entry.header().mtime().map_err(bad)?.cast_signed();
         let what = || format!("unpack {path:?} of the build context");
         parents(&root, &path)?;
+        // What is replaced is not there any more; of a directory nothing is known.
+        unpacked.files.remove(path.as_bytes());
+        unpacked.hashes.remove(path.as_bytes());
         if kind.is_dir() {
             remove_other(&root, &path, true)?;
             match mkdirat(&root, &path, Mode::from_raw_mode(0o755)) {
@@ -105,26 +127,34 @@ pub(crate) fn unpack(source: impl Read, target: &Path, dockerfile: &str) -> Resu
             let (parent, last) = parent_of(&root, &path)?;
             remove_other(&root, &path, false)?;
             rustix::fs::linkat(&from, &from_name, &parent, &last, AtFlags::empty()).doing(what)?;
+            // Changing one of its names would change the other: it is not for the next time.
+            unpacked.files.remove(link.as_bytes());
             if let Some(hash) = unpacked.hashes.get(link.as_bytes()).copied() {
                 unpacked.hashes.insert(path.into_bytes(), hash);
             }
         } else if kind.is_file() || kind.is_contiguous() || kind.is_gnu_sparse() {
             remove_other(&root, &path, false)?;
-            let mut file = make(&root, &path)?;
-            let mut hasher = Sha256::new();
-            let mut buffer = vec![0_u8; 64 << 10];
-            loop {
-                let n = entry.read(&mut buffer).map_err(bad)?;
-                if n == 0 {
-                    break;
+            let size = entry.size();
+            let moved = match &mut former {
+                Some(former) if former.may_have(&path, size) => {
+                    let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
+                    entry.read_to_end(&mut data).map_err(bad)?;
+                    let hash = Sha256::digest(&data).into();
+                    let content = Content { mode, mtime, size: data.len() as u64, hash };
+                    place(&root, &path, &content, &data, former)?;
+                    Some(content)
                 }
-                hasher.update(&buffer[..n]);
-                file.write_all(&buffer[..n]).doing(what)?;
-                unpacked.bytes += n as u64;
-            }
-            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).doing(what)?;
-            rustix::fs::futimens(&file, &times(mtime)).doing(what)?;
-            unpacked.hashes.insert(path.into_bytes(), hasher.finalize().into());
+                _ => None,
+            };
+            let content = if let Some(content) = moved {
+                content
+            } else {
+                let (size, hash) = write(&root, &path, &mut entry, (mode, mtime))?;
+                Content { mode, mtime, size, hash }
+            };
+            unpacked.bytes += content.size;
+            unpacked.hashes.insert(path.clone().into_bytes(), content.hash);
+            unpacked.files.insert(path.into_bytes(), content);
         }
         // Devices, pipes and sockets of a context are of no use in an image.
     }
@@ -137,6 +167,51 @@ pub(crate) fn unpack(source: impl Read, target: &Path, dockerfile: &str) -> Resu
         rustix::fs::futimens(&dir, &times(mtime)).doing(what)?;
     }
     Ok(unpacked)
+}
+
+/// Writes what an entry brings: how much it was, and its hash.
+fn write(
+    root: &OwnedFd,
+    path: &str,
+    entry: &mut impl Read,
+    (mode, mtime): (u32, i64),
+) -> Result<(u64, [u8; 32])> {
+    let what = || format!("unpack {path:?} of the build context");
+    let mut file = make(root, path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0_u8; 64 << 10];
+    let mut size = 0;
+    loop {
+        let n =
+            entry.read(&mut buffer).map_err(|error| invalid(format!("read the build context: {error}")))?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        file.write_all(&buffer[..n]).doing(what)?;
+        size += n as u64;
+    }
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(mode)).doing(what)?;
+    rustix::fs::futimens(&file, &times(mtime)).doing(what)?;
+    Ok((size, hasher.finalize().into()))
+}
+
+/// Takes a file of the former tree that has this content, or writes it.
+fn place(root: &OwnedFd, path: &str, content: &Content, data: &[u8], former: &mut Former) -> Result<()> {
+    let what = || format!("unpack {path:?} of the build context");
+    let (parent, last) = parent_of(root, path)?;
+    let Some(was) = former.give(path, content, &parent, &last) else {
+        return write(root, path, &mut io::Cursor::new(data), (content.mode, content.mtime)).map(drop);
+    };
+    if was.mode != content.mode {
+        let mode = Mode::from_raw_mode(content.mode);
+        rustix::fs::chmodat(&parent, &last, mode, AtFlags::empty()).doing(what)?;
+    }
+    if was.mtime != content.mtime {
+        rustix::fs::utimensat(&parent, &last, &times(content.mtime), AtFlags::SYMLINK_NOFOLLOW)
+            .doing(what)?;
+    }
+    Ok(())
 }
 
 fn times(seconds: i64) -> Timestamps {
@@ -236,7 +311,7 @@ mod tests {
             vec![("d", T::Directory, ""), ("d", T::Regular, "x")],
         ] {
             let dir = tempfile::tempdir().unwrap();
-            let error = unpack(&archive(&entries)[..], dir.path(), "").unwrap_err();
+            let error = unpack(&archive(&entries)[..], dir.path(), "", None).unwrap_err();
             assert!(matches!(error, crate::Error::Invalid(_)), "{error:?}");
         }
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
@@ -247,7 +322,7 @@ mod tests {
             ("l", T::Regular, "later"),
             ("h", T::Link, "abs"),
         ];
-        let unpacked = unpack(&archive(&entries)[..], dir.path(), "").unwrap();
+        let unpacked = unpack(&archive(&entries)[..], dir.path(), "", None).unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join("abs")).unwrap(), "inside");
         assert_eq!(std::fs::read_to_string(dir.path().join("l")).unwrap(), "later");
         assert_eq!(unpacked.hashes[&b"h"[..]], unpacked.hashes[&b"abs"[..]]);
@@ -256,12 +331,12 @@ mod tests {
     #[test]
     fn a_bare_dockerfile_is_a_context() {
         let dir = tempfile::tempdir().unwrap();
-        unpack(&b"FROM scratch\n"[..], dir.path(), "").unwrap();
+        unpack(&b"FROM scratch\n"[..], dir.path(), "", None).unwrap();
         assert_eq!(std::fs::read_to_string(dir.path().join("Dockerfile")).unwrap(), "FROM scratch\n");
-        assert!(unpack(&b"\x01\0binary"[..], dir.path(), "x").is_err());
+        assert!(unpack(&b"\x01\0binary"[..], dir.path(), "x", None).is_err());
         // Cut short.
         let whole = archive(&[("f", tar::EntryType::Regular, &"x".repeat(4096))]);
         let dir = tempfile::tempdir().unwrap();
-        assert!(unpack(&whole[..2048], dir.path(), "").is_err());
+        assert!(unpack(&whole[..2048], dir.path(), "", None).is_err());
     }
 }

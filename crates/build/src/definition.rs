@@ -5,6 +5,7 @@ use std::fs;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 
+use brigantine_image::Reference;
 use brigantine_session::Session;
 use tokio::sync::mpsc;
 
@@ -13,7 +14,7 @@ use crate::convert::outline::{self, Outline, Targets};
 use crate::dockerfile::{self, Dockerfile};
 use crate::error::{Context as _, Error, Result};
 use crate::solver::blocking;
-use crate::source::{self, Source};
+use crate::source::{self, Source, Wanted};
 use crate::{Builder, ContextSource, Event, Request, ids, received};
 
 /// What a request brought.
@@ -56,8 +57,14 @@ impl Builder {
                     .build_args
                     .get("BUILDKIT_CONTEXT_KEEP_GIT_DIR")
                     .and_then(Option::as_deref);
-                let keep = matches!(keep, Some("1" | "true"));
-                source::source(solver, context, dir, dockerfile, given, secrets, keep).await?
+                let wanted = Wanted {
+                    dir,
+                    dockerfile: &dockerfile,
+                    secrets,
+                    keep_git: matches!(keep, Some("1" | "true")),
+                    key: &kept_as(&request.tags),
+                };
+                source::source(solver, context, wanted, given).await?
             }
         };
         for (number, (name, archive)) in std::mem::take(&mut request.archives).into_iter().enumerate() {
@@ -65,7 +72,7 @@ impl Builder {
             let dir = solver.tmp.join(format!("{id}-context-{number}"));
             fs::DirBuilder::new().mode(0o700).create(&dir).doing(|| format!("create {}", dir.display()))?;
             let target = dir.clone();
-            let unpacked = blocking(move || crate::context::unpack(archive, &target, "")).await?;
+            let unpacked = blocking(move || crate::context::unpack(archive, &target, "", None)).await?;
             tracing::debug!(name, bytes = unpacked.bytes, "unpacked a named context");
             request.folders.insert(name, dir);
         }
@@ -93,4 +100,13 @@ impl Builder {
         let file = dockerfile::parse(&source.text).map_err(fault)?;
         tell(&file, &source.text, &request.options).map_err(fault)
     }
+}
+
+/// What an archive's files are kept under until the next one: whoever builds for the same repositories is likely to send
+/// much the same, and one who gives each build a tag of its own shall not fill the disk. Without a name they are not kept.
+fn kept_as(tags: &[Reference]) -> String {
+    let mut names: Vec<String> = tags.iter().map(Reference::repository).collect();
+    names.sort();
+    names.dedup();
+    names.join(",")
 }

@@ -15,6 +15,7 @@ use crate::error::{Context as _, Result, invalid};
 use crate::graph::Op;
 use crate::hashes::Hashes;
 use crate::pattern::Ignore;
+use crate::received::Taken;
 use crate::solver::{Solver, blocking};
 use crate::tree::Tree;
 
@@ -31,20 +32,31 @@ pub(crate) struct Source {
     pub text: String,
     /// Its name, for faults.
     pub name: String,
+    /// A kept context, which nobody else may change meanwhile.
+    pub taken: Option<Taken>,
 }
 
-/// Brings the context to `dir`, or finds it where it is, and reads the Dockerfile. `keep_git` keeps a repository's own
-/// files in a checkout.
+/// What is wanted of a context.
+pub(crate) struct Wanted<'a> {
+    /// Where it goes, if it is not kept.
+    pub dir: &'a Path,
+    pub dockerfile: &'a str,
+    pub secrets: &'a BTreeMap<String, Vec<u8>>,
+    /// A repository's own files stay in a checkout.
+    pub keep_git: bool,
+    /// What an archive's files are kept under.
+    pub key: &'a str,
+}
+
+/// Brings the context to its place, or finds it where it is, and reads the Dockerfile.
 pub(crate) async fn source(
     solver: &Arc<Solver>,
     context: ContextSource,
-    dir: &Path,
-    dockerfile: String,
+    wanted: Wanted<'_>,
     text: Option<String>,
-    secrets: &BTreeMap<String, Vec<u8>>,
-    keep_git: bool,
 ) -> Result<Source> {
-    let loaded = load(solver, context, dir, &dockerfile, secrets, keep_git).await?;
+    let dockerfile = wanted.dockerfile.to_owned();
+    let loaded = load(solver, context, wanted).await?;
     let hashes = Arc::clone(&solver.hashes);
     blocking(move || look(loaded, &dockerfile, text, hashes)).await
 }
@@ -56,37 +68,46 @@ struct Loaded {
     /// A remote Dockerfile rather than a context.
     text: Option<String>,
     ignored: bool,
+    taken: Option<Taken>,
 }
 
-async fn load(
-    solver: &Arc<Solver>,
-    source: ContextSource,
-    dir: &Path,
-    dockerfile: &str,
-    secrets: &BTreeMap<String, Vec<u8>>,
-    keep_git: bool,
-) -> Result<Option<Loaded>> {
+async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -> Result<Option<Loaded>> {
+    let Wanted { dir, dockerfile, secrets, keep_git, key } = wanted;
     let make = |dir: &Path| {
         fs::DirBuilder::new().mode(0o700).create(dir).doing(|| format!("create {}", dir.display()))
     };
     match source {
         ContextSource::Nothing | ContextSource::Session(_) => Ok(None),
         ContextSource::Folder(path) => {
-            Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: true }))
+            Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: true, taken: None }))
         }
         ContextSource::Archive(source) => {
-            make(dir)?;
-            let (target, dockerfile) = (dir.to_owned(), dockerfile.to_owned());
-            let unpacked = blocking(move || crate::context::unpack(source, &target, &dockerfile)).await?;
+            let (contexts, dockerfile) = (Arc::clone(&solver.contexts), dockerfile.to_owned());
+            let key = if key.is_empty() { String::new() } else { format!("archive:{dockerfile}:{key}") };
+            let (taken, path, unpacked) = blocking(move || {
+                contexts.sweep();
+                let taken = contexts.take(&key)?;
+                let (path, unpacked) = crate::received::receive_archive(source, &taken, &dockerfile)?;
+                Ok((taken, path, unpacked))
+            })
+            .await?;
             tracing::debug!(bytes = unpacked.bytes, "unpacked a build context");
-            Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
+            let taken = Some(taken);
+            Ok(Some(Loaded { path, hashes: unpacked.hashes, text: None, ignored: true, taken }))
         }
         ContextSource::Upload(session, url) => {
             make(dir)?;
             let (upload, target) = (crate::received::upload(&session, &url)?, dir.to_owned());
             let dockerfile = dockerfile.to_owned();
-            let unpacked = blocking(move || crate::context::unpack(upload, &target, &dockerfile)).await?;
-            Ok(Some(Loaded { path: dir.to_owned(), hashes: unpacked.hashes, text: None, ignored: true }))
+            let unpacked =
+                blocking(move || crate::context::unpack(upload, &target, &dockerfile, None)).await?;
+            Ok(Some(Loaded {
+                path: dir.to_owned(),
+                hashes: unpacked.hashes,
+                text: None,
+                ignored: true,
+                taken: None,
+            }))
         }
         ContextSource::Remote(url) => {
             if let mut op @ Op::Git { .. } = crate::remote::source(&url) {
@@ -105,7 +126,7 @@ async fn load(
                     );
                     dir.join(crate::run::resolve_source(&root, subdir)?)
                 };
-                Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: false }))
+                Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: false, taken: None }))
             } else {
                 make(dir)?;
                 let file = dir.with_extension("download");
@@ -114,19 +135,26 @@ async fn load(
                 let loaded = blocking(move || {
                     let open = || fs::File::open(&from).doing(|| format!("open {}", from.display()));
                     if crate::compression::is_archive(open()?).doing(|| format!("read {}", from.display()))? {
-                        let unpacked = crate::context::unpack(open()?, &target, "")?;
+                        let unpacked = crate::context::unpack(open()?, &target, "", None)?;
                         return Ok(Loaded {
                             path: target,
                             hashes: unpacked.hashes,
                             text: None,
                             ignored: false,
+                            taken: None,
                         });
                     }
                     let mut text = String::new();
                     open()?.take(crate::dockerfile::MOST as u64 + 1).read_to_string(&mut text).map_err(
                         |_bad| invalid("the remote context is neither a tar archive nor a Dockerfile"),
                     )?;
-                    Ok(Loaded { path: target, hashes: HashMap::new(), text: Some(text), ignored: false })
+                    Ok(Loaded {
+                        path: target,
+                        hashes: HashMap::new(),
+                        text: Some(text),
+                        ignored: false,
+                        taken: None,
+                    })
                 })
                 .await;
                 fs::remove_file(&file).doing(|| format!("remove {}", file.display()))?;
@@ -146,7 +174,13 @@ fn look(
     let name = if dockerfile.is_empty() { "Dockerfile" } else { dockerfile };
     let Some(loaded) = loaded else {
         let text = given.ok_or_else(|| invalid("neither a build context nor a Dockerfile was sent"))?;
-        return Ok(Source { tree: None, ignore: Ignore::default(), text, name: name.to_owned() });
+        return Ok(Source {
+            tree: None,
+            ignore: Ignore::default(),
+            text,
+            name: name.to_owned(),
+            taken: None,
+        });
     };
     let open = || crate::tree::open_dir(&loaded.path);
     let whole = Tree::folder(open()?, Ignore::default(), Arc::clone(&hashes));
@@ -156,7 +190,7 @@ fn look(
     };
     if !loaded.ignored {
         let tree = Some(whole.with_known(loaded.hashes));
-        return Ok(Source { tree, ignore: Ignore::default(), text, name });
+        return Ok(Source { tree, ignore: Ignore::default(), text, name, taken: loaded.taken });
     }
     let own = format!("{}.dockerignore", crate::pattern::clean(&name));
     let rules = match whole.read(&own)? {
@@ -174,7 +208,7 @@ fn look(
         }
     }
     let tree = Tree::folder(open()?, ignore.clone(), hashes).with_known(loaded.hashes);
-    Ok(Source { tree: Some(tree), ignore, text, name })
+    Ok(Source { tree: Some(tree), ignore, text, name, taken: loaded.taken })
 }
 
 /// An ignore file's text, with its name for errors, as rules.

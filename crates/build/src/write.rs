@@ -8,10 +8,12 @@ mod copy;
 mod place;
 mod unpack;
 
-use std::collections::HashMap;
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -75,6 +77,10 @@ pub(crate) struct Writer<'a> {
     upper: OwnedFd,
     /// First path of files with several names, by identity in their source.
     links: HashMap<(u64, u64), Vec<u8>>,
+    /// Directories that were there nowhere before: nothing below is in the way in them.
+    made: HashSet<Vec<u8>>,
+    /// The directory that was written into last. None is ever replaced.
+    last: RefCell<Option<(Vec<u8>, Rc<OwnedFd>)>>,
     cancelled: Arc<AtomicBool>,
     /// Time of what has none.
     time: i64,
@@ -87,7 +93,15 @@ impl<'a> Writer<'a> {
         time: Option<i64>,
         cancelled: Arc<AtomicBool>,
     ) -> Self {
-        Self { lower, upper, links: HashMap::new(), cancelled, time: time.unwrap_or(NO_TIME) }
+        Self {
+            lower,
+            upper,
+            links: HashMap::new(),
+            made: HashSet::new(),
+            last: RefCell::default(),
+            cancelled,
+            time: time.unwrap_or(NO_TIME),
+        }
     }
 
     fn check(&self) -> Result<()> {
@@ -193,6 +207,7 @@ impl<'a> Writer<'a> {
             }
             None => {
                 self.new_dir(path, new)?;
+                self.made.insert(path.as_bytes().to_vec());
                 Ok(true)
             }
         }
@@ -231,16 +246,23 @@ impl<'a> Writer<'a> {
     }
 
     /// The descriptor of a path's directory in the upper directory, and its last part.
-    fn parent(&self, path: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
+    fn parent(&self, path: &[u8]) -> Result<(Rc<OwnedFd>, Vec<u8>)> {
         let at = path.iter().rposition(|b| *b == b'/');
         let (dir, name) = match at {
             Some(at) => (&path[..at], &path[at + 1..]),
             None => (&b"."[..], path),
         };
+        if let Some((last, fd)) = &*self.last.borrow()
+            && last == dir
+        {
+            return Ok((Rc::clone(fd), name.to_vec()));
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let dir = openat2(&self.upper, dir, flags, Mode::empty(), beneath())
+        let opened = openat2(&self.upper, dir, flags, Mode::empty(), beneath())
             .doing(|| format!("open the directory of /{}", lossy(path)))?;
-        Ok((dir, name.to_vec()))
+        let opened = Rc::new(opened);
+        *self.last.borrow_mut() = Some((dir.to_vec(), Rc::clone(&opened)));
+        Ok((opened, name.to_vec()))
     }
 
     /// Whether the directory (resolved) is there with exactly this content of attributes: nothing to do for a WORKDIR.

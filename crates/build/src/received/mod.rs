@@ -1,7 +1,9 @@
-//! Build contexts from a client's session: kept between builds of the same folder, so that only what changed is sent.
+//! Build contexts that are kept between builds of the same folder, so that only what changed is sent (by a client's
+//! session) or written (of an archive).
 //!
 //! Invariant: a kept context belongs to one build at a time; a second one of the same folder gets one of its own.
 
+mod archive;
 mod index;
 mod write;
 
@@ -16,6 +18,7 @@ use brigantine_session::{Session, Wanted};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
+pub(crate) use archive::{Former, receive_archive};
 pub(crate) use write::{Received, receive};
 
 use crate::convert::Plan;
@@ -132,13 +135,17 @@ impl Contexts {
         size
     }
 
-    /// Removes what is old. Blocks.
+    /// Removes what is old, and what a daemon that was killed had only for a build. Blocks.
     pub fn sweep(&self) {
-        let before =
-            crate::records::now().saturating_sub(i64::try_from(LASTING.as_nanos()).unwrap_or(i64::MAX));
-        for kept in self.list() {
-            if kept.used < before {
-                self.remove(&kept.id);
+        let before = std::time::SystemTime::now() - LASTING;
+        let Ok(entries) = fs::read_dir(&self.dir) else { return };
+        for entry in entries.flatten() {
+            let id = entry.file_name().to_string_lossy().into_owned();
+            let number = id.rsplit_once('-').and_then(|(_, number)| number.parse().ok());
+            let kept = number.is_some_and(|number: u32| number < KEPT);
+            let used = entry.metadata().and_then(|metadata| metadata.modified());
+            if !kept || used.is_ok_and(|used| used < before) {
+                self.remove(&id);
             }
         }
     }
@@ -236,7 +243,7 @@ pub(crate) async fn texts(
         .await
     });
     let ignore = ignore_rules(rules.await?)?;
-    Ok(Source { tree: None, ignore, text, name })
+    Ok(Source { tree: None, ignore, text, name, taken: None })
 }
 
 fn folder(dir: &Path, hashes: Arc<Hashes>) -> Result<Tree> {

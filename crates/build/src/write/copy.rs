@@ -1,7 +1,7 @@
 //! COPY and ADD: what was selected in a source, put where it is to be.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsFd as _;
 
 use rustix::fs::{FileType, OFlags, Stat};
@@ -206,7 +206,7 @@ impl Writer<'_> {
                 let file =
                     File::from(source.open(&entry.path, OFlags::RDONLY | OFlags::NONBLOCK).doing(what)?);
                 let out = self.create(target)?;
-                copy_data(&file, &out).doing(what)?;
+                copy_data(&file, &out, entry.stat.st_size).doing(what)?;
                 if !source.ownerless() {
                     xattrs::copy(file.as_fd(), out.as_fd()).doing(what)?;
                 }
@@ -236,8 +236,16 @@ fn archive(source: &Tree, path: &str) -> Result<Option<File>> {
     Ok(if crate::compression::is_archive(open()?).doing(what)? { Some(open()?) } else { None })
 }
 
+/// Files up to this many bytes are read and written at once.
+const SMALL: i64 = 64 << 10;
+
 /// Shares the blocks where the file system can, else copies inside the kernel where it can.
-fn copy_data(mut from: &File, mut to: &File) -> io::Result<()> {
+fn copy_data(mut from: &File, mut to: &File, size: i64) -> io::Result<()> {
+    if size <= SMALL {
+        let mut data = Vec::with_capacity(usize::try_from(size).unwrap_or_default() + 1);
+        from.read_to_end(&mut data)?;
+        return to.write_all(&data);
+    }
     if rustix::fs::ioctl_ficlone(to, from).is_ok() {
         return Ok(());
     }

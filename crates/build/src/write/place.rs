@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{Read, Write as _};
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Uid, openat2, unlinkat, utimensat};
+use rustix::io::Errno;
 
 use super::{Attributes, Writer, kind, lossy};
 use crate::error::{Context, Result, invalid};
@@ -12,7 +14,7 @@ use crate::tree::beneath;
 
 impl Writer<'_> {
     /// Removes what the upper directory has at the place of a file; a directory there, or below, is in the way.
-    fn clear(&self, target: &[u8]) -> Result<(OwnedFd, Vec<u8>)> {
+    fn clear(&self, target: &[u8]) -> Result<(Rc<OwnedFd>, Vec<u8>)> {
         let blocked = || invalid(format!("cannot replace to directory /{} with file", lossy(target)));
         match self.in_upper(target)? {
             Some(stat) if kind(&stat) == FileType::Directory => return Err(blocked()),
@@ -34,11 +36,19 @@ impl Writer<'_> {
     }
 
     pub(super) fn create(&self, target: &[u8]) -> Result<File> {
-        let (parent, name) = self.clear(target)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = openat2(&parent, &name[..], flags, Mode::from_raw_mode(0o600), beneath())
-            .doing(|| format!("create /{}", lossy(target)))?;
-        Ok(File::from(fd))
+        let open = |(parent, name): (Rc<OwnedFd>, Vec<u8>)| {
+            openat2(&*parent, &name[..], flags, Mode::from_raw_mode(0o600), beneath()).map(File::from)
+        };
+        let above = target.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &target[..at]);
+        if self.made.contains(above) {
+            match open(self.parent(target)?) {
+                // An earlier source has put something there.
+                Err(Errno::EXIST) => {}
+                other => return other.doing(|| format!("create /{}", lossy(target))),
+            }
+        }
+        open(self.clear(target)?).doing(|| format!("create /{}", lossy(target)))
     }
 
     pub(super) fn dress_file(file: &File, attributes: Attributes) -> rustix::io::Result<()> {
