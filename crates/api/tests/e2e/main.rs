@@ -27,6 +27,7 @@ mod authorization;
 mod bad_input;
 mod build;
 mod build_caches;
+mod build_load;
 mod build_real;
 mod build_results;
 mod build_solver;
