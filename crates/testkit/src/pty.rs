@@ -6,6 +6,8 @@ use std::{
     os::fd::{AsFd as _, OwnedFd},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex},
+    thread::JoinHandle,
+    time::Duration,
 };
 
 use rustix::{
@@ -20,6 +22,7 @@ pub struct Terminal {
     child: Child,
     label: String,
     seen: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
 }
 
 impl Terminal {
@@ -51,14 +54,14 @@ impl Terminal {
         let child = child.unwrap_or_else(|e| panic!("cannot run {label}: {e}"));
         let seen = Arc::new(Mutex::new(Vec::new()));
         let (mut from, into) = (File::from(master.try_clone().expect("dup")), Arc::clone(&seen));
-        std::thread::spawn(move || {
+        let reader = std::thread::spawn(move || {
             let mut buffer = [0; 4096];
             // EIO is how a terminal says that its last user is gone.
             while let Ok(n @ 1..) = from.read(&mut buffer) {
                 into.lock().expect("no panic while held").extend_from_slice(&buffer[..n]);
             }
         });
-        Self { master, child, label, seen }
+        Self { master, child, label, seen, reader }
     }
 
     /// Types.
@@ -92,11 +95,15 @@ impl Terminal {
         self.child.id()
     }
 
-    /// Waits for the program's end.
+    /// Waits for the program's end, and for its last words.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
         match crate::until(crate::wait::PATIENCE, || self.child.try_wait().transpose()) {
-            Some(status) => status.expect("waiting for a child"),
+            Some(status) => {
+                // Somebody in the background may keep the terminal for longer: that is nobody's failure.
+                crate::until(Duration::from_secs(2), || self.reader.is_finished().then_some(()));
+                status.expect("waiting for a child")
+            }
             None => panic!("{} does not end; it showed {:?}", self.label, self.shown()),
         }
     }
