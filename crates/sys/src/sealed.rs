@@ -121,7 +121,7 @@ impl SealedExe {
         };
         let mut file = File::from(fd);
         io::copy(&mut source, &mut file)?;
-        rustix::fs::fcntl_add_seals(&file, ALL_SEALS)?;
+        seal(&file)?;
         Ok(Self { fd: file.into() })
     }
 
@@ -133,6 +133,19 @@ impl SealedExe {
 
 const ALL_SEALS: SealFlags =
     SealFlags::SEAL.union(SealFlags::SHRINK).union(SealFlags::GROW).union(SealFlags::WRITE);
+
+/// Seals a memory file. The kernel refuses for as long as somebody else holds one of its pages, which it does itself
+/// while it moves them about (`memfd_wait_for_pins` in Linux's mm/memfd.c): then it is tried again, for a second at most.
+fn seal(file: &File) -> io::Result<()> {
+    const TRIES: u32 = 50;
+    for _ in 1..TRIES {
+        match rustix::fs::fcntl_add_seals(file, ALL_SEALS) {
+            Err(rustix::io::Errno::BUSY) => std::thread::sleep(std::time::Duration::from_millis(20)),
+            other => return Ok(other?),
+        }
+    }
+    Ok(rustix::fs::fcntl_add_seals(file, ALL_SEALS)?)
+}
 
 fn memfd(name: &CStr, extra: MemfdFlags) -> Result<OwnedFd, rustix::io::Errno> {
     rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | extra)
