@@ -106,6 +106,27 @@ fn limited(command: &Command, limit: Duration) -> Command {
     limited
 }
 
+/// Which rows are measured: all, or those that have one of these texts in their names.
+#[derive(Debug, Default)]
+pub struct Only(pub Vec<String>);
+
+impl Only {
+    fn wants(&self, row: &str) -> bool {
+        self.0.is_empty() || self.0.iter().any(|text| row.contains(text.as_str()))
+    }
+}
+
+/// What was measured today before, if only some rows were wanted now.
+fn of_today(name: &str, only: &Only) -> Result<BTreeMap<String, Value>> {
+    if only.0.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let path = root().join(format!("bench/results/{name}-{}.json", today()?));
+    let Ok(text) = fs::read_to_string(&path) else { return Ok(BTreeMap::new()) };
+    let mut former: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    Ok(serde_json::from_value(former["results"].take())?)
+}
+
 /// Makes `command` the last words of `front`, with its environment.
 fn follow(front: &mut Command, command: &Command) {
     front.arg(command.get_program()).args(command.get_args());

@@ -33,8 +33,8 @@ cargo xtask COMMAND
   soak                    kills the daemon 100 times under 50 containers at work
   lint                    format, clippy, layering, dependency rules
   bench run [--rounds N]  starts of containers, side by side with the peers that are installed
-  bench images [--rounds N] [--minutes N] [--small]  pull, push, save, load and rmi, likewise; small: only to see that
-                          it works
+  bench images [--rounds N] [--minutes N] [--small] [--only TEXT]...  pull, push, save, load and rmi, likewise;
+                          small: only to see that it works; only the rows with one of these texts in their names
   bench registry [--rounds N] [--small]  `brig registry serve` beside docker-registry
   bench engine [--rounds N] [--small]  the Engine API: latencies, logs, attach, density, the daemon's start, likewise
   bench network [--rounds N] [--small] [--only TEXT]...  start costs of drivers, throughput, connections, names,
@@ -90,7 +90,9 @@ fn run() -> Result<()> {
                 only.extend(parser.value()?.string()?.split(',').map(str::to_owned));
             }
             // Names of its rows have commas in them.
-            Long("only") if words == ["network"] => only.push(parser.value()?.string()?),
+            Long("only") if words == ["network"] || words == ["images"] => {
+                only.push(parser.value()?.string()?);
+            }
             Long("seconds") if command == "fuzz" => seconds = parser.value()?.parse()?,
             Long("script") if command == "vm" => script = Some(PathBuf::from(parser.value()?)),
             Value(word) if matches!(command.as_str(), "test" | "bench" | "vm") => words.push(word.string()?),
@@ -109,12 +111,12 @@ fn run() -> Result<()> {
         "lint" => lint::lint(),
         "bench" if words == ["run"] => bench::run(rounds.unwrap_or(15)),
         "bench" if words == ["images"] => {
-            bench::images::run(rounds.unwrap_or(2), Duration::from_mins(minutes), small)
+            bench::images::run(rounds.unwrap_or(2), Duration::from_mins(minutes), small, &bench::Only(only))
         }
         "bench" if words == ["registry"] => bench::registry::run(rounds.unwrap_or(5), small),
         "bench" if words == ["engine"] => bench::engine::run(rounds.unwrap_or(15), small),
         "bench" if words == ["network"] => {
-            bench::network::run(rounds.unwrap_or(20), small, &bench::network::Only(only))
+            bench::network::run(rounds.unwrap_or(20), small, &bench::Only(only))
         }
         "bench" if words == ["build"] => bench::builds::run(rounds.unwrap_or(5), small, &only),
         "bench" if words == ["runtime"] => bench::runtime::run(rounds.unwrap_or(50)),

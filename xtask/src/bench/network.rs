@@ -7,7 +7,6 @@
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs,
     net::UdpSocket,
     path::PathBuf,
     process::{Command, Stdio},
@@ -19,10 +18,11 @@ use brigantine_testkit::{Outside, fixtures, sandbox, until};
 use serde_json::{Value, json};
 
 use super::{
+    Only,
     contender::{self, Contender},
     spread::{self, Spread},
 };
-use crate::{build, packages, root, say};
+use crate::{build, packages, say};
 
 const IMAGE: &str = "load:latest";
 
@@ -37,16 +37,6 @@ struct Size {
 const FULL: Size = Size { seconds: 2, samples: 9, parallel: 32 };
 /// Enough to see that everything works, in less than two minutes.
 const SMALL: Size = Size { seconds: 1, samples: 1, parallel: 8 };
-
-/// Which rows are measured: all, or those that have one of these texts in their names.
-#[derive(Debug, Default)]
-pub struct Only(pub Vec<String>);
-
-impl Only {
-    fn wants(&self, row: &str) -> bool {
-        self.0.is_empty() || self.0.iter().any(|text| row.contains(text.as_str()))
-    }
-}
 
 type Results = BTreeMap<String, Value>;
 
@@ -106,20 +96,9 @@ pub fn run(rounds: usize, small: bool, only: &Only) -> Result<()> {
     if small {
         return Ok(());
     }
-    let mut all = of_today(only)?;
+    let mut all = super::of_today("network", only)?;
     all.extend(results);
     super::write("network", &json!({ "rounds": rounds, "results": all }))
-}
-
-/// What was measured today before, if only some rows were wanted now.
-fn of_today(only: &Only) -> Result<Results> {
-    if only.0.is_empty() {
-        return Ok(Results::new());
-    }
-    let path = root().join(format!("bench/results/network-{}.json", super::today()?));
-    let Ok(text) = fs::read_to_string(&path) else { return Ok(Results::new()) };
-    let mut former: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    Ok(serde_json::from_value(former["results"].take())?)
 }
 
 /// The engine's address on the LAN with the other machine.
