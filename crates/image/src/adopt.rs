@@ -43,7 +43,7 @@ impl Store {
         }
         let size = ingest.offset();
         let digest = ingest.commit()?;
-        let info = self.layers().make_of_blob(&digest, &digest, self.content())?;
+        let (info, _) = self.layers().make_of_blob(&digest, &digest, self.content())?;
         Ok(Some((Descriptor::new(media::OCI_LAYER, digest, size), info)))
     }
 

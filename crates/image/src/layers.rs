@@ -213,8 +213,16 @@ impl Layers {
     }
 
     /// The same of a blob: where that is the uncompressed archive itself, its bytes are not kept a second time.
-    pub fn make_of_blob(&self, diff_id: &Digest, blob: &Digest, content: &Content) -> Result<LayerInfo> {
-        self.once(diff_id, || {
+    /// Tells as well whether the blob was read, and so seen to be the layer's.
+    pub fn make_of_blob(
+        &self,
+        diff_id: &Digest,
+        blob: &Digest,
+        content: &Content,
+    ) -> Result<(LayerInfo, bool)> {
+        let mut read = false;
+        let info = self.once(diff_id, || {
+            read = true;
             if blob == diff_id
                 && self.storage() == Storage::Erofs
                 && let Some(info) = self.index_blob(diff_id, &content.path(blob))?
@@ -222,7 +230,8 @@ impl Layers {
                 return Ok(info);
             }
             self.extract(diff_id, content.open(blob)?)
-        })
+        })?;
+        Ok((info, read))
     }
 
     /// Gives the archive a second name and indexes it there; `None` where that cannot be done.
@@ -409,7 +418,9 @@ impl Layers {
         }
         match self.storage() {
             Storage::Overlay => {}
-            Storage::Erofs | Storage::Copy => return self.make_of_blob(diff_id, diff_id, content),
+            Storage::Erofs | Storage::Copy => {
+                return self.make_of_blob(diff_id, diff_id, content).map(|(info, _)| info);
+            }
         }
         let temp = TempDir::create(&self.tmp, "layer")?;
         let tree = temp.path().join(TREE);

@@ -132,7 +132,12 @@ async fn transfer(
     let extracted = (&mut extraction.task).await;
     fetched?;
     match extracted {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(true)) => {
+            store.saw_layer_as(&layer.diff_id, digest);
+            Ok(())
+        }
+        // The layer was there meanwhile.
+        Ok(Ok(false)) => extract(store, lease, layer, report).await,
         Ok(Err(error)) => Err(Error::store(format!("extract layer {digest}"))(error)),
         Err(error) => Err(Error::protocol(format!("layer {digest}"), error.to_string())),
     }
@@ -339,7 +344,8 @@ fn write(
 /// A layer being extracted behind its download.
 struct Extraction {
     follow: Arc<Follow>,
-    task: tokio::task::JoinHandle<brigantine_image::Result<()>>,
+    /// Whether it read what it was given.
+    task: tokio::task::JoinHandle<brigantine_image::Result<bool>>,
 }
 
 impl Extraction {
@@ -349,7 +355,7 @@ impl Extraction {
             ingest.reopen().map_err(Error::store(format!("store layer {}", layer.descriptor.digest)))?;
         let source = Follower::new(file, Arc::clone(&follow));
         let (store, lease, diff_id) = (store.clone(), lease.clone(), layer.diff_id.clone());
-        let task = tokio::task::spawn_blocking(move || store.unpack(&lease, &diff_id, source).map(drop));
+        let task = tokio::task::spawn_blocking(move || store.unpack_arriving(&lease, &diff_id, source));
         Ok(Self { follow, task })
     }
 }

@@ -261,8 +261,11 @@ impl Pull<'_> {
                     .map(|layer| {
                         lease.hold(&layer.descriptor.digest)?;
                         lease.hold(&layer.diff_id)?;
-                        Ok(store.content().has(&layer.descriptor.digest)
-                            && store.layer(&layer.diff_id)?.is_some())
+                        let blob = &layer.descriptor.digest;
+                        if !store.content().has(blob) || store.layer(&layer.diff_id)?.is_none() {
+                            return Ok(false);
+                        }
+                        store.check_layer_as(&layer.diff_id, blob).map(|()| true)
                     })
                     .collect()
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use brigantine_image::{Digest, Reference, media};
+use brigantine_image::{Digest, Reference, Store, media};
 use brigantine_registry::{Class, Error, PullOptions, Pulled};
 use serde_json::{Value, json};
 use support::{
@@ -49,6 +49,50 @@ async fn ten_thousand_layers_are_refused() {
     let error = pull(&server).await.unwrap_err().report();
     assert!(error.contains("10000 layers"), "{error}");
     assert!(!server.heads.lock().unwrap().iter().any(|head| head.contains("/blobs/")));
+}
+
+/// Its blob is that of one layer, its diff id that of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_layer_is_not_taken_for_another() {
+    let (one, other) = (Sample::new(3000), Sample::new(5000));
+    let mut mixed = Sample::new(3000);
+    mixed.config = other.config.clone();
+    let mut manifest: Value = serde_json::from_slice(&mixed.manifest).unwrap();
+    manifest["config"] = serde_json::from_slice::<Value>(&other.manifest).unwrap()["config"].clone();
+    mixed.manifest = serde_json::to_vec(&manifest).unwrap();
+    let server = LyingServer::start(move |head, _| {
+        let sample = match head.split('/').nth(2) {
+            Some("one") => &one,
+            Some("other") => &other,
+            _ => &mixed,
+        };
+        sample.honest(head).unwrap_or_else(|| reply("200 OK", "", &sample.layer))
+    })
+    .await;
+    // The blob comes while the layer is there; both are there, seen in this process or by the one before.
+    for (before, opened_again) in
+        [(vec!["other"], false), (vec!["one", "other"], false), (vec!["one", "other"], true)]
+    {
+        let dir = tempfile::tempdir().unwrap();
+        let pull = async |store: &Store, name: &str| {
+            let reference = Reference::parse(&format!("{}/{name}:t", server.address)).unwrap();
+            client().pull(store, &reference, PullOptions::default(), silent()).await
+        };
+        let mut there = store(dir.path());
+        for name in &before {
+            pull(&there, name).await.unwrap();
+        }
+        if opened_again {
+            drop(there);
+            there = store(dir.path());
+        }
+        for name in &before {
+            pull(&there, name).await.unwrap();
+        }
+        let error = pull(&there, "mixed").await.unwrap_err().report();
+        assert!(error.contains("not the diff id its image states"), "{error}");
+        assert_eq!(there.list().unwrap().len(), before.len(), "nothing half-made is visible");
+    }
 }
 
 /// A digest cannot be known before the document, but a registry may answer anything with the same index.

@@ -1,6 +1,7 @@
 //! What a piece of work took: wall time, processor time, bytes written to disks.
 //!
-//! Invariant: everything is on the disks before the work begins; what it writes later than it ends counts too.
+//! Invariant: everything is on the disks before the work begins, and they have nothing left to do (a removal goes on as
+//! discards long after it); what the work writes later than it ends counts too.
 
 use std::{
     fs::{self, File},
@@ -33,6 +34,7 @@ impl std::fmt::Display for Figure {
 /// Does the work and tells what it took.
 pub fn figure(meter: &Meter, work: impl FnOnce() -> Result<()>) -> Result<Figure> {
     rustix::fs::sync();
+    settle()?;
     let before = (meter.cpu()?, written()?);
     let began = Instant::now();
     work()?;
@@ -40,6 +42,31 @@ pub fn figure(meter: &Meter, work: impl FnOnce() -> Result<()>) -> Result<Figure
     let cpu = meter.cpu()?.saturating_sub(before.0);
     rustix::fs::sync();
     Ok(Figure { wall, cpu, written: written()?.saturating_sub(before.1) })
+}
+
+/// Waits until the disks have done nothing for a second, half a minute at the most.
+fn settle() -> Result<()> {
+    let (mut last, mut quiet) = (served()?, 0);
+    for _ in 0..120 {
+        std::thread::sleep(Duration::from_millis(250));
+        let now = served()?;
+        quiet = if now == last { quiet + 1 } else { 0 };
+        if quiet == 4 {
+            break;
+        }
+        last = now;
+    }
+    Ok(())
+}
+
+/// Writes, discards and flushes completed by all disks, and requests under way.
+fn served() -> Result<u64> {
+    let numbers = |line: &str| -> u64 {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        // Kernel: Documentation/admin-guide/iostats.rst, fields 5, 9, 12 and 16.
+        [7, 11, 14, 18].iter().filter_map(|n| words.get(*n)?.parse::<u64>().ok()).sum()
+    };
+    Ok(fs::read_to_string("/proc/diskstats")?.lines().map(numbers).sum())
 }
 
 /// Processor time spent on anything, from `/proc/stat`.

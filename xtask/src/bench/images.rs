@@ -306,6 +306,7 @@ impl<'a> Station<'a> {
     }
 
     fn load(&self) -> Result<Figure> {
+        self.image.read_archive()?;
         self.measured("load", &["-i".to_owned(), self.image.archive.display().to_string()])
     }
 }

@@ -14,9 +14,8 @@ use super::spool::{Member, Spool};
 use super::unpacking::{Done, Unpacking};
 use super::{LoadProgress, Loaded};
 use crate::compress::{self, Compression};
-use crate::digest::{Algorithm, Digest, Hashing};
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, Result, json};
-use crate::layer::LayerError;
 use crate::layers::Prepared;
 use crate::lease::Lease;
 use crate::media;
@@ -203,15 +202,8 @@ impl Load<'_> {
                     continue;
                 }
                 let is_missing = !prepared.contains_key(diff_id) && self.store.layer(diff_id)?.is_none();
-                if (is_missing && *extracted.entry(diff_id).or_insert(blob) == blob)
-                    || self.store.has_layer_as(diff_id, blob)?
-                {
-                    continue;
-                }
-                let actual = self.diff_id_of(layer, diff_id.algorithm())?;
-                if actual != *diff_id {
-                    let source = LayerError::DiffId { actual };
-                    return Err(Error::Layer { layer: diff_id.to_string(), source });
+                if !(is_missing && *extracted.entry(diff_id).or_insert(blob) == blob) {
+                    self.store.check_layer_as(diff_id, blob)?;
                 }
             }
         }
@@ -250,7 +242,9 @@ impl Load<'_> {
                 .into_iter()
                 .map(|image| {
                     let layers = image.layers.iter().map(|path| self.layer(path)).collect::<Result<_>>()?;
-                    legacy::found(image, layers, |layer| self.diff_id_of(layer, Algorithm::Sha256))
+                    legacy::found(image, layers, |layer| {
+                        self.store.diff_id_of(&layer.digest, Algorithm::Sha256)
+                    })
                 })
                 .collect();
         }
@@ -494,15 +488,6 @@ impl Load<'_> {
         let (raw, descriptor) = make_manifest(config, image.config_raw.len() as u64, &image.layers)?;
         self.put(&descriptor.digest, &raw)?;
         Ok(descriptor)
-    }
-
-    /// The digest of a layer's uncompressed archive.
-    fn diff_id_of(&self, layer: &Descriptor, algorithm: Algorithm) -> Result<Digest> {
-        let blob = self.store.content().open(&layer.digest)?;
-        let mut decoded = compress::decode(blob).map_err(Error::ArchiveRead)?;
-        let mut hashing = Hashing::new(std::io::sink(), algorithm);
-        std::io::copy(&mut decoded, &mut hashing).map_err(Error::ArchiveRead)?;
-        Ok(hashing.finish().1)
     }
 }
 

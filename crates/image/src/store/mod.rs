@@ -6,7 +6,7 @@
 mod find;
 mod unpacked;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -46,6 +46,8 @@ struct Inner {
     trees: Layers,
     names: NamesFile,
     records: Mutex<HashMap<Digest, Arc<Record>>>,
+    /// Layers and the blobs that were seen to be their archives since the store was opened.
+    seen: Mutex<HashSet<(Digest, Digest)>>,
 }
 
 /// An image's parsed documents.
@@ -166,6 +168,7 @@ impl Store {
             trees: Layers::new(root, "trees", storage),
             names: NamesFile::open(root)?,
             records: Mutex::default(),
+            seen: Mutex::default(),
         };
         Ok(Self { inner: Arc::new(inner) })
     }

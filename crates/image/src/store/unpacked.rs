@@ -1,12 +1,14 @@
 //! The files of an image's layers: made where they are missing, found where they are there.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{Image, Store};
-use crate::digest::Digest;
+use crate::compress;
+use crate::digest::{Algorithm, Digest, Hashing};
 use crate::error::{Error, IoContext as _, Result};
 use crate::layer;
 use crate::layers::LayerInfo;
@@ -21,10 +23,59 @@ impl Store {
         self.inner.layers.make(diff_id, || Ok(archive))
     }
 
+    /// The same of an archive that is still arriving. Tells whether it was read: where the layer was there, it was not.
+    pub fn unpack_arriving(&self, lease: &Lease, diff_id: &Digest, archive: impl Read) -> Result<bool> {
+        lease.hold(diff_id)?;
+        let mut read = false;
+        self.inner.layers.make(diff_id, || {
+            read = true;
+            Ok(archive)
+        })?;
+        Ok(read)
+    }
+
     /// The same of a blob of the store: where that is the uncompressed archive itself, its bytes are not kept twice.
+    /// A layer that is there says nothing about a blob that claims to be its archive: that is checked.
     pub fn unpack_blob(&self, lease: &Lease, diff_id: &Digest, blob: &Digest) -> Result<LayerInfo> {
         lease.hold(diff_id)?;
-        self.inner.layers.make_of_blob(diff_id, blob, &self.inner.content)
+        let (info, read) = self.inner.layers.make_of_blob(diff_id, blob, &self.inner.content)?;
+        if read {
+            self.saw_layer_as(diff_id, blob);
+        } else {
+            self.check_layer_as(diff_id, blob)?;
+        }
+        Ok(info)
+    }
+
+    /// Notes that the layer was made of the blob.
+    pub fn saw_layer_as(&self, diff_id: &Digest, blob: &Digest) {
+        self.seen().insert((diff_id.clone(), blob.clone()));
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashSet<(Digest, Digest)>> {
+        self.inner.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fails unless the blob is the layer's archive, compressed or not. It is read only if that was never seen.
+    pub fn check_layer_as(&self, diff_id: &Digest, blob: &Digest) -> Result<()> {
+        if blob == diff_id || self.has_layer_as(diff_id, blob)? {
+            return Ok(());
+        }
+        let actual = self.diff_id_of(blob, diff_id.algorithm())?;
+        if actual != *diff_id {
+            let source = layer::LayerError::DiffId { actual };
+            return Err(Error::Layer { layer: diff_id.to_string(), source });
+        }
+        self.saw_layer_as(diff_id, blob);
+        Ok(())
+    }
+
+    /// The digest of a layer's uncompressed archive.
+    pub(crate) fn diff_id_of(&self, blob: &Digest, algorithm: Algorithm) -> Result<Digest> {
+        let mut decoded = compress::decode(self.inner.content.open(blob)?).map_err(Error::ArchiveRead)?;
+        let mut hashing = Hashing::new(std::io::sink(), algorithm);
+        std::io::copy(&mut decoded, &mut hashing).map_err(Error::ArchiveRead)?;
+        Ok(hashing.finish().1)
     }
 
     /// Extracts whatever layers of the image are missing, several at a time.
@@ -74,8 +125,11 @@ impl Store {
         Err(Error::NoSuchContent(diff_id.clone()))
     }
 
-    /// Whether an image of the store has the blob as this layer: that it is one was seen when the image came.
-    pub(crate) fn has_layer_as(&self, diff_id: &Digest, blob: &Digest) -> Result<bool> {
+    /// Whether the blob was seen to be this layer: here, or when an image came that has it.
+    fn has_layer_as(&self, diff_id: &Digest, blob: &Digest) -> Result<bool> {
+        if self.seen().contains(&(diff_id.clone(), blob.clone())) {
+            return Ok(true);
+        }
         for entry in &self.inner.names.load()?.entries {
             let Ok(documents) = self.describe_entry(entry) else { continue };
             let mut pairs = documents.config.rootfs.diff_ids.iter().zip(&documents.layers);
@@ -153,7 +207,7 @@ impl Store {
         {
             return Ok(vec![LayerFiles::Directory(self.inner.trees.tree(chain_id))]);
         }
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         // A layer that comes again further down shows nothing that its upper copy does not.
         let mut files = diff_ids
             .iter()

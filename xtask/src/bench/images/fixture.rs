@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::Write as _,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::Command,
     time::Instant,
@@ -85,6 +85,12 @@ impl Fixture {
         say::read(copy.arg(format!("docker-archive:{}:{LOADED}", archive.display())))?;
         fs::remove_dir_all(&layout)?;
         Ok(Self { registry, archive, described })
+    }
+
+    /// Has the archive in memory, for whoever copies it or loads it next.
+    pub fn read_archive(&self) -> Result<()> {
+        io::copy(&mut File::open(&self.archive)?, &mut io::sink())?;
+        Ok(())
     }
 }
 

@@ -30,7 +30,9 @@ pub const SYNCED_COPY: Floor = ("a copy of the archive, synced", |station| {
 pub const TWO_COPIES: Floor = ("two copies of it at once, synced", |station| {
     shell(
         station,
-        r#"for n in 1 2; do { cp --reflink=never "$0" "$1/$n" && sync "$1/$n"; } & done; wait %1 && wait %2"#,
+        r#"copy() { cp --reflink=never "$1" "$2" && sync "$2"; }
+        copy "$0" "$1/1" & first=$!
+        copy "$0" "$1/2" && wait "$first""#,
     )
 });
 
@@ -39,11 +41,11 @@ pub const TWO_COPIES: Floor = ("two copies of it at once, synced", |station| {
 pub const UNPACKED: Floor = ("a copy, and tar -x of its layers, two at once, synced", |station| {
     shell(
         station,
-        r#"cp --reflink=never "$0" "$1/archive" &
+        r#"cp --reflink=never "$0" "$1/archive" & copy=$!
         mkdir "$1/layers" && { chattr +T "$1/layers" 2>/dev/null || true; } &&
         tar -tf "$0" | grep '^[0-9a-f]*\.tar$' | xargs -P2 -I{} sh -c '
             mkdir "$1/layers/{}" && tar -xOf "$0" {} | tar -x --numeric-owner -C "$1/layers/{}"' "$0" "$1" &&
-        wait && sync -f "$1/layers""#,
+        wait "$copy" && sync -f "$1/layers""#,
     )
 });
 
@@ -68,6 +70,7 @@ fn shell(station: &Station<'_>, script: &str) -> Result<Figure> {
 fn measured(station: &Station<'_>, command: impl FnOnce(&Path) -> Command) -> Result<Figure> {
     let to = station.contender.sandbox().dir().join("floor");
     fs::create_dir(&to)?;
+    station.image.read_archive()?;
     let meter = station.contender.meter().context("a contender for images is metered")?;
     let command = super::super::limited(&command(&to), LONGEST);
     let figure = figure(meter, || say::read(&mut meter.metered(command)).map(drop))?;
