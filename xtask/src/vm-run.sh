@@ -8,8 +8,8 @@ export TMPDIR=/payload/tmp
 mkdir -p -m 1777 "$TMPDIR"
 chmod 755 /run
 failed=
-# Of the networks' tests those that other machines have not got the kernel for. First on a kernel without nf_tables, which
-# must not have been loaded before.
+# Of the networks' tests those that other machines have not got the kernel for, and how names are led there on an older one.
+# First on a kernel without nf_tables, which must not have been loaded before.
 for test in tests/network-*; do
     [ -e "$test" ] || continue
     echo "== $test without nf_tables"
@@ -19,7 +19,7 @@ for test in tests/network-*; do
     rm /etc/modprobe.d/without.conf
     for module in 8021q macvlan ipvlan dummy sctp; do modprobe "$module"; done
     echo "== $test"
-    "./$test" --test-threads 1 802_1q vlan sctp parent || failed="$failed ${test#tests/}"
+    "./$test" --test-threads 1 802_1q vlan sctp parent names:: || failed="$failed ${test#tests/}"
 done
 if [ -e engine.sh ]; then
     echo "== the engine"

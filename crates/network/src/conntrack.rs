@@ -34,7 +34,7 @@ pub(crate) fn forget(ports: &[PublishedPort]) -> Result<(), Error> {
 }
 
 /// Forgets the flows of UDP to these ports, in the calling thread's network namespace.
-pub(crate) fn forget_udp(family: u8, wanted: &[u16]) -> Result<(), Error> {
+fn forget_udp(family: u8, wanted: &[u16]) -> Result<(), Error> {
     if wanted.is_empty() {
         return Ok(());
     }

@@ -2,6 +2,7 @@
 //! maps with elements, and the expressions of its rules. Numbers are those of linux/netfilter/nf_tables.h;
 //! data type numbers are the ones `nft` prints sets by.
 
+use crate::ports::Protocol;
 use crate::wire::{Attributes, Messages, NLM_F_APPEND, NLM_F_CREATE, attribute, text};
 
 const SUBSYSTEM: u16 = 10;
@@ -156,7 +157,8 @@ impl<'a> Transaction<'a> {
     }
 
     pub fn delete_table(&mut self) {
-        self.push(format!("delete nf_tables table inet {}", self.table), DELETE_TABLE, 0, |body, table| {
+        let what = format!("delete nf_tables table {} {}", family_name(self.family), self.table);
+        self.push(what, DELETE_TABLE, 0, |body, table| {
             body.text(1, table);
         });
     }
@@ -308,6 +310,23 @@ impl Bytes {
     }
 }
 
+/// Which port of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PortOf {
+    Source,
+    Destination,
+}
+
+impl PortOf {
+    /// Where it is in the headers of tcp, udp and sctp alike.
+    fn offset(self) -> u32 {
+        match self {
+            Self::Source => 0,
+            Self::Destination => 2,
+        }
+    }
+}
+
 /// One step of a rule. Comparisons end the rule when they do not hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Expression {
@@ -324,6 +343,13 @@ pub(crate) enum Expression {
     },
     /// Of tcp, udp and sctp alike.
     LoadDestinationPort(Register),
+    LoadPort(PortOf, Register),
+    /// Writes a register over a packet's port and mends the checksum. Of tcp and udp only.
+    WritePort {
+        whose: PortOf,
+        protocol: Protocol,
+        register: Register,
+    },
     /// One of the states' bits is set in the connection's.
     HasState(u32),
     /// One of these bits is set in the connection's status.
@@ -368,6 +394,12 @@ pub(crate) enum Expression {
     Jump(&'static str),
 }
 
+/// Headers that offsets are counted from (`NFT_PAYLOAD_…`).
+const NETWORK: u32 = 1;
+const TRANSPORT: u32 = 2;
+/// `NFT_PAYLOAD_CSUM_INET`.
+const INTERNET_CHECKSUM: u32 = 1;
+
 impl Expression {
     fn append(&self, list: &mut Attributes<'_>) {
         match *self {
@@ -378,8 +410,18 @@ impl Expression {
             Self::LoadInputInterface(register) => meta(list, 6, register),
             Self::LoadOutputInterface(register) => meta(list, 7, register),
             Self::LoadProtocol(register) => meta(list, 16, register),
-            Self::LoadNetwork { offset, length, register } => payload(list, 1, offset, length, register),
-            Self::LoadDestinationPort(register) => payload(list, 2, 2, 2, register),
+            Self::LoadNetwork { offset, length, register } => {
+                payload(list, NETWORK, offset, length, register);
+            }
+            Self::LoadDestinationPort(register) => {
+                Self::LoadPort(PortOf::Destination, register).append(list);
+            }
+            Self::LoadPort(whose, register) => payload(list, TRANSPORT, whose.offset(), 2, register),
+            Self::WritePort { whose, protocol, register } => step(list, "payload", |data| {
+                let checksum = if protocol == Protocol::Tcp { 16 } else { 6 };
+                data.be32(5, register).be32(2, TRANSPORT).be32(3, whose.offset()).be32(4, 2);
+                data.be32(6, INTERNET_CHECKSUM).be32(7, checksum);
+            }),
             Self::HasState(bits) => conntrack_bits(list, 0, bits),
             Self::HasStatus(bits) => conntrack_bits(list, 2, bits),
             Self::IsLocalDestination => {

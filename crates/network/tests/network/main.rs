@@ -28,4 +28,5 @@ mod iptables;
 mod lab;
 mod lifecycle;
 mod matrix;
+mod names;
 mod packets;
