@@ -30,6 +30,8 @@ pub(crate) struct Ready {
     pub names: Option<NameSockets>,
     /// Whether interfaces in it will be safe from each other; a container with interfaces needs that.
     pub guarded: Result<(), Error>,
+    /// Whether IPv6 has to be turned on for interfaces that are to have it.
+    pub has_ipv6_off: bool,
 }
 
 impl Ready {
@@ -41,7 +43,7 @@ impl Ready {
             link::set_up(&mut batch, link::LOOPBACK, "lo");
             socket.execute(batch)?;
             let names = is_named.then(NameSockets::make).transpose()?;
-            Ok((socket, names, guard()))
+            Ok((socket, names, guard(), sysctl::has_ipv6_off()))
         };
         let made = match owner {
             None => netns::create_with(inside),
@@ -52,13 +54,13 @@ impl Ready {
                 })
             }
         };
-        let (netns, socket) = made.map_err(|source| Error::Kernel {
+        let (netns, inside) = made.map_err(|source| Error::Kernel {
             what: "create a network namespace".to_owned(),
             detail: None,
             source: source.into(),
         })?;
-        let (socket, names, guarded) = socket?;
-        Ok(Self { netns, socket, names, guarded })
+        let (socket, names, guarded, has_ipv6_off) = inside?;
+        Ok(Self { netns, socket, names, guarded, has_ipv6_off })
     }
 }
 

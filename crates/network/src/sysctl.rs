@@ -39,6 +39,11 @@ pub(crate) fn has_ipv6() -> bool {
     std::path::Path::new("/proc/sys/net/ipv6").is_dir()
 }
 
+/// Whether new interfaces here get no addresses of IPv6 unless it is turned on.
+pub(crate) fn has_ipv6_off() -> bool {
+    !has_ipv6() || ["all", "default"].iter().any(|of| is_set(&format!("ipv6/conf/{of}/disable_ipv6")))
+}
+
 /// Whether `/proc/sys/net/<path>` is there and not 0.
 pub(crate) fn is_set(path: &str) -> bool {
     fs::read_to_string(format!("/proc/sys/net/{path}")).is_ok_and(|value| value.trim() != "0")

@@ -84,10 +84,13 @@ impl Fabric {
         plan: &mut Plan,
         mapped: &[PublishedPort],
     ) -> Result<(OwnedFd, Option<NameSockets>), Error> {
-        let Ready { netns, socket: mut inside, names, guarded } =
+        let Ready { netns, socket: mut inside, names, guarded, has_ipv6_off } =
             self.background.take(spec.owned, spec.named)?;
         if !plan.is_empty() {
             guarded?;
+            if has_ipv6_off && has_ipv6(plan) {
+                enter(netns.as_fd(), allow_ipv6)??;
+            }
             self.lay(spec, plan, mapped, netns.as_fd(), &mut inside)?;
         }
         apply_sysctls(netns.as_fd(), spec)?;
@@ -139,8 +142,8 @@ impl Fabric {
         })
     }
 
-    /// Makes the interfaces, in the host's namespace and in the container's, which `inside` is a socket of. Plugins come
-    /// first: routes of theirs give way to ours. They are told of the ports that are `mapped` by them.
+    /// Makes the interfaces, in the host's namespace and in the container's, which `inside` is a socket of and which has
+    /// IPv6 on if any of them needs it. Plugins come first: routes of theirs give way to ours. They are told of the ports that are `mapped` by them.
     pub(super) fn lay(
         &self,
         spec: &SandboxSpec,
@@ -151,9 +154,6 @@ impl Fabric {
     ) -> Result<(), Error> {
         self.plug(spec, plan, mapped, netns)?;
         let plan = &*plan;
-        if plan.iter().any(|(interface, _)| interface.ipv6().is_some()) {
-            allow_ipv6(netns)?;
-        }
         let mut host = Messages::new();
         let mut ports = Vec::with_capacity(plan.len());
         for (interface, segment) in plan {
@@ -261,13 +261,14 @@ fn link_local_net(address: IpAddr) -> IpNet {
     IpNet::new_assert(address, if address.is_ipv4() { 16 } else { 64 })
 }
 
-/// A host that has IPv6 turned off passes that on to new namespaces.
-fn allow_ipv6(netns: BorrowedFd<'_>) -> Result<(), Error> {
-    let inside = || {
-        sysctl::ensure("ipv6/conf/all/disable_ipv6", "0")?;
-        sysctl::ensure("ipv6/conf/default/disable_ipv6", "0")
-    };
-    enter(netns, inside)?
+pub(super) fn has_ipv6(plan: &Plan) -> bool {
+    plan.iter().any(|(interface, _)| interface.ipv6().is_some())
+}
+
+/// A host that has IPv6 turned off passes that on to new namespaces; the calling thread is in one.
+pub(super) fn allow_ipv6() -> Result<(), Error> {
+    sysctl::ensure("ipv6/conf/all/disable_ipv6", "0")?;
+    sysctl::ensure("ipv6/conf/default/disable_ipv6", "0")
 }
 
 pub(super) fn apply_sysctls(netns: BorrowedFd<'_>, spec: &SandboxSpec) -> Result<(), Error> {

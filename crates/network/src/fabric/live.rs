@@ -5,7 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::lay::{apply_sysctls, enter};
+use super::lay::{allow_ipv6, apply_sysctls, enter, has_ipv6};
 use super::publish::forget_flows;
 use super::{Fabric, foreign, lock};
 use crate::error::Error;
@@ -71,7 +71,14 @@ impl Fabric {
             lock(&self.ports).release(&ports);
             return Err(error);
         }
-        let made = enter(netns, Socket::route)
+        let needs_ipv6 = has_ipv6(&plan);
+        let open = || {
+            if needs_ipv6 {
+                allow_ipv6()?;
+            }
+            Socket::route()
+        };
+        let made = enter(netns, open)
             .and_then(|inside| inside)
             .and_then(|mut inside| self.lay(&spec, &mut plan, &ports, netns, &mut inside))
             .map(|()| match mapping {
