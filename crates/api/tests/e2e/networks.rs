@@ -102,9 +102,14 @@ fn an_endpoint_has_settings_of_its_own() {
     assert!(answer.contains(address.as_str().unwrap()), "{answer}");
     host.cli(["restart", "-t", "0", &id]).ok();
     check();
+    // The docker command makes small letters of the word that stands for the name.
+    let option = "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1";
+    let endpoint = format!("name=sea,driver-opt={option}");
+    let path = "/proc/sys/net/ipv4/conf/eth0/log_martians";
+    let words = ["run", "--rm", "--network", &endpoint, "busybox", "cat", path];
+    assert_eq!(host.engine.docker(words).ok(), "1");
     // And of one that comes while it runs.
     host.cli(["network", "disconnect", "lake", &id]).ok();
-    let option = "com.docker.network.endpoint.sysctls=net.ipv4.conf.IFNAME.log_martians=1";
     host.cli(["network", "connect", "--driver-opt", option, "lake", &id]).ok();
     assert_eq!(read(&id, "/proc/sys/net/ipv4/conf/eth0/log_martians"), "1");
     for wrong in
