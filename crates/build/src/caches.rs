@@ -4,6 +4,8 @@
 //! arrival, and several mounts of one step are taken in one order, so that no two steps wait for each other. Whoever
 //! uses any instance of a mount holds the whole of it against removal, export and import.
 
+mod carry;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
@@ -13,6 +15,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use brigantine_image::{Algorithm, layer};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+pub use carry::{Carried, Way};
 
 use crate::dockerfile::MountKind;
 use crate::error::{Context, Error, Result, invalid};
@@ -37,6 +41,14 @@ pub(crate) struct Taken {
 enum Turn {
     Shared { _guard: OwnedRwLockReadGuard<()> },
     Alone { _guard: OwnedRwLockWriteGuard<()> },
+}
+
+/// A cache mount by its name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MountName {
+    /// What builds have for `BUILDKIT_CACHE_MOUNT_NS`; empty without it.
+    pub namespace: String,
+    pub id: String,
 }
 
 /// A cache mount as people see it.
@@ -169,14 +181,17 @@ impl Caches {
 
     /// Whether there is such a cache mount and no build uses it now.
     pub fn free(&self, namespace: &str, id: &str) -> Result<()> {
-        let name = name(namespace, id);
-        if !self.dir.join(&name).join("data").is_dir() {
+        if !self.dir.join(name(namespace, id)).join("data").is_dir() {
             return Err(Error::NotFound(format!(
                 "there is no cache mount {id:?}: see brig builder cache ls"
             )));
         }
-        let whole = self.whole(&name);
-        whole.try_write().map(drop).map_err(|_taken| in_use(id))
+        self.idle(namespace, id)
+    }
+
+    /// Whether no build uses the cache mount now, if there is one.
+    pub fn idle(&self, namespace: &str, id: &str) -> Result<()> {
+        self.whole(&name(namespace, id)).try_write().map(drop).map_err(|_taken| in_use(id))
     }
 
     /// Writes what is in a cache mount as an archive. It is not given to a build meanwhile. Blocks.

@@ -52,7 +52,7 @@ use brigantine_image::Digest;
 
 pub use attest::purl as package_url;
 pub use cache::{CacheFrom, CachePlace, CacheTo};
-pub use caches::CacheMount;
+pub use caches::{CacheMount, Carried, MountName, Way};
 pub use convert::outline::{Outline, Targets};
 pub use convert::{Options, Plan, Step, named_context};
 pub use error::Error;

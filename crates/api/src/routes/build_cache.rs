@@ -1,27 +1,21 @@
-//! The build cache: what it takes, giving it back, cache mounts as archives, and what the last builds did.
+//! The build cache: what it takes, giving it back, and what the last builds did.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 
 use brigantine_build::{Builder, Chosen, Entry, Prune, Space};
 use brigantine_engine::events::Kind;
 use serde_json::{Value, json};
 
 use super::State;
-use crate::http::{Error, Query, Reply, Request, Router, bridge};
+use crate::http::{Error, Query, Reply, Request, Router};
 
-/// Binds the area's routes; all but the first are ours.
+/// Binds the area's routes; the second is ours.
 pub fn bind(router: &mut Router<State>) {
-    router
-        .post("/build/prune", prune)
-        .get("/build/history", history)
-        .get("/build/caches", caches)
-        .get("/build/caches/archive", export)
-        .put("/build/caches/archive", import);
+    router.post("/build/prune", prune).get("/build/history", history);
 }
 
 /// Runs what blocks on the builder.
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     state: &State,
     work: impl FnOnce(&Builder) -> Result<T, brigantine_build::Error> + Send + 'static,
 ) -> Result<T, Error> {
@@ -56,44 +50,6 @@ pub async fn usage(state: &State) -> Result<Value, Error> {
 
 async fn history(state: State, _request: Request) -> Result<Reply, Error> {
     Reply::json(&blocking(&state, Builder::history).await?)
-}
-
-async fn caches(state: State, _request: Request) -> Result<Reply, Error> {
-    Reply::json(&blocking(&state, |builder| Ok(builder.cache_mounts())).await?)
-}
-
-/// The cache mount a request names: its namespace and its id.
-fn mount(request: &Request) -> Result<(String, String), Error> {
-    let query = request.query();
-    let id = query.text("id").ok_or_else(|| Error::invalid("which cache mount? id= is missing"))?;
-    Ok((query.text("namespace").unwrap_or_default().to_owned(), id.to_owned()))
-}
-
-async fn export(state: State, request: Request) -> Result<Reply, Error> {
-    let (namespace, id) = mount(&request)?;
-    // What is wrong is said before the stream begins, as far as it can be known.
-    let (of, asked) = (namespace.clone(), id.clone());
-    blocking(&state, move |builder| builder.cache_is_free(&of, &asked)).await?;
-    let builder = state.engine.builder().clone();
-    let (mut writer, stream) = bridge::writer();
-    tokio::task::spawn_blocking(move || {
-        let written = builder
-            .export_cache(&namespace, &id, &mut writer)
-            .map_err(|error| std::io::Error::other(error.report()))
-            .and_then(|()| writer.flush());
-        if let Err(error) = written {
-            tracing::debug!(%error, id, "the export of a cache mount breaks off");
-            writer.fail(error);
-        }
-    });
-    Ok(Reply::stream("application/x-tar", stream))
-}
-
-async fn import(state: State, mut request: Request) -> Result<Reply, Error> {
-    let (namespace, id) = mount(&request)?;
-    let body = bridge::of_chunks(request.chunks());
-    blocking(&state, move |builder| builder.import_cache(&namespace, &id, body)).await?;
-    Ok(Reply::no_content())
 }
 
 /// `10GB`, or a number of bytes.

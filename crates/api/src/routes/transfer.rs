@@ -80,7 +80,7 @@ fn message(progress: &Progress) -> Value {
 
 /// A report that writes docker's messages, and what brings them to the client. Steps wait in line for a slow one,
 /// counts are left out for it.
-fn reporter(sink: &ProgressSink) -> (Report, impl Future<Output = ()> + Send + 'static) {
+pub(super) fn reporter(sink: &ProgressSink) -> (Report, impl Future<Output = ()> + Send + 'static) {
     let (steps, mut queue) = tokio::sync::mpsc::unbounded_channel::<Progress>();
     let waiting = Arc::new(AtomicUsize::new(0));
     let lines = sink.clone();

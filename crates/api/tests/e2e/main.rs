@@ -28,6 +28,7 @@ mod bad_input;
 mod build;
 mod build_caches;
 mod build_load;
+mod build_mounts;
 mod build_real;
 mod build_results;
 mod build_solver;

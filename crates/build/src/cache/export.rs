@@ -10,8 +10,6 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use brigantine_image::{Descriptor, Digest, Encoding, Lease, Platform, Store, media};
-use brigantine_registry::Repository;
-use brigantine_session::Session;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use tokio::sync::mpsc;
 
@@ -19,6 +17,7 @@ use super::form::{
     CONFIG, CREATED_AT, Config, Layer as ListedLayer, Own, Record, Top, UNCOMPRESSED, VERSION,
 };
 use super::import::{blobs_of, note};
+use super::sink::Sink;
 use super::{CachePlace, CacheTo};
 use crate::access::Access;
 use crate::error::{Context as _, Error, Result, invalid};
@@ -132,12 +131,6 @@ pub(crate) fn of_image(graph: &Graph, target: VertexId) -> Vec<VertexId> {
     chosen(graph, &[target], false)
 }
 
-/// Where a cache goes.
-enum Sink {
-    Registry(Box<Repository>),
-    Folder(Arc<Session>, String),
-}
-
 /// Writes the caches of one build.
 pub(crate) struct Exporter<'b> {
     pub solver: Arc<Solver>,
@@ -191,7 +184,7 @@ impl Exporter<'_> {
             note(self.events, format!("the build has no steps: nothing is written to {}", to.shown())).await;
             return Ok(());
         }
-        let sink = self.open(to).await?;
+        let sink = Sink::open(&to.place, self.access).await?;
         let there = self.there(&sink, to).await?;
         // A layer stands on what is below it: the same one may be listed twice.
         let mut places: HashMap<(Digest, i64), usize> = HashMap::new();
@@ -247,23 +240,6 @@ impl Exporter<'_> {
         self.finish(&sink, to, config, descriptors).await
     }
 
-    async fn open(&self, to: &CacheTo) -> Result<Sink> {
-        match &to.place {
-            CachePlace::Registry(reference) => {
-                let credentials = self.access.credentials(reference).await?;
-                let opened = self.access.registry.write_to(reference, credentials).await;
-                opened.map(Box::new).map(Sink::Registry).map_err(|error| Error::Registry {
-                    what: format!("write to {}", reference.familiar()),
-                    source: Arc::new(error),
-                })
-            }
-            CachePlace::Folder(store) => {
-                Ok(Sink::Folder(super::folder::session(self.access)?, store.clone()))
-            }
-            CachePlace::Inline => Err(invalid("an inline cache is written with its image")),
-        }
-    }
-
     /// The layers of the cache that is there now, by diff id, as far as they are in the form that is wanted.
     async fn there(&self, sink: &Sink, to: &CacheTo) -> Result<HashMap<String, Descriptor>> {
         let Sink::Registry(repository) = sink else { return Ok(HashMap::new()) };
@@ -303,7 +279,7 @@ impl Exporter<'_> {
             send(self.events, Event::Side { name: name.to_owned(), news })
         };
         count(false).await;
-        sink.blob(&self.solver.store, &blob).await?;
+        sink.blob(&self.solver.store, &blob, None).await?;
         count(true).await;
         Ok(blob)
     }
@@ -327,21 +303,12 @@ impl Exporter<'_> {
             (kind, serde_json::json!({ "schemaVersion": 2, "mediaType": kind, "manifests": all }))
         };
         let raw = document.to_string().into_bytes();
-        let descriptor = Descriptor::new(media_type, Digest::sha256(&raw), raw.len() as u64);
-        match sink {
-            Sink::Registry(repository) => repository.put(media_type, raw).await.map(drop).map_err(|error| {
-                Error::Registry { what: format!("write the cache {}", to.shown()), source: Arc::new(error) }
-            }),
-            Sink::Folder(_, store) => {
-                sink.document(media_type, raw).await?;
-                send(
-                    self.events,
-                    Event::CacheWritten { store: store.clone(), manifest: Box::new(descriptor) },
-                )
-                .await;
-                Ok(())
-            }
+        let manifest = sink.manifest(media_type, raw, &to.shown()).await?;
+        if let Sink::Folder(_, store) = sink {
+            let manifest = Box::new(manifest);
+            send(self.events, Event::CacheWritten { store: store.clone(), manifest }).await;
         }
+        Ok(())
     }
 }
 
@@ -371,55 +338,4 @@ fn compressed(
         media::DOCKER_LAYER.clone_into(&mut plain.media_type);
     }
     store.compress_layer(lease, &plain, encoding, &mut |_read| {}).doing(what)
-}
-
-impl Sink {
-    async fn blob(&self, store: &Store, descriptor: &Descriptor) -> Result<()> {
-        match self {
-            Self::Registry(repository) => {
-                repository.push_blob(store, descriptor, None).await.map_err(|error| Error::Registry {
-                    what: format!("write layer {} of the cache", descriptor.digest),
-                    source: Arc::new(error),
-                })
-            }
-            Self::Folder(session, folder) => {
-                let file = {
-                    let (store, digest) = (store.clone(), descriptor.digest.clone());
-                    blocking(move || store.content().open(&digest).doing(|| format!("open layer {digest}")))
-                        .await?
-                };
-                let pieces = pieces(file);
-                let digest = descriptor.digest.as_str();
-                Ok(session.put_content(folder, digest, descriptor.size, pieces).await?)
-            }
-        }
-    }
-
-    async fn document(&self, media_type: &str, raw: Vec<u8>) -> Result<Descriptor> {
-        let descriptor = Descriptor::new(media_type, Digest::sha256(&raw), raw.len() as u64);
-        match self {
-            Self::Registry(repository) => {
-                repository.push_document(media_type, raw).await.map_err(|error| Error::Registry {
-                    what: "write the list of what is cached".to_owned(),
-                    source: Arc::new(error),
-                })?;
-            }
-            Self::Folder(session, folder) => {
-                let piece = futures_util::stream::iter([Ok(raw.into())]);
-                session.put_content(folder, descriptor.digest.as_str(), descriptor.size, piece).await?;
-            }
-        }
-        Ok(descriptor)
-    }
-}
-
-/// A file's bytes, a piece at a time.
-fn pieces(file: std::fs::File) -> impl futures_util::Stream<Item = std::io::Result<bytes::Bytes>> + Send {
-    use tokio::io::AsyncReadExt as _;
-    const PIECE: usize = 1 << 20;
-    futures_util::stream::try_unfold(tokio::fs::File::from_std(file), |mut file| async move {
-        let mut piece = bytes::BytesMut::with_capacity(PIECE);
-        let n = file.read_buf(&mut piece).await?;
-        Ok((n > 0).then(|| (piece.freeze(), file)))
-    })
 }

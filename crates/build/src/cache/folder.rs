@@ -22,20 +22,25 @@ pub(super) async fn look(
     digest: &str,
 ) -> Result<(Arc<Session>, Vec<u8>, Vec<u8>)> {
     let session = session(access)?;
-    let digest: Digest =
-        digest.parse().map_err(|error| invalid(format!("the digest of the cache in {folder}: {error}")))?;
-    let size = session.content_size(folder, digest.as_str()).await?;
-    let size = size
-        .ok_or_else(|| Error::NotFound(format!("{digest} is not in the folder: it is no cache any more")))?;
-    let manifest = document(&session, folder, &Descriptor::new("", digest, size)).await?;
+    let manifest = manifest(&session, folder, digest).await?;
     let config = config_of(&manifest)?;
     let config = config.ok_or_else(|| invalid("what is in the folder is no cache, but an image"))?;
     let config = document(&session, folder, &config).await?;
     Ok((session, manifest, config))
 }
 
+/// The manifest of that digest.
+pub(crate) async fn manifest(session: &Arc<Session>, folder: &str, digest: &str) -> Result<Vec<u8>> {
+    let digest: Digest =
+        digest.parse().map_err(|error| invalid(format!("the digest of the cache in {folder}: {error}")))?;
+    let size = session.content_size(folder, digest.as_str()).await?;
+    let size = size
+        .ok_or_else(|| Error::NotFound(format!("{digest} is not in the folder: it is no cache any more")))?;
+    document(session, folder, &Descriptor::new("", digest, size)).await
+}
+
 /// The client's session.
-pub(super) fn session(access: &Access) -> Result<Arc<Session>> {
+pub(crate) fn session(access: &Access) -> Result<Arc<Session>> {
     access.session.clone().ok_or_else(|| invalid("a cache in a folder needs a session with the client"))
 }
 
@@ -64,7 +69,7 @@ async fn document(session: &Arc<Session>, folder: &str, descriptor: &Descriptor)
 }
 
 /// Brings a blob into the store.
-pub(super) async fn fetch(
+pub(crate) async fn fetch(
     session: Arc<Session>,
     folder: String,
     store: Store,

@@ -7,13 +7,17 @@ mod export;
 mod folder;
 mod form;
 mod import;
+mod sink;
 
 use std::collections::BTreeMap;
 
 use brigantine_image::{Encoding, Reference};
 
 pub(crate) use export::{Exporter, inline, of_image};
+pub(crate) use folder::{fetch, manifest, session};
+pub(crate) use form::CONFIG;
 pub(crate) use import::{Imports, note};
+pub(crate) use sink::Sink;
 
 use crate::error::{Error, Result, invalid};
 
@@ -178,7 +182,7 @@ impl CacheTo {
         Ok(Self {
             place,
             all,
-            encoding: encoding(attributes)?,
+            encoding: encoding(attributes, "gzip")?,
             oci,
             manifest,
             ignore_error: flag(attributes, "ignore-error")?.unwrap_or(false),
@@ -195,8 +199,30 @@ impl CacheTo {
     }
 }
 
-fn encoding(attributes: &Attributes) -> Result<Encoding> {
-    let wanted = attributes.get("compression").map_or("gzip", String::as_str);
+/// Where a cache mount is to be written, and how: `type=KIND,KEY=VALUE…`, taken apart.
+pub(crate) fn mount_to(kind: &str, attributes: &Attributes) -> Result<(CachePlace, Encoding)> {
+    let (place, own) = match kind {
+        "registry" => (CachePlace::Registry(reference(kind, attributes)?), "ref"),
+        "local" => (CachePlace::Folder(attributes.get("store").cloned().unwrap_or_default()), "store"),
+        "inline" => {
+            return Err(invalid("a cache mount is no part of an image: registry and local are known"));
+        }
+        other => return Err(unbuilt(other)),
+    };
+    known(kind, attributes, &[own, "compression", "compression-level"])?;
+    if let CachePlace::Registry(reference) = &place
+        && reference.digest().is_some()
+    {
+        return Err(invalid(format!(
+            "{}: what is written is named by a tag, not by a digest",
+            reference.familiar()
+        )));
+    }
+    Ok((place, encoding(attributes, "zstd")?))
+}
+
+fn encoding(attributes: &Attributes, default: &str) -> Result<Encoding> {
+    let wanted = attributes.get("compression").map_or(default, String::as_str);
     if wanted == "estargz" {
         return Err(Error::NotImplemented(
             "compression=estargz is not built: gzip, zstd and uncompressed are known".to_owned(),

@@ -1,5 +1,5 @@
 //! `brig build --cache-from` and `--cache-to`, in buildx's words
-//! (docs.docker.com/build/cache/backends).
+//! (docs.docker.com/build/cache/backends), and where cache mounts go in the same words.
 //!
 //! A folder is an OCI image layout of the user's: the engine reads and writes its blobs through the session, and
 //! `index.json`, which says which of them is the cache, stays with this command.
@@ -29,6 +29,20 @@ pub struct Caches {
     tags: BTreeMap<String, String>,
 }
 
+/// One place, as the engine is told of it.
+pub struct Place(Value);
+
+impl Place {
+    pub fn text(&self) -> String {
+        self.0.to_string()
+    }
+
+    /// The name in a registry, if that is where it is.
+    pub fn reference(&self) -> Option<&str> {
+        self.0["Attrs"]["ref"].as_str()
+    }
+}
+
 impl Caches {
     pub fn of(matches: &Matches) -> Outcome<Self> {
         let mut caches = Self::default();
@@ -56,46 +70,68 @@ impl Caches {
     }
 
     fn add_from(&mut self, text: &str) -> Outcome {
-        let (kind, mut attributes) = fields("cache-from", text)?;
+        match self.source("cache-from", text)? {
+            Ok(place) => self.from.push(place.0),
+            // As with buildx, a cache that is not there yet is no mistake.
+            Err(missing) => {
+                output::error_line(&format!("--cache-from {text}: {missing} yet, which is no mistake"));
+            }
+        }
+        Ok(())
+    }
+
+    fn add_to(&mut self, text: &str) -> Outcome {
+        let place = self.target("cache-to", text)?;
+        self.to.push(place.0);
+        Ok(())
+    }
+
+    /// Where a cache mount goes: what `--to` says.
+    pub fn mount_to(&mut self, text: &str) -> Outcome<Place> {
+        self.target("to", text)
+    }
+
+    /// Where a cache mount comes from: what `--from` says.
+    pub fn mount_from(&mut self, text: &str) -> Outcome<Place> {
+        self.source("from", text)?.map_err(|missing| Fault::said(format!("--from {text}: {missing}")))
+    }
+
+    /// A place to read from, or that it is not there.
+    fn source(&mut self, flag: &str, text: &str) -> Outcome<Result<Place, String>> {
+        let (kind, mut attributes) = fields(flag, text)?;
         if kind != "local" {
-            self.from.push(json!({ "Type": kind, "Attrs": attributes }));
-            return Ok(());
+            return Ok(Ok(Place(json!({ "Type": kind, "Attrs": attributes }))));
         }
         let folder = taken(&mut attributes, "src")
-            .ok_or_else(|| Fault::said(format!("--cache-from {text}: src=FOLDER is needed")))?;
+            .ok_or_else(|| Fault::said(format!("--{flag} {text}: src=FOLDER is needed")))?;
         let tag = taken(&mut attributes, "tag").unwrap_or_else(|| "latest".to_owned());
         let path = PathBuf::from(&folder);
         let digest = match taken(&mut attributes, "digest") {
             Some(digest) => Some(digest),
             None => named(&path, &tag)?,
         };
-        // As with buildx, a cache that is not there yet is no mistake.
         let Some(digest) = digest else {
-            output::error_line(&format!(
-                "--cache-from {text}: there is no cache {tag:?} in {folder} yet, which is no mistake"
-            ));
-            return Ok(());
+            return Ok(Err(format!("there is no cache {tag:?} in {folder}")));
         };
         let store = self.lend(path)?;
         attributes.insert("store".to_owned(), store.into());
         attributes.insert("digest".to_owned(), digest.into());
-        self.from.push(json!({ "Type": kind, "Attrs": attributes }));
-        Ok(())
+        Ok(Ok(Place(json!({ "Type": kind, "Attrs": attributes }))))
     }
 
-    fn add_to(&mut self, text: &str) -> Outcome {
-        let (kind, mut attributes) = fields("cache-to", text)?;
+    /// A place to write to.
+    fn target(&mut self, flag: &str, text: &str) -> Outcome<Place> {
+        let (kind, mut attributes) = fields(flag, text)?;
         if kind == "local" {
             let folder = taken(&mut attributes, "dest")
-                .ok_or_else(|| Fault::said(format!("--cache-to {text}: dest=FOLDER is needed")))?;
+                .ok_or_else(|| Fault::said(format!("--{flag} {text}: dest=FOLDER is needed")))?;
             let tag = taken(&mut attributes, "tag").unwrap_or_else(|| "latest".to_owned());
             std::fs::create_dir_all(&folder).map_err(Fault::io(&folder))?;
             let store = self.lend(PathBuf::from(&folder))?;
             self.tags.insert(store.clone(), tag);
             attributes.insert("store".to_owned(), store.into());
         }
-        self.to.push(json!({ "Type": kind, "Attrs": attributes }));
-        Ok(())
+        Ok(Place(json!({ "Type": kind, "Attrs": attributes })))
     }
 
     fn lend(&mut self, folder: PathBuf) -> Outcome<String> {

@@ -1,15 +1,12 @@
-//! `brig builder …`: the build cache, cache mounts as archives, and why steps ran again.
+//! `brig builder …`: the build cache, and why steps ran again.
 
-use http::Method;
-
-use crate::args::{Command, Flag, Group, Matches, Operands, runs, verb};
-use crate::commands::save::into_file_or_stdout;
-use crate::commands::{system, upload};
+use crate::args::{Command, Flag, Matches, Operands, runs};
+use crate::commands::system;
 use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::listing::{Listing, Row};
 use crate::value::Value;
-use crate::{output, terminal, units};
+use crate::{output, units};
 
 pub static DU: Command = Command {
     name: "du",
@@ -40,45 +37,6 @@ pub static HISTORY: Command = Command {
     flags: &[Flag::text("format", "'table', 'table TEMPLATE', 'json', or a Go template")],
     operands: Operands::None,
     run: runs!(history),
-    ..Command::EMPTY
-};
-
-pub static CACHE: Group = Group {
-    name: "cache",
-    about: "Manage cache mounts",
-    entries: &[verb(&CACHE_LS), verb(&CACHE_EXPORT), verb(&CACHE_IMPORT)],
-};
-
-static CACHE_LS: Command = Command {
-    name: "ls",
-    usage: "[OPTIONS]",
-    about: "List cache mounts",
-    flags: &[Flag::text("format", "'table', 'table TEMPLATE', 'json', or a Go template")],
-    operands: Operands::None,
-    run: runs!(list),
-    ..Command::EMPTY
-};
-
-const NAMESPACE: Flag =
-    Flag::text("namespace", "The BUILDKIT_CACHE_MOUNT_NS that builds used the mount with");
-
-static CACHE_EXPORT: Command = Command {
-    name: "export",
-    usage: "[OPTIONS] ID",
-    about: "Write a cache mount's files to a tar archive",
-    flags: &[NAMESPACE, Flag::text("output", "Write to this file instead of standard output").short('o')],
-    operands: Operands::Exactly(1),
-    run: runs!(export),
-    ..Command::EMPTY
-};
-
-static CACHE_IMPORT: Command = Command {
-    name: "import",
-    usage: "[OPTIONS] ID FILE|-",
-    about: "Replace a cache mount's files by those of a tar archive",
-    flags: &[NAMESPACE],
-    operands: Operands::Exactly(2),
-    run: runs!(import),
     ..Command::EMPTY
 };
 
@@ -168,48 +126,5 @@ pub async fn explain(context: &Context, wanted: Option<&str>) -> Outcome {
     if build.at("Outcome").text() == "failed" {
         output::line(build.at("Result").text());
     }
-    Ok(())
-}
-
-async fn list(context: &Context, matches: Matches) -> Outcome {
-    let listing = Listing {
-        kind: "*build.cacheMount",
-        titles: &[("ID", "CACHE ID"), ("Size", "SIZE"), ("LastUsedSince", "LAST USED"), ("InUse", "IN USE")],
-        table: "{{.ID}}\t{{.Size}}\t{{.LastUsedSince}}\t{{.InUse}}",
-    };
-    let all = context.client.get("/build/caches").send().await?.value().await?;
-    let rows = all.list().iter().map(|mount| {
-        Row::new()
-            .with("ID", mount.at("Id").text())
-            .with("Size", units::human_size(mount.at("Size").float(), 3))
-            .with("LastUsedSince", units::ago(mount.at("LastUsed").int() / 1_000_000_000))
-            .with("InUse", mount.at("InUse").bool().to_string())
-    });
-    listing.print(matches.text("format"), rows.collect())
-}
-
-async fn export(context: &Context, matches: Matches) -> Outcome {
-    let target = matches.optional("output");
-    if target.is_none() && terminal::stdout_is_terminal() {
-        return Err(Fault::said("cowardly refusing to save to a terminal. Use the -o flag or redirect"));
-    }
-    let ask = context
-        .client
-        .get("/build/caches/archive")
-        .query("id", matches.operand(0))
-        .maybe("namespace", matches.optional("namespace"));
-    into_file_or_stdout(ask.send().await?.into_stream(), target).await
-}
-
-async fn import(context: &Context, matches: Matches) -> Outcome {
-    let body = upload::body_of(upload::open(matches.operand(1))?);
-    context
-        .client
-        .ask(Method::PUT, "/build/caches/archive")
-        .query("id", matches.operand(0))
-        .maybe("namespace", matches.optional("namespace"))
-        .stream(body, "application/x-tar")
-        .send()
-        .await?;
     Ok(())
 }

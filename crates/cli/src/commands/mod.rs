@@ -14,6 +14,7 @@ mod build_output;
 mod build_receive;
 mod build_view;
 mod builder;
+mod builder_cache;
 mod check;
 mod commit;
 mod completion;

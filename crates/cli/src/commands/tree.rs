@@ -1,10 +1,10 @@
 //! Which command stands under which name. Docker's names, all of them: those not built yet say so.
 
 use super::{
-    append, attach, bootstrap, build, builder, check, commit, completion, copy, cp, create, daemon, diff,
-    doctor, events, exec, explore, export, history, images, import, info, inspect, kill, load, login, logs,
-    manifest, network, pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi, run, save,
-    sbom, search, socket, start, stats, stop, system, tag, top, update, version, volume, wait,
+    append, attach, bootstrap, build, builder, builder_cache, check, commit, completion, copy, cp, create,
+    daemon, diff, doctor, events, exec, explore, export, history, images, import, info, inspect, kill, load,
+    login, logs, manifest, network, pause, port, prune, ps, pull, push, registry, rename, restart, rm, rmi,
+    run, save, sbom, search, socket, start, stats, stop, system, tag, top, update, version, volume, wait,
 };
 use crate::args::{Entry, Group, named, verb};
 use Entry::Absent;
@@ -143,7 +143,7 @@ static BUILDER: Group = Group {
     about: "Manage builds",
     entries: &[
         verb(&build::COMMAND),
-        Entry::Group(&builder::CACHE),
+        Entry::Group(&builder_cache::CACHE),
         verb(&builder::DU),
         verb(&builder::EXPLAIN),
         verb(&builder::HISTORY),
