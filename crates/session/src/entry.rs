@@ -48,7 +48,7 @@ pub struct Entry {
 
 impl Entry {
     pub(crate) fn of(stat: Stat) -> Result<Self> {
-        let shown = || String::from_utf8_lossy(&stat.path).into_owned();
+        let shown = || shown(&stat.path);
         if stat.linkname.len() > MOST_PATH || stat.linkname.contains(&0) {
             return Err(Error::protocol(format!("{:?} is a link to no possible path", shown())));
         }
@@ -121,7 +121,7 @@ pub(crate) struct Order {
 impl Order {
     pub fn check(&mut self, entry: &Entry) -> Result<()> {
         let path = &entry.path;
-        let shown = || String::from_utf8_lossy(path).into_owned();
+        let shown = || shown(path);
         if path.is_empty() || path.len() > MOST_PATH || path.contains(&0) {
             return Err(Error::protocol(format!("{:?} is no possible path", shown())));
         }
@@ -132,7 +132,7 @@ impl Order {
             return Err(Error::protocol(format!(
                 "{:?} comes after {:?}: the listing is out of order",
                 shown(),
-                String::from_utf8_lossy(&self.last)
+                self::shown(&self.last)
             )));
         }
         let parent = path.iter().rposition(|b| *b == b'/').map_or(&b""[..], |at| &path[..at]);
@@ -147,6 +147,17 @@ impl Order {
         }
         self.last.clone_from(path);
         Ok(())
+    }
+}
+
+/// A path for people; of one that is too long, its beginning.
+fn shown(path: &[u8]) -> String {
+    const MOST: usize = 256;
+    match path.get(..MOST) {
+        Some(begin) if path.len() > MOST => {
+            format!("{}… ({} bytes)", String::from_utf8_lossy(begin), path.len())
+        }
+        _ => String::from_utf8_lossy(path).into_owned(),
     }
 }
 

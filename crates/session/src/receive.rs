@@ -28,6 +28,8 @@ const WINDOW: usize = 128;
 const BACKLOG: usize = 128;
 /// The most entries of one listing.
 const MOST_ENTRIES: u32 = 5_000_000;
+/// The most bytes of all their paths and links.
+const MOST_NAMES: usize = 128 << 20;
 
 /// What is wanted of a client's folder.
 #[derive(Debug, Clone, Default)]
@@ -69,6 +71,8 @@ pub struct Receiver {
     requests: mpsc::Sender<Packet>,
     order: Order,
     files: Vec<State>,
+    /// Bytes of all paths and links.
+    names: usize,
     listed: bool,
     /// Asked for by the caller, not yet by us.
     waiting: VecDeque<u32>,
@@ -117,6 +121,7 @@ impl Session {
             requests,
             order: Order::default(),
             files: Vec::new(),
+            names: 0,
             listed: false,
             waiting: VecDeque::new(),
             under_way: 0,
@@ -214,8 +219,14 @@ impl Receiver {
                     self.listed = true;
                     return Ok(Some(News::ListEnd));
                 };
+                self.names += stat.path.len() + stat.linkname.len();
                 let entry = Entry::of(stat)?;
                 self.order.check(&entry)?;
+                if self.names > MOST_NAMES {
+                    return Err(Error::protocol(format!(
+                        "the names in the folder have more than {MOST_NAMES} bytes"
+                    )));
+                }
                 let number = u32::try_from(self.files.len()).unwrap_or(u32::MAX);
                 if number >= MOST_ENTRIES {
                     return Err(Error::protocol(format!("the folder has more than {MOST_ENTRIES} entries")));
@@ -298,6 +309,7 @@ mod tests {
             requests,
             order: Order::default(),
             files: Vec::new(),
+            names: 0,
             listed: false,
             waiting: VecDeque::new(),
             under_way: 0,

@@ -225,6 +225,25 @@ async fn a_client_that_leaves_ends_every_wait() {
     assert_eq!(session.secret("small").await, Err(Error::Ended));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_client_that_falls_silent_is_given_up() {
+    let (session, _, _client) = session(vec![stat("f", 0o644, 1)]).await;
+    let (sender, given_up) = tokio::sync::oneshot::channel();
+    let mut receiver = session.files(&Wanted { folder: "context", ..Wanted::default() }).unwrap();
+    // A thread of its own: time goes on only while nothing else does.
+    std::thread::spawn(move || {
+        loop {
+            match receiver.news() {
+                Ok(Some(News::Listed(number, _))) => receiver.ask(number).unwrap(),
+                Ok(_) => {}
+                Err(error) => return sender.send(error).unwrap(),
+            }
+        }
+    });
+    let error = given_up.await.unwrap();
+    assert!(matches!(error, Error::Silent { seconds: 120, .. }), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_found_or_not_and_are_not_large() {
     let (session, _, _) = session(Vec::new()).await;

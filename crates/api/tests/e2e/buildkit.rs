@@ -1,6 +1,9 @@
 //! Building with docker's own BuildKit client (docker 20.10, `DOCKER_BUILDKIT=1`): a session lends files, secrets,
 //! agents and a place for results. And clients that do not keep to the rules.
 
+mod hostile;
+mod peer;
+
 use std::fs;
 use std::io::{BufReader, Read as _, Write as _};
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink};

@@ -22,6 +22,9 @@ use crate::error::{Context as _, Error, Result, invalid};
 use crate::snapshot::remove_tree;
 use crate::tree::{beneath, open_dir};
 
+/// So many bytes may come of a file beyond those it was listed with: it may be written to while it is sent.
+const GROWTH: u64 = 16 << 20;
+
 /// What was received.
 #[derive(Debug, Default)]
 pub(crate) struct Received {
@@ -33,11 +36,25 @@ pub(crate) struct Received {
 /// Makes the folder `dir` hold what the client has; `most` is the most bytes to take. Blocks.
 pub(crate) fn receive(
     dir: &Path,
+    receiver: Receiver,
+    most: u64,
+    progress: impl FnMut(u64),
+) -> Result<Received> {
+    let folder = Folder::open(dir)?;
+    let received = take(folder, receiver, most, progress);
+    if received.is_err() && !dir.join("index").exists() {
+        // Nobody knows what of it is whole: the next time begins anew.
+        remove_tree(&dir.join("files"));
+    }
+    received
+}
+
+fn take(
+    mut folder: Folder,
     mut receiver: Receiver,
     most: u64,
     mut progress: impl FnMut(u64),
 ) -> Result<Received> {
-    let mut folder = Folder::open(dir)?;
     let mut bytes = 0_u64;
     while let Some(news) = receiver.news()? {
         match news {
@@ -259,10 +276,17 @@ impl Folder {
                 coming.open = Some((file, Sha256::new(), 0));
             }
         }
-        if let Some(Coming { entry, open: Some((file, hasher, written)), .. }) = self.coming.get_mut(&number)
+        if let Some(Coming { entry, size, open: Some((file, hasher, written)) }) =
+            self.coming.get_mut(&number)
         {
             hasher.update(data);
             *written += data.len() as u64;
+            if *written > size.saturating_add(GROWTH) {
+                return Err(invalid(format!(
+                    "the client listed {} with {size} bytes, and has sent {written}: if something writes to it, leave it out of the context (.dockerignore)",
+                    shown(&entry.path)
+                )));
+            }
             file.write_all(data).doing(|| what(&entry.path))?;
         }
         Ok(())
