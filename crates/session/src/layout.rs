@@ -8,7 +8,6 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use futures_util::Stream;
@@ -30,12 +29,7 @@ const PIECE: usize = 256 << 10;
 
 /// Folders, by the name the engine knows them by.
 pub(crate) type Folders = Arc<BTreeMap<String, PathBuf>>;
-type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
-type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-pub(crate) struct Info(pub Folders);
-pub(crate) struct Read(pub Folders);
-pub(crate) struct Write(pub Folders);
+pub(crate) type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The folder a call means.
 fn folder(folders: &Folders, metadata: &MetadataMap) -> Result<PathBuf, Status> {
@@ -60,99 +54,72 @@ fn failed(what: &str, path: &Path) -> impl FnOnce(io::Error) -> Status {
     }
 }
 
-impl tower_service::Service<Request<ContentInfoRequest>> for Info {
-    type Response = Response<ContentInfoResponse>;
-    type Error = Status;
-    type Future = Answer<ContentInfoResponse>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<ContentInfoRequest>) -> Self::Future {
-        let folders = Arc::clone(&self.0);
-        Box::pin(async move {
-            let folder = folder(&folders, request.metadata())?;
-            let digest = request.into_inner().digest;
-            let path = blob(&folder, &digest)?;
-            let size = tokio::fs::metadata(&path).await.map_err(failed("stat", &path))?.len();
-            let info = ContentInfo { digest, size: i64::try_from(size).unwrap_or(i64::MAX) };
-            Ok(Response::new(ContentInfoResponse { info: Some(info) }))
-        })
-    }
+pub(crate) async fn info(
+    folders: Folders,
+    request: Request<ContentInfoRequest>,
+) -> Result<Response<ContentInfoResponse>, Status> {
+    let folder = folder(&folders, request.metadata())?;
+    let digest = request.into_inner().digest;
+    let path = blob(&folder, &digest)?;
+    let size = tokio::fs::metadata(&path).await.map_err(failed("stat", &path))?.len();
+    let info = ContentInfo { digest, size: i64::try_from(size).unwrap_or(i64::MAX) };
+    Ok(Response::new(ContentInfoResponse { info: Some(info) }))
 }
 
-impl tonic::server::ServerStreamingService<ContentReadRequest> for Read {
-    type Response = ContentReadResponse;
-    type ResponseStream = Messages<ContentReadResponse>;
-    type Future = Answer<Self::ResponseStream>;
-
-    fn call(&mut self, request: Request<ContentReadRequest>) -> Self::Future {
-        let folders = Arc::clone(&self.0);
-        Box::pin(async move {
-            let folder = folder(&folders, request.metadata())?;
-            let asked = request.into_inner();
-            let path = blob(&folder, &asked.digest)?;
-            let mut file = tokio::fs::File::open(&path).await.map_err(failed("open", &path))?;
-            let mut offset = asked.offset.max(0).unsigned_abs();
-            file.seek(io::SeekFrom::Start(offset)).await.map_err(failed("seek in", &path))?;
-            let mut left = if asked.size > 0 { asked.size.unsigned_abs() } else { u64::MAX };
-            let (sender, pieces) = mpsc::channel(4);
-            tokio::spawn(async move {
-                let mut buffer = vec![0; PIECE];
-                while left > 0 {
-                    let most = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
-                    let piece = match file.read(&mut buffer[..most]).await {
-                        Ok(0) => break,
-                        Ok(n) => {
-                            let piece = ContentReadResponse {
-                                offset: i64::try_from(offset).unwrap_or(i64::MAX),
-                                data: Bytes::copy_from_slice(&buffer[..n]),
-                            };
-                            offset += n as u64;
-                            left -= n as u64;
-                            Ok(piece)
-                        }
-                        Err(error) => Err(failed("read", &path)(error)),
+pub(crate) async fn read(
+    folders: Folders,
+    request: Request<ContentReadRequest>,
+) -> Result<Response<Messages<ContentReadResponse>>, Status> {
+    let folder = folder(&folders, request.metadata())?;
+    let asked = request.into_inner();
+    let path = blob(&folder, &asked.digest)?;
+    let mut file = tokio::fs::File::open(&path).await.map_err(failed("open", &path))?;
+    let mut offset = asked.offset.max(0).unsigned_abs();
+    file.seek(io::SeekFrom::Start(offset)).await.map_err(failed("seek in", &path))?;
+    let mut left = if asked.size > 0 { asked.size.unsigned_abs() } else { u64::MAX };
+    let (sender, pieces) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; PIECE];
+        while left > 0 {
+            let most = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+            let piece = match file.read(&mut buffer[..most]).await {
+                Ok(0) => break,
+                Ok(n) => {
+                    let piece = ContentReadResponse {
+                        offset: i64::try_from(offset).unwrap_or(i64::MAX),
+                        data: Bytes::copy_from_slice(&buffer[..n]),
                     };
-                    let over = piece.is_err();
-                    if sender.send(piece).await.is_err() || over {
-                        break;
-                    }
+                    offset += n as u64;
+                    left -= n as u64;
+                    Ok(piece)
                 }
-            });
-            let pieces: Self::ResponseStream = Box::pin(ReceiverStream::new(pieces));
-            Ok(Response::new(pieces))
-        })
-    }
+                Err(error) => Err(failed("read", &path)(error)),
+            };
+            let over = piece.is_err();
+            if sender.send(piece).await.is_err() || over {
+                break;
+            }
+        }
+    });
+    Ok(Response::new(Box::pin(ReceiverStream::new(pieces))))
 }
 
-impl tower_service::Service<Request<Streaming<ContentWriteRequest>>> for Write {
-    type Response = Response<Messages<ContentWriteResponse>>;
-    type Error = Status;
-    type Future = Answer<Messages<ContentWriteResponse>>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Streaming<ContentWriteRequest>>) -> Self::Future {
-        let folders = Arc::clone(&self.0);
-        Box::pin(async move {
-            let folder = folder(&folders, request.metadata())?;
-            let mut asked = request.into_inner();
-            let (sender, answers) = mpsc::channel(1);
-            tokio::spawn(async move {
-                if let Err(status) = take(&folder, &mut asked, &sender).await
-                    && sender.send(Err(status)).await.is_err()
-                {
-                    tracing::trace!("nobody waits for what became of a blob");
-                }
-            });
-            let answers: Messages<ContentWriteResponse> = Box::pin(ReceiverStream::new(answers));
-            Ok(Response::new(answers))
-        })
-    }
+#[expect(clippy::unused_async, reason = "a method of gRPC")]
+pub(crate) async fn write(
+    folders: Folders,
+    request: Request<Streaming<ContentWriteRequest>>,
+) -> Result<Response<Messages<ContentWriteResponse>>, Status> {
+    let folder = folder(&folders, request.metadata())?;
+    let mut asked = request.into_inner();
+    let (sender, answers) = mpsc::channel(1);
+    tokio::spawn(async move {
+        if let Err(status) = take(&folder, &mut asked, &sender).await
+            && sender.send(Err(status)).await.is_err()
+        {
+            tracing::trace!("nobody waits for what became of a blob");
+        }
+    });
+    Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
 }
 
 /// A blob that is being written, gone when dropped unless it was published.

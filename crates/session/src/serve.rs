@@ -83,135 +83,113 @@ async fn answer(request: http::Request<Incoming>, lent: Lent) -> http::Response<
     match request.uri().path() {
         CHECK => {
             let codec = ProstCodec::<Empty, CheckAgentRequest>::default();
-            Grpc::new(codec).unary(Check(lent), request).await
+            Grpc::new(codec).unary(Method(|request| check(Arc::clone(&lent), request)), request).await
         }
         FORWARD => {
             let codec = ProstCodec::<BytesMessage, BytesMessage>::default();
-            Grpc::new(codec).streaming(Forward(lent), request).await
+            Grpc::new(codec).streaming(Method(|request| forward(Arc::clone(&lent), request)), request).await
         }
         SEND => {
             let codec = ProstCodec::<BytesMessage, BytesMessage>::default();
-            Grpc::new(codec).streaming(Take(lent), request).await
+            Grpc::new(codec).streaming(Method(|request| take(Arc::clone(&lent), request)), request).await
         }
         INFO => {
             let codec = ProstCodec::<ContentInfoResponse, ContentInfoRequest>::default();
-            Grpc::new(codec).unary(layout::Info(folders), request).await
+            Grpc::new(codec)
+                .unary(Method(|request| layout::info(Arc::clone(&folders), request)), request)
+                .await
         }
         READ => {
             let codec = ProstCodec::<ContentReadResponse, ContentReadRequest>::default();
-            Grpc::new(codec).server_streaming(layout::Read(folders), request).await
+            Grpc::new(codec)
+                .server_streaming(Method(|request| layout::read(Arc::clone(&folders), request)), request)
+                .await
         }
         WRITE => {
             let codec = ProstCodec::<ContentWriteResponse, ContentWriteRequest>::default();
             Grpc::new(codec)
                 .apply_max_message_size_config(Some(MOST_MESSAGE), None)
-                .streaming(layout::Write(folders), request)
+                .streaming(Method(|request| layout::write(Arc::clone(&folders), request)), request)
                 .await
         }
         path => Status::unimplemented(format!("{path} is not offered")).into_http(),
     }
 }
 
-type Answer<T> = Pin<Box<dyn Future<Output = Result<Response<T>, Status>> + Send>>;
+/// A method of gRPC as a function.
+pub(crate) struct Method<F>(pub F);
 
-struct Check(Lent);
-
-impl tower_service::Service<Request<CheckAgentRequest>> for Check {
-    type Response = Response<Empty>;
+impl<F, M, R, A> tower_service::Service<Request<M>> for Method<F>
+where
+    F: FnMut(Request<M>) -> A,
+    A: Future<Output = Result<Response<R>, Status>> + Send + 'static,
+{
+    type Response = Response<R>;
     type Error = Status;
-    type Future = Answer<Empty>;
+    type Future = A;
 
     fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<CheckAgentRequest>) -> Self::Future {
-        let known = self.0.agents.contains_key(name(&request.into_inner().id));
-        Box::pin(async move {
-            if known { Ok(Response::new(Empty {})) } else { Err(Status::not_found("no such ssh agent")) }
-        })
+    fn call(&mut self, request: Request<M>) -> A {
+        (self.0)(request)
     }
 }
 
-struct Forward(Lent);
+#[expect(clippy::unused_async, reason = "a method of gRPC")]
+async fn check(lent: Lent, request: Request<CheckAgentRequest>) -> Result<Response<Empty>, Status> {
+    let known = lent.agents.contains_key(name(&request.into_inner().id));
+    known.then(|| Response::new(Empty {})).ok_or_else(|| Status::not_found("no such ssh agent"))
+}
 
 type Messages = Pin<Box<dyn Stream<Item = Result<BytesMessage, Status>> + Send>>;
 
-impl tower_service::Service<Request<Streaming<BytesMessage>>> for Forward {
-    type Response = Response<Messages>;
-    type Error = Status;
-    type Future = Answer<Messages>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: Request<Streaming<BytesMessage>>) -> Self::Future {
-        let id =
-            request.metadata().get("buildkit.ssh.id").and_then(|id| id.to_str().ok()).unwrap_or_default();
-        let path = self.0.agents.get(name(id)).cloned();
-        Box::pin(async move {
-            let path = path.ok_or_else(|| Status::not_found("no such ssh agent"))?;
-            let socket = UnixStream::connect(&path)
-                .await
-                .map_err(|error| Status::unavailable(format!("connect to {}: {error}", path.display())))?;
-            let (mut read, mut write) = socket.into_split();
-            let mut questions = request.into_inner();
-            tokio::spawn(async move {
-                while let Ok(Some(message)) = questions.message().await {
-                    if write.write_all(&message.data).await.is_err() {
-                        break;
-                    }
-                }
-            });
-            let (sender, answers) = mpsc::channel(4);
-            tokio::spawn(async move {
-                let mut buffer = vec![0; CHUNK];
-                loop {
-                    let n = read.read(&mut buffer).await.unwrap_or(0);
-                    let data = Bytes::copy_from_slice(&buffer[..n]);
-                    if n == 0 || sender.send(Ok(BytesMessage { data })).await.is_err() {
-                        break;
-                    }
-                }
-            });
-            let answers: Messages = Box::pin(ReceiverStream::new(answers));
-            Ok(Response::new(answers))
-        })
-    }
+async fn forward(
+    lent: Lent,
+    request: Request<Streaming<BytesMessage>>,
+) -> Result<Response<Messages>, Status> {
+    let id = request.metadata().get("buildkit.ssh.id").and_then(|id| id.to_str().ok()).unwrap_or_default();
+    let path = lent.agents.get(name(id)).ok_or_else(|| Status::not_found("no such ssh agent"))?;
+    let socket = UnixStream::connect(path)
+        .await
+        .map_err(|error| Status::unavailable(format!("connect to {}: {error}", path.display())))?;
+    let (mut read, mut write) = socket.into_split();
+    let mut questions = request.into_inner();
+    tokio::spawn(async move {
+        while let Ok(Some(message)) = questions.message().await {
+            if write.write_all(&message.data).await.is_err() {
+                break;
+            }
+        }
+    });
+    let (sender, answers) = mpsc::channel(4);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let n = read.read(&mut buffer).await.unwrap_or(0);
+            let data = Bytes::copy_from_slice(&buffer[..n]);
+            if n == 0 || sender.send(Ok(BytesMessage { data })).await.is_err() {
+                break;
+            }
+        }
+    });
+    Ok(Response::new(Box::pin(ReceiverStream::new(answers))))
 }
 
 /// Takes an archive in. What is read is passed on at once, so that nothing piles up here.
-struct Take(Lent);
-
-impl tower_service::Service<Request<Streaming<BytesMessage>>> for Take {
-    type Response = Response<Messages>;
-    type Error = Status;
-    type Future = Answer<Messages>;
-
-    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
-        Poll::Ready(Ok(()))
+async fn take(lent: Lent, request: Request<Streaming<BytesMessage>>) -> Result<Response<Messages>, Status> {
+    let id = request.metadata().get(crate::send::NAME).and_then(|id| id.to_str().ok());
+    let place = lent.archives.get(id.unwrap_or_default());
+    let place = place.ok_or_else(|| Status::not_found("no place for this archive"))?.clone();
+    let failed = |_gone| Status::aborted("the archive could not be written");
+    let mut pieces = request.into_inner();
+    while let Some(piece) = pieces.message().await? {
+        place.send(piece.data).await.map_err(failed)?;
     }
-
-    fn call(&mut self, request: Request<Streaming<BytesMessage>>) -> Self::Future {
-        let id = request.metadata().get(crate::send::NAME).and_then(|id| id.to_str().ok());
-        let place = self.0.archives.get(id.unwrap_or_default()).cloned();
-        Box::pin(async move {
-            let place = place.ok_or_else(|| Status::not_found("no place for this archive"))?;
-            let mut pieces = request.into_inner();
-            while let Some(piece) = pieces.message().await? {
-                if place.send(piece.data).await.is_err() {
-                    return Err(Status::aborted("the archive could not be written"));
-                }
-            }
-            // An empty piece is its end: one that breaks off has none.
-            if place.send(Bytes::new()).await.is_err() {
-                return Err(Status::aborted("the archive could not be written"));
-            }
-            let answers: Messages = Box::pin(futures_util::stream::empty());
-            Ok(Response::new(answers))
-        })
-    }
+    // An empty piece is its end: one that breaks off has none.
+    place.send(Bytes::new()).await.map_err(failed)?;
+    Ok(Response::new(Box::pin(futures_util::stream::empty())))
 }
 
 fn name(id: &str) -> &str {

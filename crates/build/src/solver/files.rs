@@ -6,11 +6,13 @@ use std::sync::atomic::AtomicBool;
 use futures_util::FutureExt as _;
 
 use super::explain::FILES;
+use super::known::Step;
 use super::{Cancel, Job, Keys, Output, blocking, definition, digest_of};
 use crate::chmod::Chmod;
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::{Action, How, Vertex, VertexId};
 use crate::pattern::Ignore;
+use crate::records;
 use crate::snapshot::{Fresh, Layer, hold};
 use crate::tree::{Listing, Tree};
 use crate::users;
@@ -82,7 +84,15 @@ impl Job {
                     let fresh = Fresh::make(&job.solver.snapshots, &snapshot)?;
                     job.write(&fresh, &below, &actions, &all_inputs, flag)?;
                     let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                    let output = job.solver.finish(fresh, snapshot, &identity, &name, &base, &keys)?;
+                    let step = Step {
+                        id: snapshot,
+                        identity: &identity,
+                        name: &name,
+                        below: &base,
+                        keys: &keys,
+                        created: records::now(),
+                    };
+                    let output = job.solver.finish(fresh, step)?;
                     Ok(Arc::new(output))
                 })
                 .await

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::known::Made;
+use super::known::{Made, Step};
 use super::shared::Keys;
 use super::{Job, Output, blocking};
 use crate::cache::{Imports, note};
@@ -43,8 +43,15 @@ impl Job {
             }
             let keys: Vec<&str> = all.iter().map(String::as_str).collect();
             let made = Made::Layer(layer);
-            let mut output =
-                solver.record_of(made, crate::ids::new(), &identity, &name, &below, &keys, known.created)?;
+            let step = Step {
+                id: crate::ids::new(),
+                identity: &identity,
+                name: &name,
+                below: &below,
+                keys: &keys,
+                created: known.created,
+            };
+            let mut output = solver.record(made, step)?;
             output.cached = true;
             Ok(Some(Arc::new(output)))
         })

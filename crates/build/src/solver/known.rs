@@ -85,47 +85,18 @@ impl Solver {
         Ok(hex::encode(hasher.finalize()))
     }
 
-    /// Makes a record of a fresh snapshot and the output on top of `below`.
-    pub(super) fn finish(
-        &self,
-        fresh: Fresh,
-        id: String,
-        identity: &str,
-        name: &str,
-        below: &[Layer],
-        keys: &[&str],
-    ) -> Result<Output> {
+    /// Makes a record of a fresh snapshot, and the output on top of what is below.
+    pub(super) fn finish(&self, fresh: Fresh, step: Step<'_>) -> Result<Output> {
         let diff = fresh.diff();
         let empty = std::fs::read_dir(&diff).doing(|| format!("read {}", diff.display()))?.next().is_none();
         let size = if empty { 0 } else { disk_usage(&diff) };
         let made = if empty { Made::Layer(None) } else { Made::Directory(fresh.keep(), size) };
-        self.record(made, id, identity, name, below, keys)
+        self.record(made, step)
     }
 
-    pub(super) fn record(
-        &self,
-        made: Made,
-        id: String,
-        identity: &str,
-        name: &str,
-        below: &[Layer],
-        keys: &[&str],
-    ) -> Result<Output> {
-        self.record_of(made, id, identity, name, below, keys, records::now())
-    }
-
-    /// The same of what was made at another time.
-    #[expect(clippy::too_many_arguments, reason = "what is known of a step's result")]
-    pub(super) fn record_of(
-        &self,
-        made: Made,
-        id: String,
-        identity: &str,
-        name: &str,
-        below: &[Layer],
-        keys: &[&str],
-        created: i64,
-    ) -> Result<Output> {
+    /// The same of what was made elsewhere, or at another time.
+    pub(super) fn record(&self, made: Made, step: Step<'_>) -> Result<Output> {
+        let Step { id, identity, name, below, keys, created } = step;
         let now = records::now();
         let (snap, size) = match made {
             Made::Layer(None) => (None, 0),
@@ -154,6 +125,21 @@ impl Solver {
         self.records.add(&record, keys)?;
         Ok(output)
     }
+}
+
+/// What is known of a step when it is done.
+pub(super) struct Step<'s> {
+    /// Of the snapshot.
+    pub id: String,
+    /// What stands for the result in the keys of others.
+    pub identity: &'s str,
+    /// What people see.
+    pub name: &'s str,
+    pub below: &'s [Layer],
+    /// What it is found by.
+    pub keys: &'s [&'s str],
+    /// Nanoseconds since the epoch.
+    pub created: i64,
 }
 
 /// What a step has made.

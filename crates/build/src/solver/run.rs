@@ -10,11 +10,13 @@ use brigantine_image::{Lower, Replica, Storage};
 use futures_util::FutureExt as _;
 use rustix::fs::FileType;
 
+use super::known::Step;
 use super::{Job, Keys, Listeners, Made, Output, blocking, definition, digest_of};
 use crate::dockerfile::MountKind;
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::{Run, RunMount, Vertex, VertexId};
 use crate::pattern::Ignore;
+use crate::records;
 use crate::run::{Ready, Task, resolve_source};
 use crate::snapshot::{Fresh, Layer, hold};
 use crate::tree::Tree;
@@ -255,8 +257,10 @@ impl Job {
             all.push(&family);
             all.extend(by_content.as_deref());
             let below = &inputs[0].layers;
+            let step =
+                Step { id, identity: &identity, name: &name, below, keys: &all, created: records::now() };
             let output = match &replica {
-                None => job.solver.finish(fresh, id, &identity, &name, below, &all)?,
+                None => job.solver.finish(fresh, step)?,
                 Some(replica) => {
                     let layer = job
                         .solver
@@ -265,7 +269,7 @@ impl Job {
                         .doing(|| "make a layer of a step's result".to_owned())?;
                     drop(fresh);
                     let layer = layer.map(|(descriptor, _)| (descriptor.digest, descriptor.size));
-                    job.solver.record(Made::Layer(layer), id, &identity, &name, below, &all)?
+                    job.solver.record(Made::Layer(layer), step)?
                 }
             };
             Ok(Arc::new(output))
