@@ -35,7 +35,7 @@ use crate::{
 struct Prepared {
     request: Request,
     lease: Lease,
-    scratch: Scratch,
+    scratch: Arc<Scratch>,
     main: Option<Tree>,
     /// The Dockerfile and its name.
     text: String,
@@ -48,7 +48,7 @@ struct Prepared {
     /// Where the context is to be asked for.
     sent_for: Option<Arc<Session>>,
     /// A kept context, which nobody else may change meanwhile.
-    context: Option<received::Taken>,
+    context: Option<Arc<received::Taken>>,
 }
 
 fn refused(warnings: &[Warning]) -> Error {
@@ -115,7 +115,7 @@ impl Builder {
         };
         let job = Job::new(
             solver,
-            scratch.id.clone(),
+            Files { scratch: Arc::clone(&scratch), _context: context },
             Arc::new(plan.graph.clone()),
             contexts,
             request.secrets,
@@ -183,7 +183,7 @@ impl Builder {
             }
         }
         drop(stop);
-        drop(context);
+        drop(job);
         drop(scratch);
         result
     }
@@ -273,6 +273,13 @@ pub(crate) async fn beside<T>(
     let result = work.await;
     tell(Side::Ended(result.as_ref().err().map(Error::report))).await;
     result
+}
+
+/// What a build has on disk. A step that others wait for may look at it after the build has ended.
+pub(crate) struct Files {
+    pub scratch: Arc<Scratch>,
+    /// Nobody else may change it meanwhile.
+    pub _context: Option<Arc<received::Taken>>,
 }
 
 /// A build's own files, gone when it ends.

@@ -9,6 +9,7 @@ use brigantine_image::Reference;
 use brigantine_session::Session;
 use tokio::sync::mpsc;
 
+use crate::access::Secrets;
 use crate::building::Scratch;
 use crate::convert::outline::{self, Outline, Targets};
 use crate::dockerfile::{self, Dockerfile};
@@ -22,7 +23,7 @@ pub(crate) struct Definition {
     pub source: Source,
     /// Where the context is to be asked for.
     pub sent_for: Option<Arc<Session>>,
-    pub scratch: Scratch,
+    pub scratch: Arc<Scratch>,
 }
 
 impl Builder {
@@ -35,6 +36,7 @@ impl Builder {
         let id = ids::new();
         let solver = &self.solver;
         let scratch = Scratch { dir: solver.tmp.join(&id), id: id.clone(), tmp: solver.tmp.clone() };
+        let scratch = Arc::new(scratch);
         let context = std::mem::replace(&mut request.context, ContextSource::Nothing);
         let dockerfile = std::mem::take(&mut request.dockerfile);
         let given = request.dockerfile_text.take();
@@ -45,13 +47,15 @@ impl Builder {
                     .mode(0o700)
                     .create(&scratch.dir)
                     .doing(|| format!("create {}", scratch.dir.display()))?;
-                let (dir, hashes) = (&scratch.dir, &solver.hashes);
-                let texts = received::texts(&session, dir, &dockerfile, hashes, events).await?;
+                let hashes = &solver.hashes;
+                let texts = received::texts(&session, &scratch, &dockerfile, hashes, events).await?;
                 sent_for = Some(session);
                 texts
             }
             context => {
-                let (dir, secrets) = (&scratch.dir, &request.secrets);
+                let dir = &scratch.dir;
+                let shown = Arc::new(request.secrets.clone());
+                let secrets = &Secrets::new(shown, request.session.clone());
                 let keep = request
                     .options
                     .build_args
@@ -64,7 +68,17 @@ impl Builder {
                     keep_git: matches!(keep, Some("1" | "true")),
                     key: &kept_as(&request.tags),
                 };
-                source::source(solver, context, wanted, given).await?
+                let side = match &context {
+                    ContextSource::Remote(url) => {
+                        Some(format!("[internal] load remote build context {}", crate::remote::shown(url)))
+                    }
+                    _ => None,
+                };
+                let loading = source::source(solver, context, wanted, given);
+                match side {
+                    Some(side) => crate::beside(events, &side, loading).await?,
+                    None => loading.await?,
+                }
             }
         };
         for (number, (name, archive)) in std::mem::take(&mut request.archives).into_iter().enumerate() {

@@ -99,6 +99,13 @@ pub struct Run {
     pub around: Around,
 }
 
+impl Run {
+    /// Whether the step asks for what the client may lend: secrets and agents.
+    pub fn borrows(&self) -> bool {
+        self.mounts.iter().any(|mount| matches!(mount.kind, MountKind::Secret | MountKind::Ssh))
+    }
+}
+
 /// What a program runs in that must not change its result.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Around {

@@ -30,6 +30,7 @@ use tokio::sync::{OnceCell, Semaphore, mpsc};
 use tokio::task::JoinHandle;
 
 use crate::Event;
+use crate::building::Files;
 use crate::cache::Imports;
 use crate::caches::Caches;
 use crate::error::{Error, Result, invalid};
@@ -112,6 +113,7 @@ pub(crate) struct Solver {
 pub(crate) struct Job {
     pub solver: Arc<Solver>,
     pub id: String,
+    _files: Files,
     pub graph: Arc<Graph>,
     pub contexts: HashMap<String, Arc<Tree>>,
     pub secrets: Arc<BTreeMap<String, Vec<u8>>>,
@@ -221,7 +223,7 @@ impl Job {
     #[expect(clippy::too_many_arguments, reason = "what a build has of its own")]
     pub fn new(
         solver: Arc<Solver>,
-        id: String,
+        files: Files,
         graph: Arc<Graph>,
         contexts: HashMap<String, Arc<Tree>>,
         secrets: BTreeMap<String, Vec<u8>>,
@@ -235,7 +237,8 @@ impl Job {
     ) -> Arc<Self> {
         Arc::new(Self {
             solver,
-            id,
+            id: files.scratch.id.clone(),
+            _files: files,
             graph,
             contexts,
             secrets: Arc::new(secrets),

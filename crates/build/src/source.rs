@@ -3,7 +3,7 @@
 //! Invariant: nothing of the client's is followed out of its folder; what is left out by the ignore file is seen by
 //! nobody but the frontend (the Dockerfile itself).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::ContextSource;
+use crate::access::Secrets;
 use crate::error::{Context as _, Result, invalid};
 use crate::graph::Op;
 use crate::hashes::Hashes;
@@ -33,7 +34,7 @@ pub(crate) struct Source {
     /// Its name, for faults.
     pub name: String,
     /// A kept context, which nobody else may change meanwhile.
-    pub taken: Option<Taken>,
+    pub taken: Option<Arc<Taken>>,
 }
 
 /// What is wanted of a context.
@@ -41,7 +42,7 @@ pub(crate) struct Wanted<'a> {
     /// Where it goes, if it is not kept.
     pub dir: &'a Path,
     pub dockerfile: &'a str,
-    pub secrets: &'a BTreeMap<String, Vec<u8>>,
+    pub secrets: &'a Secrets,
     /// A repository's own files stay in a checkout.
     pub keep_git: bool,
     /// What an archive's files are kept under.
@@ -68,7 +69,7 @@ struct Loaded {
     /// A remote Dockerfile rather than a context.
     text: Option<String>,
     ignored: bool,
-    taken: Option<Taken>,
+    taken: Option<Arc<Taken>>,
 }
 
 async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -> Result<Option<Loaded>> {
@@ -92,7 +93,7 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -
             })
             .await?;
             tracing::debug!(bytes = unpacked.bytes, "unpacked a build context");
-            let taken = Some(taken);
+            let taken = Some(Arc::new(taken));
             Ok(Some(Loaded { path, hashes: unpacked.hashes, text: None, ignored: true, taken }))
         }
         ContextSource::Upload(session, url) => {

@@ -3,6 +3,9 @@
 //! Invariant: no secret appears in `Debug` output or in an error.
 
 use std::fmt;
+use std::sync::Arc;
+
+use futures_util::future::BoxFuture;
 
 /// What a user gave to prove who they are.
 #[derive(Clone, PartialEq, Eq)]
@@ -20,6 +23,34 @@ pub enum Credentials {
     Registry {
         token: String,
     },
+    /// Somebody else's, who gets tokens for them.
+    Kept(Keeper),
+}
+
+/// Who has credentials and does not give them away.
+#[derive(Clone)]
+pub struct Keeper(pub Arc<dyn GetToken>);
+
+impl PartialEq for Keeper {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Keeper {}
+
+/// Gets tokens from token servers.
+pub trait GetToken: Send + Sync {
+    /// A token for these scopes; `None` when there is none, or why it cannot be had.
+    fn token<'t>(&'t self, wanted: &'t WantedToken) -> BoxFuture<'t, Result<Option<String>, String>>;
+}
+
+/// A token that a registry asks for (distribution's token authentication specification).
+#[derive(Debug, Clone)]
+pub struct WantedToken {
+    pub realm: String,
+    pub service: String,
+    pub scopes: Vec<String>,
 }
 
 impl fmt::Debug for Credentials {
@@ -28,6 +59,7 @@ impl fmt::Debug for Credentials {
             Self::Password { .. } => "Credentials::Password(…)",
             Self::Identity { .. } => "Credentials::Identity(…)",
             Self::Registry { .. } => "Credentials::Registry(…)",
+            Self::Kept(_) => "Credentials::Kept(…)",
         })
     }
 }

@@ -22,7 +22,7 @@ pub mod server;
 mod session;
 mod upload;
 
-pub use auth::Credentials;
+pub use auth::{Credentials, GetToken, Keeper, WantedToken};
 pub use client::{Client, Resolved};
 pub use config::Config;
 pub use download::Download;

@@ -16,7 +16,7 @@ use reqwest::Response;
 use serde::Deserialize;
 use url::Url;
 
-use crate::auth::Challenge;
+use crate::auth::{Challenge, Keeper, WantedToken};
 use crate::client::Transport;
 use crate::endpoint::Endpoint;
 use crate::error::shown;
@@ -362,6 +362,19 @@ impl Session {
         }));
         if self.repository.is_empty() && self.action != Action::Catalog {
             scopes.clear();
+        }
+        if let Some(Credentials::Kept(Keeper(keeper))) = &self.credentials {
+            let wanted = WantedToken {
+                realm: realm.to_owned(),
+                service: service.unwrap_or_default().to_owned(),
+                scopes: scopes.iter().map(|scope| (*scope).to_owned()).collect(),
+            };
+            let got = keeper.token(&wanted).await;
+            if let Some(token) =
+                got.map_err(|detail| Error::Unauthorized { registry: self.registry(), detail })?
+            {
+                return Ok(token);
+            }
         }
         let request = if let Some(Credentials::Identity { token, .. }) = &self.credentials {
             let form = {

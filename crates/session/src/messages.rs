@@ -80,6 +80,28 @@ pub(crate) struct CredentialsResponse {
     pub secret: String,
 }
 
+/// moby.filesync.v1.FetchTokenRequest.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct TokenRequest {
+    #[prost(string, tag = "1")]
+    pub client: String,
+    #[prost(string, tag = "2")]
+    pub host: String,
+    #[prost(string, tag = "3")]
+    pub realm: String,
+    #[prost(string, tag = "4")]
+    pub service: String,
+    #[prost(string, repeated, tag = "5")]
+    pub scopes: Vec<String>,
+}
+
+/// moby.filesync.v1.FetchTokenResponse.
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct TokenResponse {
+    #[prost(string, tag = "1")]
+    pub token: String,
+}
+
 /// moby.buildkit.secrets.v1.GetSecretRequest.
 #[derive(Clone, PartialEq, Message)]
 pub(crate) struct SecretRequest {

@@ -20,7 +20,11 @@ use tonic_prost::ProstCodec;
 use crate::error::{Error, Result};
 use crate::messages::{
     CheckAgentRequest, CredentialsRequest, CredentialsResponse, Empty, SecretRequest, SecretResponse,
+    TokenRequest, TokenResponse,
 };
+
+const CREDENTIALS: &str = "/moby.filesync.v1.Auth/Credentials";
+const TOKEN: &str = "/moby.filesync.v1.Auth/FetchToken";
 
 /// How long one answer may take: a client may ask a person, or a helper program.
 const ANSWER: Duration = Duration::from_mins(1);
@@ -109,16 +113,45 @@ impl Session {
 
     /// The user's credentials for a registry; `None` when it has none.
     pub async fn credentials(&self, host: &str) -> Result<Option<Credentials>> {
-        const METHOD: &str = "/moby.filesync.v1.Auth/Credentials";
-        if !self.offers(METHOD) {
+        if !self.offers(CREDENTIALS) {
             return Ok(None);
         }
         let what = || format!("ask for credentials for {host}");
         let asked: Result<CredentialsResponse> =
-            self.unary(&what, METHOD, CredentialsRequest { host: host.to_owned() }).await;
+            self.unary(&what, CREDENTIALS, CredentialsRequest { host: host.to_owned() }).await;
         match asked {
             Ok(found) if found.secret.is_empty() => Ok(None),
             Ok(found) => Ok(Some(Credentials { username: found.username, secret: found.secret })),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the client keeps its secrets to itself and gets tokens for the engine. One that tells its secrets as well
+    /// is asked for those: it may be where the token server cannot be reached from.
+    pub fn gives_tokens(&self) -> bool {
+        self.offers(TOKEN) && !self.offers(CREDENTIALS)
+    }
+
+    /// A token for a registry, which the client gets from the token server `realm`; `None` when it gets none.
+    pub async fn token(
+        &self,
+        host: &str,
+        realm: &str,
+        service: &str,
+        scopes: &[String],
+    ) -> Result<Option<String>> {
+        let what = || format!("ask for a token for {host}");
+        let message = TokenRequest {
+            client: "brigantine".to_owned(),
+            host: host.to_owned(),
+            realm: realm.to_owned(),
+            service: service.to_owned(),
+            scopes: scopes.to_vec(),
+        };
+        let asked: Result<TokenResponse> = self.unary(&what, TOKEN, message).await;
+        match asked {
+            Ok(found) => Ok(Some(found.token).filter(|token| !token.is_empty())),
             Err(Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(error),
         }

@@ -24,12 +24,28 @@ impl Registry {
     /// Starts an empty registry that the engine can reach as `127.0.0.1:PORT`.
     #[track_caller]
     pub fn start(engine: &Engine) -> Self {
+        Self::start_debians(engine, |_dir| String::new())
+    }
+
+    /// The same, asking `user` for the password `secret`.
+    #[track_caller]
+    pub fn start_with_password(engine: &Engine) -> Self {
+        Self::start_debians(engine, |dir| {
+            let file = dir.join("htpasswd");
+            fs::write(&file, HTPASSWD).expect("a file in the sandbox");
+            format!("auth:\n  htpasswd:\n    realm: test\n    path: {}\n", file.display())
+        })
+    }
+
+    #[track_caller]
+    fn start_debians(engine: &Engine, more: impl FnOnce(&Path) -> String) -> Self {
         let (dir, port) = Self::place(engine);
         let config = dir.join("config.yml");
         let text = format!(
             "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\n  delete:\n    \
-             enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n",
-            dir.join("store").display()
+             enabled: true\nhttp:\n  addr: 127.0.0.1:{port}\n{}",
+            dir.join("store").display(),
+            more(&dir)
         );
         fs::write(&config, text).expect("a file in the sandbox");
         let mut command = engine.sandbox().command("docker-registry");
@@ -60,8 +76,9 @@ impl Registry {
         Self::run(engine, Self::ours(engine, port, store), &dir, port)
     }
 
+    /// The same as [`Self::start_ours`] with these flags, made for the registry's own directory.
     #[track_caller]
-    fn start_ours_with(engine: &Engine, flags: impl FnOnce(&Path) -> Vec<String>) -> Self {
+    pub fn start_ours_with(engine: &Engine, flags: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let (dir, port) = Self::place(engine);
         let mut command = Self::ours(engine, port, &dir.join("store"));
         command.args(flags(&dir));

@@ -4,8 +4,7 @@
 //! Invariant: what is wrong with a request is a status as long as nothing was written; afterwards it is the stream's
 //! last message. A client that leaves ends its build.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::collections::BTreeMap;
 
 use brigantine_build::graph::{Limits, NamedContext};
 use brigantine_build::{
@@ -15,26 +14,23 @@ use brigantine_build::{
 use brigantine_image::{Digest, Platform, Reference, Storage};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::State;
 use super::build_pass::{Passing, send_archive};
 use super::build_text::Text;
 use super::build_trace::Trace;
 use super::images::{announce, reference};
-use super::{build_call, build_upload, credentials, session};
+use super::{build_call, build_cancel, build_upload, credentials, session};
 use crate::http::{Class, Error, Query, Reply, Request, Router, bridge, json as wire};
 
 /// Binds the area's routes.
 pub fn bind(router: &mut Router<State>) {
-    router.post("/build", build).post("/build/cancel", cancel);
+    router.post("/build", build);
 }
 
 /// Events that may wait for a slow client before the build does.
 const BACKLOG: usize = 256;
-
-/// Builds that can be cancelled by the id their client gave them.
-static CANCELLABLE: LazyLock<Mutex<HashMap<String, oneshot::Sender<()>>>> = LazyLock::new(Mutex::default);
 
 #[derive(Deserialize)]
 #[serde(default)]
@@ -378,6 +374,12 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         None if request.has_body() => ContextSource::Archive(Box::new(bridge::of_chunks(request.chunks()))),
         None => ContextSource::Nothing,
     };
+    let mut dockerfile = query.text("dockerfile").unwrap_or_default().to_owned();
+    let mut dockerfile_text = None;
+    if dockerfile == "-" && matches!(context, ContextSource::Remote(_)) {
+        dockerfile_text = Some(build_upload::dockerfile(&mut request).await?);
+        dockerfile.clear();
+    }
     let call = query.text("call").filter(|call| *call != "build");
     let tells = matches!(call, Some("outline" | "targets"));
     let (archives, layouts) = if tells {
@@ -393,8 +395,8 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         context,
         folders: BTreeMap::new(),
         archives,
-        dockerfile: query.text("dockerfile").unwrap_or_default().to_owned(),
-        dockerfile_text: None,
+        dockerfile,
+        dockerfile_text,
         options,
         pull: query.flag("pull"),
         tags: tags.clone(),
@@ -425,7 +427,7 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
     let id = query.text("buildid").map(str::to_owned);
     Reply::progress(move |sink| async move {
         let (sender, mut events) = mpsc::channel::<Event>(BACKLOG);
-        let (_registered, cancelled) = Registered::new(id);
+        let registered = build_cancel::Registered::new(id);
         let spool = state.engine.builder().spool();
         let mut text = if with_session {
             Told::Trace(Box::new(Trace::new(sink, quiet)))
@@ -443,7 +445,7 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
         let mut left = std::pin::pin!(left);
         let builder = state.engine.builder().clone();
         let mut building = std::pin::pin!(builder.build(build, sender));
-        let mut cancelled = std::pin::pin!(cancelled);
+        let mut cancelled = std::pin::pin!(registered.cancelled());
         let built = loop {
             tokio::select! {
                 biased;
@@ -535,51 +537,4 @@ impl Told {
 fn more(built: &Built) -> Value {
     let descriptor = built.image.as_ref().map(|image| image.index.as_ref().unwrap_or(&image.manifest));
     json!({ "Ref": built.id, "Provenance": built.provenance, "Descriptor": descriptor })
-}
-
-/// A build's entry among those that can be cancelled.
-struct Registered(Option<String>);
-
-impl Registered {
-    fn new(id: Option<String>) -> (Self, impl Future<Output = ()>) {
-        let (sender, receiver) = oneshot::channel();
-        let kept = match &id {
-            Some(id) => {
-                table().insert(id.clone(), sender);
-                None
-            }
-            None => Some(sender),
-        };
-        (Self(id), async move {
-            // The sender of a build without an id lives as long as this waits.
-            let _kept = kept;
-            if receiver.await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        })
-    }
-}
-
-impl Drop for Registered {
-    fn drop(&mut self) {
-        if let Some(id) = &self.0 {
-            table().remove(id);
-        }
-    }
-}
-
-fn table() -> std::sync::MutexGuard<'static, HashMap<String, oneshot::Sender<()>>> {
-    CANCELLABLE.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-async fn cancel(_state: State, request: Request) -> Result<Reply, Error> {
-    let Some(id) = request.query().text("id") else {
-        return Err(Error::invalid("build ID not provided"));
-    };
-    if let Some(sender) = table().remove(id)
-        && sender.send(()).is_err()
-    {
-        tracing::debug!(id, "the build has ended already");
-    }
-    Ok(Reply::no_content())
 }

@@ -1,5 +1,6 @@
 //! A build's context that comes with a request of its own: `buildid=upload-request:<id>` carries the archive for the
-//! build `<id>` with `remote=upload-request`.
+//! build `<id>` with `remote=upload-request`. And (ours) a Dockerfile that comes with the build's request while its
+//! context comes from elsewhere: `dockerfile=-` with `remote=<URL>`.
 //!
 //! Invariant: each waits for the other for a moment only, and an offer is taken once.
 
@@ -9,11 +10,12 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, ReadBuf};
+use brigantine_build::dockerfile::MOST;
+use tokio::io::{AsyncRead, AsyncReadExt as _, ReadBuf};
 use tokio::sync::{Notify, oneshot};
 
-use crate::http::Error;
 use crate::http::request::BodyReader;
+use crate::http::{Error, Request};
 
 /// How long one waits for the other.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -96,4 +98,20 @@ pub async fn take(build: &str) -> Result<Upload, Error> {
     tokio::time::timeout(PATIENCE, find)
         .await
         .map_err(|_elapsed| Error::invalid(format!("the context of the build {build:?} was not sent")))
+}
+
+/// The Dockerfile that is a request's body.
+pub async fn dockerfile(request: &mut Request) -> Result<String, Error> {
+    if !request.has_body() {
+        return Err(Error::invalid(
+            "the Dockerfile was to come from standard input, but the client sent none (docker's BuildKit client up to 20.10 \
+             sends none with a context by URL): name one in the context with -f, or use DOCKER_BUILDKIT=0",
+        ));
+    }
+    let mut raw = Vec::new();
+    let mut body = request.reader().take(MOST as u64 + 1);
+    body.read_to_end(&mut raw)
+        .await
+        .map_err(|error| Error::invalid(format!("read the Dockerfile: {error}")))?;
+    String::from_utf8(raw).map_err(|_bad| Error::invalid("the Dockerfile is not valid UTF-8"))
 }

@@ -41,6 +41,7 @@ mod build;
 mod build_backlog;
 mod build_cache;
 mod build_call;
+mod build_cancel;
 mod build_mounts;
 mod build_pass;
 mod build_text;
@@ -141,6 +142,7 @@ pub fn bind() -> Router<State> {
     build::bind(&mut router);
     session::bind(&mut router);
     build_cache::bind(&mut router);
+    build_cancel::bind(&mut router);
     build_mounts::bind(&mut router);
     websocket::bind(&mut router);
     sockets::bind(&mut router);

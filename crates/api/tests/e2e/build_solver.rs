@@ -154,6 +154,83 @@ fn what_nobody_waits_for_any_more_is_ended_and_leaves_nothing() {
     assert!(says(&again, "begun") && again.contains("Using cache"), "{again}");
 }
 
+/// Builds whose last step waits for its turn at a cache mount, which another build has; the first of them goes away,
+/// then the turn comes. What the other one says.
+#[track_caller]
+fn outlived(host: &Host, first: Watched, start_second: impl FnOnce() -> Watched) -> String {
+    let at_the_step = |build: &Watched| {
+        eventually("the step", || build.said().contains("RUN --mount=type=cache,target=/turn").then_some(()));
+    };
+    at_the_step(&first);
+    let second = start_second();
+    at_the_step(&second);
+    // It takes longer than the little that is done between showing a step and waiting for it.
+    let between = folder(host, "between", "FROM busybox\nRUN echo between\n");
+    Watched::start(host, &between, &["--no-cache"]).done();
+    let builds = || host.get("/build/history").as_array().unwrap().len();
+    let before = builds();
+    first.vanish();
+    eventually("the first one is over", || (builds() > before).then_some(()));
+    fs::write(cache_mount(host).join("go"), "").unwrap();
+    second.done()
+}
+
+/// A build that has the cache mount `turn` until the test lets it go on.
+fn holds_the_turn(host: &Host) -> Watched {
+    let script = "echo begun; until test -e /turn/go; do sleep 0.05; done";
+    let mount = "--mount=type=cache,target=/turn,sharing=locked";
+    let dir = folder(host, "holder", &format!("FROM busybox\nRUN {mount} {script}\n"));
+    let holder = Watched::start(host, &dir, &[]);
+    holder.until("begun");
+    holder
+}
+
+const TURN: &str = "RUN --mount=type=cache,target=/turn,sharing=locked";
+
+#[test]
+fn a_shared_step_has_the_files_of_whoever_began_it_to_its_end() {
+    let host = Host::new(Client::Brig);
+    let holder = holds_the_turn(&host);
+    let dockerfile = format!("FROM busybox\n{TURN} --mount=type=bind,target=/m cat /m/f && echo seen\n");
+    let start = |name: &str| {
+        let dir = folder(&host, name, &dockerfile);
+        fs::write(dir.join("f"), "the same").unwrap();
+        // Without a name the context goes with its build.
+        Watched::start(&host, &dir, &[])
+    };
+    let first = start("first");
+    let output = outlived(&host, first, || start("second"));
+    assert!(output.contains("the same") && says(&output, "seen"), "{output}");
+    holder.done();
+    nothing_under_way(&host, "afterwards");
+    assert_eq!(fs::read_dir(host.data_root().join("build/contexts")).unwrap().count(), 0);
+}
+
+#[test]
+fn what_a_step_borrows_comes_from_a_client_that_is_there() {
+    let host = Host::new(Client::Brig);
+    let holder = holds_the_turn(&host);
+    let secret = host.dir().join("secret");
+    fs::write(&secret, "whispered").unwrap();
+    let flag = format!("id=s,src={}", secret.display());
+    let dockerfile = format!(
+        "FROM busybox\n{TURN} --mount=type=secret,id=s,required wc -c < /run/secrets/s && echo seen\n"
+    );
+    let start = |name: &str| {
+        let dir = folder(&host, name, &dockerfile);
+        let output = dir.with_extension("output");
+        let file = fs::File::create(&output).unwrap();
+        let args = ["build", "--progress", "plain", "--secret", &flag, dir.to_str().unwrap()];
+        let mut command = host.buildkit(args).into_command();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        Watched { child: command.spawn().unwrap(), output }
+    };
+    let first = start("first");
+    let output = outlived(&host, first, || start("second"));
+    assert!(output.contains("seen"), "{output}");
+    holder.done();
+}
+
 #[test]
 fn a_result_that_came_out_the_same_ends_the_rebuilding() {
     let host = Host::new(Client::Brig);

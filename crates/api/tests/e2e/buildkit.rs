@@ -1,8 +1,10 @@
 //! Building with docker's own BuildKit client (docker 20.10, `DOCKER_BUILDKIT=1`): a session lends files, secrets,
 //! agents and a place for results. And clients that do not keep to the rules.
 
+mod cancel;
 mod hostile;
 mod peer;
+mod remote;
 
 use std::fs;
 use std::io::{BufReader, Read as _, Write as _};

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 pub(crate) use archive::{Former, receive_archive};
 pub(crate) use write::{Received, receive};
 
+use crate::building::Scratch;
 use crate::convert::Plan;
 use crate::error::{Context as _, Result, invalid};
 use crate::graph::{Action, Op};
@@ -166,11 +167,12 @@ impl Drop for Taken {
     }
 }
 
-/// Receives a folder, telling how far it is.
+/// Receives a folder into `dir`, telling how far it is. What `dir` belongs to is kept for as long as it is written to,
+/// which may be longer than anybody waits.
 async fn receive_telling(
     session: &Arc<Session>,
     wanted: &Wanted<'_>,
-    dir: PathBuf,
+    (dir, kept): (PathBuf, impl Send + 'static),
     most: u64,
     name: &str,
     events: &mpsc::Sender<Event>,
@@ -181,7 +183,7 @@ async fn receive_telling(
     let what = part.clone();
     let received = blocking(move || {
         let mut last = Instant::now();
-        receive(&dir, receiver, most, |bytes| {
+        let received = receive(&dir, receiver, most, |bytes| {
             if last.elapsed() >= PACE {
                 last = Instant::now();
                 let news = count(&what, bytes, false);
@@ -190,7 +192,9 @@ async fn receive_telling(
                     tracing::trace!("a transfer's progress was skipped");
                 }
             }
-        })
+        });
+        drop(kept);
+        received
     })
     .await?;
     send(events, Event::Side { name: name.to_owned(), news: count(&part, received.bytes, true) }).await;
@@ -204,7 +208,7 @@ fn count(what: &str, current: u64, done: bool) -> Side {
 /// The Dockerfile and what the context shall not show, from the client's folders.
 pub(crate) async fn texts(
     session: &Arc<Session>,
-    scratch: &Path,
+    scratch: &Arc<Scratch>,
     dockerfile: &str,
     hashes: &Arc<Hashes>,
     events: &mpsc::Sender<Event>,
@@ -213,10 +217,11 @@ pub(crate) async fn texts(
     let side = format!("[internal] load build definition from {name}");
     let plain = clean(name);
     let follow = vec![plain.clone(), format!("{plain}.dockerignore"), "dockerfile".to_owned()];
-    let dir = scratch.join("definition");
+    let dir = scratch.dir.join("definition");
     let loaded = crate::beside(events, &side, async {
         let wanted = Wanted { folder: "dockerfile", follow, exclude: Vec::new() };
-        receive_telling(session, &wanted, dir.clone(), MOST_TEXT, &side, events).await?;
+        receive_telling(session, &wanted, (dir.clone(), Arc::clone(scratch)), MOST_TEXT, &side, events)
+            .await?;
         let (hashes, name) = (Arc::clone(hashes), name.to_owned());
         blocking(move || {
             let tree = folder(&dir, hashes)?;
@@ -228,14 +233,15 @@ pub(crate) async fn texts(
     });
     let (text, name, own) = loaded.await?;
     let side = "[internal] load .dockerignore".to_owned();
-    let dir = scratch.join("ignore");
+    let dir = scratch.dir.join("ignore");
     let rules = crate::beside(events, &side, async {
         if let Some(own) = own {
             return Ok(Some((own, format!("{name}.dockerignore"))));
         }
         let wanted =
             Wanted { folder: "context", follow: vec![".dockerignore".to_owned()], exclude: Vec::new() };
-        receive_telling(session, &wanted, dir.clone(), MOST_TEXT, &side, events).await?;
+        receive_telling(session, &wanted, (dir.clone(), Arc::clone(scratch)), MOST_TEXT, &side, events)
+            .await?;
         let hashes = Arc::clone(hashes);
         blocking(move || {
             Ok(folder(&dir, hashes)?.read(".dockerignore")?.map(|it| (it, ".dockerignore".to_owned())))
@@ -258,7 +264,7 @@ pub(crate) async fn context(
     ignore: &Ignore,
     hashes: &Arc<Hashes>,
     events: &mpsc::Sender<Event>,
-) -> Result<Option<(Tree, Taken)>> {
+) -> Result<Option<(Tree, Arc<Taken>)>> {
     let Some(follow) = used(plan) else { return Ok(None) };
     let side = "[internal] load build context";
     let received = crate::beside(events, side, async {
@@ -269,11 +275,13 @@ pub(crate) async fn context(
         let all = Arc::clone(contexts);
         let taken = blocking(move || {
             all.sweep();
-            all.take(&key)
+            all.take(&key).map(Arc::new)
         })
         .await?;
         let wanted = Wanted { folder: "context", follow, exclude: ignore.patterns() };
-        let received = receive_telling(session, &wanted, taken.dir(), u64::MAX, side, events).await?;
+        let received =
+            receive_telling(session, &wanted, (taken.dir(), Arc::clone(&taken)), u64::MAX, side, events)
+                .await?;
         Ok((taken, received))
     });
     let (taken, Received { hashes: known, bytes }) = received.await?;

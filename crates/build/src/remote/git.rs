@@ -3,7 +3,6 @@
 //! Invariants: a repository's hooks, filters and helpers never run; neither it nor its submodules can name a path of
 //! this machine; credentials are in no argument and no file.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
@@ -11,6 +10,7 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use crate::access::Secrets;
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::Op;
 
@@ -25,7 +25,7 @@ struct Git<'g> {
 }
 
 /// Checks a repository out, with its submodules; the result is the commit.
-pub(crate) async fn checkout(op: &Op, secrets: &BTreeMap<String, Vec<u8>>, target: &Path) -> Result<String> {
+pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Result<String> {
     let Op::Git { url, reference, keep_git_dir, checksum, submodules, .. } = op else {
         return Err(invalid("not a git source"));
     };
@@ -33,7 +33,7 @@ pub(crate) async fn checkout(op: &Op, secrets: &BTreeMap<String, Vec<u8>>, targe
         return Err(invalid(format!("git source {url}#{reference}: neither may begin with a dash")));
     }
     tokio::fs::create_dir_all(target).await.doing(|| format!("create {}", target.display()))?;
-    let git = Git { dir: target, header: authorization(url, secrets)? };
+    let git = Git { dir: target, header: authorization(url, secrets).await? };
     git.run(&["init", "-q", "."]).await?;
     let wanted = match (checksum.as_deref(), reference.as_str()) {
         (Some(commit), _) if commit.len() >= 40 => commit.to_owned(),
@@ -119,13 +119,13 @@ impl Git<'_> {
 
 /// The secrets `GIT_AUTH_HEADER[.host]` and `GIT_AUTH_TOKEN[.host]`, as BuildKit's frontend names them, with the origin they
 /// are for.
-fn authorization(url: &str, secrets: &BTreeMap<String, Vec<u8>>) -> Result<Option<(String, String)>> {
+async fn authorization(url: &str, secrets: &Secrets) -> Result<Option<(String, String)>> {
     let Ok(parsed) = url::Url::parse(url) else { return Ok(None) };
     let (Some(host), "http" | "https") = (parsed.host_str(), parsed.scheme()) else { return Ok(None) };
     let origin = parsed.origin().ascii_serialization() + "/";
     for (name, token) in [("GIT_AUTH_HEADER", false), ("GIT_AUTH_TOKEN", true)] {
-        let secret = secrets.get(&format!("{name}.{host}")).or_else(|| secrets.get(name));
-        let Some(secret) = secret else { continue };
+        let names = [format!("{name}.{host}"), name.to_owned()];
+        let Some((name, secret)) = secrets.first(&names).await? else { continue };
         let text = std::str::from_utf8(secret.trim_ascii())
             .ok()
             .filter(|text| !text.chars().any(char::is_control))
@@ -144,26 +144,28 @@ fn authorization(url: &str, secrets: &BTreeMap<String, Vec<u8>>) -> Result<Optio
 mod tests {
     use super::*;
 
-    #[test]
-    fn credentials_are_for_the_repositorys_host() {
-        let secrets = BTreeMap::from([
-            ("GIT_AUTH_TOKEN.one.example".to_owned(), b"t0k\n".to_vec()),
-            ("GIT_AUTH_HEADER".to_owned(), b"Bearer any".to_vec()),
-        ]);
-        let of = |url: &str| authorization(url, &secrets).unwrap();
-        assert_eq!(of("ssh://one.example/x.git"), None);
+    fn secrets(all: &[(&str, &str)]) -> Secrets {
+        let all = all.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()));
+        Secrets::new(Arc::new(all.collect()), None)
+    }
+
+    #[tokio::test]
+    async fn credentials_are_for_the_repositorys_host() {
+        let both = secrets(&[("GIT_AUTH_TOKEN.one.example", "t0k\n"), ("GIT_AUTH_HEADER", "Bearer any")]);
+        let of = async |url: &str| authorization(url, &both).await.unwrap();
+        assert_eq!(of("ssh://one.example/x.git").await, None);
         assert_eq!(
-            of("https://two.example:8443/x.git"),
+            of("https://two.example:8443/x.git").await,
             Some(("https://two.example:8443/".to_owned(), "Bearer any".to_owned()))
         );
-        let only = BTreeMap::from([("GIT_AUTH_TOKEN.one.example".to_owned(), b"t0k\n".to_vec())]);
-        let (origin, value) = authorization("https://one.example/x.git", &only).unwrap().unwrap();
+        let only = secrets(&[("GIT_AUTH_TOKEN.one.example", "t0k\n")]);
+        let (origin, value) = authorization("https://one.example/x.git", &only).await.unwrap().unwrap();
         assert_eq!(
             (origin.as_str(), value.as_str()),
             ("https://one.example/", "basic eC1hY2Nlc3MtdG9rZW46dDBr")
         );
-        assert_eq!(authorization("https://other.example/x.git", &only).unwrap(), None);
-        let bad = BTreeMap::from([("GIT_AUTH_TOKEN".to_owned(), b"a\nHost: x".to_vec())]);
-        assert!(authorization("https://one.example/x.git", &bad).is_err());
+        assert_eq!(authorization("https://other.example/x.git", &only).await.unwrap(), None);
+        let bad = secrets(&[("GIT_AUTH_TOKEN", "a\nHost: x")]);
+        assert!(authorization("https://one.example/x.git", &bad).await.is_err());
     }
 }

@@ -3,7 +3,6 @@
 //! Invariants: a kept file is named by its digest, complete, and never changes; what a URL gave last is noted beside it
 //! in one step. What took credentials is used again only when the server agrees.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -17,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 
+use crate::access::Secrets;
 use crate::error::{Context as _, Error, Result, chain, invalid};
 
 /// How long a server may be silent.
@@ -71,7 +71,7 @@ impl Downloads {
         &self,
         url: &str,
         checksum: Option<&str>,
-        secrets: &BTreeMap<String, Vec<u8>>,
+        secrets: &Secrets,
         target: &Path,
     ) -> Result<Downloaded> {
         let what = || format!("keep what {url} gives");
@@ -84,7 +84,7 @@ impl Downloads {
             self.hand_out(note, target)?;
             return Ok(note.downloaded());
         }
-        let mut headers = authorization(url, secrets)?;
+        let mut headers = authorization(url, secrets).await?;
         let private = !headers.is_empty();
         if let Some(note) = &known {
             let ask =
@@ -256,16 +256,17 @@ fn is(checksum: &str, sha256: &str) -> bool {
 
 /// The secrets `HTTP_AUTH_HEADER_<host>` and `HTTP_AUTH_TOKEN_<host>`, as BuildKit's frontend names them. They go to that
 /// host alone, not where it redirects to.
-fn authorization(url: &str, secrets: &BTreeMap<String, Vec<u8>>) -> Result<HeaderMap> {
+async fn authorization(url: &str, secrets: &Secrets) -> Result<HeaderMap> {
     let mut headers = HeaderMap::new();
     let Some(host) = url::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned)) else {
         return Ok(headers);
     };
     for (name, before) in [("HTTP_AUTH_HEADER_", ""), ("HTTP_AUTH_TOKEN_", "Bearer ")] {
-        let Some(secret) = secrets.get(&format!("{name}{host}")) else { continue };
+        let names = [format!("{name}{host}")];
+        let Some((name, secret)) = secrets.first(&names).await? else { continue };
         let text = [before.as_bytes(), secret.trim_ascii()].concat();
         let mut value = HeaderValue::from_bytes(&text)
-            .map_err(|_bad| invalid(format!("the secret {name}{host} cannot stand in a header")))?;
+            .map_err(|_bad| invalid(format!("the secret {name} cannot stand in a header")))?;
         value.set_sensitive(true);
         headers.insert(AUTHORIZATION, value);
         break;
@@ -304,18 +305,19 @@ mod tests {
         assert_eq!(downloads.list(), []);
     }
 
-    #[test]
-    fn credentials_are_the_hosts_own() {
-        let secrets = BTreeMap::from([
+    #[tokio::test]
+    async fn credentials_are_the_hosts_own() {
+        let secrets = std::collections::BTreeMap::from([
             ("HTTP_AUTH_TOKEN_one.example".to_owned(), b"t0k\n".to_vec()),
             ("HTTP_AUTH_HEADER_two.example".to_owned(), b"Basic eDp5".to_vec()),
         ]);
-        let of = |url: &str| {
-            let headers = authorization(url, &secrets).unwrap();
+        let secrets = Secrets::new(std::sync::Arc::new(secrets), None);
+        let of = async |url: &str| {
+            let headers = authorization(url, &secrets).await.unwrap();
             headers.get(AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned())
         };
-        assert_eq!(of("https://one.example/x").as_deref(), Some("Bearer t0k"));
-        assert_eq!(of("https://two.example:8443/x").as_deref(), Some("Basic eDp5"));
-        assert_eq!(of("https://three.example/x"), None);
+        assert_eq!(of("https://one.example/x").await.as_deref(), Some("Bearer t0k"));
+        assert_eq!(of("https://two.example:8443/x").await.as_deref(), Some("Basic eDp5"));
+        assert_eq!(of("https://three.example/x").await, None);
     }
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::{Job, Output, Work, blocking};
 use crate::Event;
 use crate::error::Result;
-use crate::graph::{Vertex, VertexId};
+use crate::graph::{Op, Vertex, VertexId};
 
 type Flying = WeakShared<Work>;
 
@@ -89,8 +89,14 @@ impl Job {
         .await?;
         self.send(Event::Missed { vertex: id, why }).await;
         let last = keys.all.last().cloned().unwrap_or_default();
-        // A build that wants everything made anew shares with nobody.
-        let flight = if vertex.no_cache { format!("{last}/{}/{}", self.id, id.0) } else { last };
+        let borrows = matches!(&vertex.op, Op::Run(run) if run.borrows());
+        let flight = match &self.session {
+            // A build that wants everything made anew shares with nobody.
+            _ if vertex.no_cache => format!("{last}/{}/{}", self.id, id.0),
+            // What the client lends goes with the client.
+            Some(session) if borrows => format!("{last}/{}", session.id()),
+            _ => last,
+        };
         let (work, listeners) = {
             let mut flying = self.solver.flying.lock().unwrap_or_else(PoisonError::into_inner);
             flying.retain(|_, flight| flight.work.upgrade().is_some());

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::{Download, Job, Output, blocking, definition, digest_of};
+use crate::access::Secrets;
 use crate::attest::Material;
 use crate::error::{Context as _, Result, invalid};
 use crate::graph::{Op, VertexId};
@@ -31,6 +32,11 @@ impl Job {
         Ok(all)
     }
 
+    /// What servers may be shown.
+    fn servers_secrets(&self) -> Secrets {
+        Secrets::new(Arc::clone(&self.secrets), self.session.clone())
+    }
+
     pub(super) async fn download(
         &self,
         url: &str,
@@ -38,7 +44,7 @@ impl Job {
         name: &str,
     ) -> Result<Arc<Output>> {
         let path = self.solver.tmp.join(format!("{}-{}", self.id, digest_of(&[url])));
-        let found = self.solver.downloads.fetch(url, checksum, &self.secrets, &path).await?;
+        let found = self.solver.downloads.fetch(url, checksum, &self.servers_secrets(), &path).await?;
         let mut output =
             Output::layers(Vec::new(), format!("http:{}:{}:{:?}", found.sha256, name, found.modified), 0);
         output.file = Some(Arc::new(Download { path, name: name.to_owned(), found }));
@@ -47,7 +53,7 @@ impl Job {
 
     pub(super) async fn checkout(&self, op: &Op) -> Result<Arc<Output>> {
         let dir = self.solver.tmp.join(format!("{}-git-{}", self.id, digest_of(&[&definition(op)?])));
-        let commit = crate::remote::checkout(op, &self.secrets, &dir).await?;
+        let commit = crate::remote::checkout(op, &self.servers_secrets(), &dir).await?;
         let Op::Git { subdir, .. } = op else { return Err(invalid("not a git source")) };
         let (hashes, subdir) = (Arc::clone(&self.solver.hashes), subdir.clone());
         let tree = blocking(move || {

@@ -333,6 +333,11 @@ async fn sent<'c>(
     let uploads = try_join_all(contexts.into_iter().map(|one| one.send(context)));
     let request = async {
         match main {
+            Main::Remote(url) if file == "-" => {
+                let body = upload::body_of(upload::open("-")?);
+                let ask = ask.query("remote", &url).query("dockerfile", "-");
+                ask.stream(body, "text/plain").send().await
+            }
             Main::Remote(url) => ask.query("remote", &url).query("dockerfile", file).send().await,
             Main::Stdin => {
                 let body = upload::body_of(upload::open("-")?);
