@@ -38,7 +38,7 @@ pub fn dist(profile: Profile) -> PathBuf {
 }
 
 /// What makes an executable static, and as small and quick to start as it can be.
-pub const STATIC_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
+const STATIC_FLAGS: &str = "-C target-feature=+crt-static -C relocation-model=static";
 
 /// Builds both and returns their directory.
 pub fn build(profile: Profile) -> Result<PathBuf> {
@@ -59,21 +59,59 @@ pub fn build(profile: Profile) -> Result<PathBuf> {
 
 /// Builds `brig-runtime` alone and returns its place.
 pub fn runtime(profile: Profile) -> Result<PathBuf> {
-    // With an explicit target the flags do not apply to build scripts and macros, which cannot be static.
-    let triple = host_triple()?;
-    say::run(
-        cargo(profile)
-            .args(["--package", "brigantine-shim", "--bin", "brig-runtime", "--target", &triple])
-            .env("RUSTFLAGS", STATIC_FLAGS),
-    )?;
+    let built = statically(profile, &["--package", "brigantine-shim", "--bin", "brig-runtime"])?;
     let dist = dist(profile);
     fs::create_dir_all(&dist)?;
-    let target = brigantine_testkit::fixtures::target_dir();
-    let runtime = place(&target.join(triple).join(profile.dir()).join("brig-runtime"), &dist)?;
+    let runtime = place(&built.join("brig-runtime"), &dist)?;
     if let Some(interpreter) = interpreter(&runtime)? {
         bail!("{} is not static: it asks for {interpreter}", runtime.display());
     }
     Ok(runtime)
+}
+
+/// Builds something static and returns the directory that it is in.
+pub fn statically(profile: Profile, what: &[&str]) -> Result<PathBuf> {
+    // With an explicit target the flags do not apply to build scripts and macros, which cannot be static.
+    let triple = static_triple()?;
+    let mut command = cargo(profile);
+    command.args(["--target", &triple]).args(what).env("RUSTFLAGS", STATIC_FLAGS);
+    if triple.ends_with("-musl") {
+        // Bundled C code needs nothing of a C library but the names in standard headers, which any has; checks that call
+        // into glibc are left out.
+        let variable = |name: &str| format!("{name}_{}", triple.replace('-', "_"));
+        for (name, value) in [("CC", "cc"), ("CFLAGS", "-U_FORTIFY_SOURCE")] {
+            if std::env::var_os(variable(name)).is_none() {
+                command.env(variable(name), value);
+            }
+        }
+    }
+    say::run(&mut command)?;
+    Ok(brigantine_testkit::fixtures::target_dir().join(triple).join(profile.dir()))
+}
+
+/// What static executables are built for: musl, whose start takes a third of a millisecond less than glibc's, if Rust's
+/// library for it is there or can be had.
+fn static_triple() -> Result<String> {
+    let host = host_triple()?;
+    let musl = host.replace("-linux-gnu", "-linux-musl");
+    let there = || -> Result<bool> {
+        let directory = say::read(rustc().args(["--print", "target-libdir", "--target", &musl]))?;
+        Ok(Path::new(directory.trim()).is_dir())
+    };
+    if there()? {
+        return Ok(musl);
+    }
+    say::note(&format!("rustup target add {musl}"));
+    let added = Command::new("rustup").args(["target", "add", &musl]).output();
+    if added.is_ok_and(|done| done.status.success()) && there()? {
+        return Ok(musl);
+    }
+    say::note(&format!("Rust's library for {musl} is not to be had: brig-runtime is linked with glibc"));
+    Ok(host)
+}
+
+fn rustc() -> Command {
+    Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
 }
 
 fn cargo(profile: Profile) -> Command {
@@ -94,8 +132,7 @@ fn place(from: &Path, dir: &Path) -> Result<PathBuf> {
 }
 
 pub fn host_triple() -> Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let text = say::read(Command::new(rustc).arg("-vV"))?;
+    let text = say::read(rustc().arg("-vV"))?;
     let host = text.lines().find_map(|l| l.strip_prefix("host: "));
     host.map(str::to_owned).context("rustc -vV names no host")
 }

@@ -4,6 +4,7 @@
 //! owned and borrowed descriptors instead of numbers. What is documented as usable after a clone
 //! neither allocates nor locks.
 
+pub mod arena;
 pub mod bpf;
 pub mod daemonize;
 pub mod entry;

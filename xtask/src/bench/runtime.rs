@@ -1,7 +1,8 @@
 //! `cargo xtask bench runtime`: the OCI command line, side by side with the runtimes that are installed and with the least
 //! that makes a container at all (`crates/runtime/examples/floor.rs`).
 //!
-//! Invariant: everybody does the same in turns within one run, on the same bundles, in a mount namespace that shows
+//! Invariant: everybody does the same in turns within one run, each turn in another order, for what one leaves the kernel
+//! to clear away is paid by who comes next; on the same bundles, in a mount namespace that shows
 //! version 1 cgroups alone where the machine has both (crun before 1.9 refuses a hybrid) and keeps the records of
 //! containers in memory, where `/run` is on every distribution. The mount namespace is made by
 //! running this program again.
@@ -20,6 +21,10 @@ use crate::{build, packages, root, say};
 
 /// Set in the second run.
 const INSIDE: &str = "BRIG_BENCH_RUNTIME_INSIDE";
+
+/// Milliseconds in which the kernel has cleared away what the container before has left, and has sent the processors to
+/// sleep, as for who starts a container now and then.
+const REST: u64 = 3;
 
 /// One runtime.
 struct Contender {
@@ -56,10 +61,11 @@ pub fn run(rounds: usize) -> Result<()> {
     }
     let mut results = serde_json::Map::new();
     for bundle in ["bare", "docker"] {
-        for task in ["run", "create+start+delete"] {
-            say::step(&format!("{task} of /bin/true, {bundle} spec, {rounds} rounds in turns"));
-            let rows = measure(&work, &contenders, bundle, task, rounds)?;
-            results.insert(format!("{task}, {bundle}"), rows);
+        for (task, rest) in [("run", 0), ("run", REST), ("create+start+delete", 0)] {
+            let after = if rest == 0 { String::new() } else { format!(", {rest} ms of rest before each") };
+            say::step(&format!("{task} of /bin/true, {bundle} spec, {rounds} rounds in turns{after}"));
+            let rows = measure(&work, &contenders, bundle, task, rounds, Duration::from_millis(rest))?;
+            results.insert(format!("{task}, {bundle}{after}"), rows);
         }
     }
     say::step("Most memory held by a command (ru_maxrss of run), and the start under a limit of 1 MiB");
@@ -88,24 +94,20 @@ pub fn run(rounds: usize) -> Result<()> {
 fn outside(rounds: usize) -> Result<()> {
     packages::install(&[packages::BUILD, &[("busybox-static", &["busybox"])], RUNTIMES])?;
     say::step("Building brig-runtime and the floor");
-    let triple = build::host_triple()?;
     let work = tempfile::Builder::new().prefix("brig-bench-").tempdir()?;
-    let target = brigantine_testkit::fixtures::target_dir().join(&triple).join("release");
-    for what in [
-        ["--package", "brigantine-shim", "--bin", "brig-runtime"],
-        ["--package", "brigantine-runtime", "--example", "floor"],
-    ] {
-        say::run(
-            Command::new(env!("CARGO"))
-                .current_dir(root())
-                .args(["build", "--release", "--locked", "--quiet", "--target", &triple])
-                .args(what)
-                .env("RUSTFLAGS", build::STATIC_FLAGS),
-        )?;
+    for (package, kind, name) in
+        [("brigantine-shim", "--bin", "brig-runtime"), ("brigantine-runtime", "--example", "floor")]
+    {
+        let built = build::statically(build::Profile::Release, &["--package", package, kind, name])?;
+        let built = if kind == "--example" { built.join("examples") } else { built };
+        fs::copy(built.join(name), work.path().join(name))?;
     }
-    fs::copy(target.join("examples/floor"), work.path().join("floor"))?;
-    fs::copy(target.join("brig-runtime"), work.path().join("brig-runtime"))?;
     bundles(work.path())?;
+    say::run(
+        Command::new(work.path().join("floor"))
+            .arg("filter")
+            .args([work.path().join("docker/config.json"), work.path().join("filter")]),
+    )?;
     fs::create_dir(work.path().join("state"))?;
     let script = "umount -l /sys/fs/cgroup/unified 2>/dev/null; mount -t tmpfs tmpfs \"$BRIG_BENCH_RUNTIME_INSIDE/state\"; exec \"$0\" bench runtime --rounds \"$1\"";
     say::run(
@@ -238,24 +240,30 @@ fn timed(command: &mut Command) -> Result<Duration> {
     Ok(took)
 }
 
-fn measure(work: &Path, contenders: &[Contender], bundle: &str, task: &str, rounds: usize) -> Result<Value> {
-    let mut names: Vec<String> = contenders.iter().map(|c| c.name.clone()).collect();
-    let mut times = vec![Vec::new(); names.len()];
-    let floors = [("floor", None), ("floor, cgroups", Some("brig-bench-floor"))];
+fn measure(
+    work: &Path,
+    contenders: &[Contender],
+    bundle: &str,
+    task: &str,
+    rounds: usize,
+    rest: Duration,
+) -> Result<Value> {
+    let mut names: Vec<&str> = contenders.iter().map(|c| c.name.as_str()).collect();
+    let floors = floors(work, bundle);
     if task == "run" {
-        names.extend(floors.iter().map(|(name, _)| (*name).to_owned()));
-        times.resize(names.len(), Vec::new());
+        names.extend(floors.iter().map(|(name, _)| *name));
     }
+    let mut times = vec![Vec::new(); names.len()];
+    let mut order: Vec<usize> = (0..names.len()).collect();
+    let mut random = 1;
     for round in 0..=rounds {
-        for (n, name) in names.iter().enumerate() {
+        shuffle(&mut order, &mut random);
+        for &n in &order {
+            std::thread::sleep(rest);
             let took = match contenders.get(n) {
                 Some(contender) if task == "run" => timed(&mut run_command(work, contender, bundle, "one"))?,
                 Some(contender) => in_steps(work, contender, bundle)?,
-                None => {
-                    let group = floors.iter().find(|(floor, _)| floor == name).and_then(|(_, group)| *group);
-                    let mut command = Command::new(work.join("floor"));
-                    timed(command.arg(work.join("rootfs")).arg("/bin/true").args(group))?
-                }
+                None => timed(Command::new(work.join("floor")).args(&floors[n - contenders.len()].1))?,
             };
             // The first one fills caches.
             if round > 0 {
@@ -280,6 +288,25 @@ fn measure(work: &Path, contenders: &[Contender], bundle: &str, task: &str, roun
         rows.push(json!({ "who": name, "median_ms": median, "min_ms": least, "over_ours": median / ours, "min_over_ours": least / of(0, 0.0) }));
     }
     Ok(Value::Array(rows))
+}
+
+/// What each floor is called, and its arguments.
+fn floors(work: &Path, bundle: &str) -> [(&'static str, Vec<PathBuf>); 3] {
+    let least = [work.join("rootfs"), PathBuf::from("/bin/true")];
+    let grouped = [&least[..], &[PathBuf::from("brig-bench-floor")]].concat();
+    let mut whole = grouped.clone();
+    whole.push(PathBuf::from(bundle));
+    whole.extend((bundle == "docker").then(|| work.join("filter")));
+    [("floor", least.to_vec()), ("floor, cgroups", grouped), ("floor, whole spec", whole)]
+}
+
+/// The same orders in every run of the benchmark.
+fn shuffle(order: &mut [usize], random: &mut u64) {
+    for last in (1..order.len()).rev() {
+        // Knuth's linear congruential generator; its high bits are the good ones.
+        *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        order.swap(last, (*random >> 33) as usize % (last + 1));
+    }
 }
 
 /// The three commands' time together; not what passes until the program has ended.

@@ -7,7 +7,13 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use brigantine_sys::arena::Arena;
+
 brigantine_sys::entry!(program);
+
+/// Commands are over in milliseconds; whoever stays does without.
+#[global_allocator]
+static MEMORY: Arena<{ 512 << 10 }> = Arena::new();
 
 fn program() -> u8 {
     let mut args = brigantine_sys::entry::args().into_iter();
@@ -16,6 +22,9 @@ fn program() -> u8 {
         Path::new(&name).file_name().and_then(|n| n.to_str()).is_some_and(|n| n.ends_with("init"));
     let mut args = args.peekable();
     let first = args.peek().and_then(|a| a.to_str()).unwrap_or_default();
+    if named_init || matches!(first, "shim" | "init") {
+        MEMORY.close();
+    }
     match first {
         "shim" if !named_init => brigantine_shim::monitor::main(),
         "init" if !named_init => {
