@@ -18,7 +18,7 @@ use crate::launch::{LateSeccomp, Launch, Stdio};
 use crate::mounts::{self, Draft, c_string, parse_propagation, target};
 use crate::plan::{Filter, Gate, Node, Plan, Step, Terminal};
 use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
-use crate::{hooks, identity, idmap, netdev, seccomp};
+use crate::{covers, hooks, identity, idmap, netdev, seccomp};
 
 /// A plan with what the parent has to do around it.
 #[derive(Debug)]
@@ -264,6 +264,11 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         let owner = Uid::from_raw(process.user().uid());
         draft.steps.push(Step::Terminal(Terminal { size, console, owner }));
     }
+    let mut covers = covers::compile(linux)?;
+    if spec.hooks().is_none() && draft.afterwards.is_empty() && covers::are_apart_from_groups(spec) {
+        // Something to do until the groups are there.
+        draft.steps.append(&mut covers);
+    }
     draft.enter(cgroup);
     for entry in of_groups {
         mounts::compile(entry, &context, &mut draft)?;
@@ -288,18 +293,7 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         steps.push(Step::Hook(Box::new(hook)));
     }
     let start_hooks = hooks::compile("startContainer", start_hooks, &state("created"))?;
-    let once = |list: Option<&Vec<String>>| {
-        let mut list = list.cloned().unwrap_or_default();
-        let mut seen = std::collections::HashSet::new();
-        list.retain(|path| seen.insert(path.clone()));
-        list
-    };
-    for path in once(linux.readonly_paths().as_ref()) {
-        steps.push(Step::Readonly(target(Path::new(&path), false)?));
-    }
-    for path in once(linux.masked_paths().as_ref()) {
-        steps.push(Step::Mask(target(Path::new(&path), false)?));
-    }
+    steps.append(&mut covers);
     let readonly = spec.root().as_ref().and_then(crate::spec::Root::readonly).unwrap_or_default();
     let moved = launch.no_pivot.then(|| mounts::exposed(&root)).transpose()?;
     steps.push(Step::PivotRoot { propagation: propagation.unwrap_or(0), readonly, moved });

@@ -1,6 +1,7 @@
 //! What a caller hands in to get a container or a process in one, and what it gets back.
 
 mod enter;
+mod meanwhile;
 mod setup;
 mod spawning;
 
@@ -10,8 +11,6 @@ use std::sync::Arc;
 
 use brigantine_sys::Replacement;
 use brigantine_sys::netns::Coming;
-use brigantine_sys::spawn::ns;
-use rustix::fs::{Mode, OFlags};
 use rustix::process::{PidfdFlags, Signal, WaitId, WaitIdOptions, waitid};
 use serde::{Deserialize, Serialize};
 
@@ -20,16 +19,16 @@ use crate::child;
 use crate::compile::{self, Compiled};
 use crate::describe::Subject;
 use crate::error::{Error, Kind};
-use crate::handover::{hand_over, send_network};
 use crate::listener::Listener;
-use crate::plan::{Gate, Message, Step};
+use crate::plan::{Gate, Message};
 use crate::spec::{
     LinuxMemoryPolicy, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, LinuxSeccomp, Spec,
 };
-use crate::{hooks, identity, netdev, seccomp};
+use crate::{hooks, identity, seccomp};
 pub use enter::{ExecRequest, Execed, exec};
+use meanwhile::Meanwhile;
 use setup::{Setup, executed, failed_with_more, receive, silenced};
-use spawning::{spawn_plan, write_maps, write_proc};
+use spawning::{spawn_plan, write_maps};
 
 /// Where the container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -336,7 +335,7 @@ pub fn create(launch: Launch) -> Result<Created, Error> {
 /// [`Launch::late_seccomp`] says. Its failure ends the process.
 pub(crate) fn create_beside(
     launch: Launch,
-    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error>,
+    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error> + Send,
 ) -> Result<Created, Error> {
     check_id(&launch.id)?;
     if let Some(list) = launch.spec.hooks() {
@@ -349,7 +348,7 @@ pub(crate) fn create_beside(
 fn create_in(
     mut launch: Launch,
     mut group: Making,
-    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error>,
+    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error> + Send,
 ) -> Result<Created, Error> {
     let id = launch.id.clone();
     let spec_hooks = launch.spec.hooks().clone();
@@ -379,53 +378,27 @@ fn create_in(
             write_maps(child.pid, uid, gid)?;
             setup.say(Message::Mapped)?;
         }
-        let mut network = None;
-        if let Some(coming) = compiled.network.take() {
-            let made = coming.get().map_err(|e| Error::os("making a network namespace", e))?;
-            send_network(channel.as_fd(), made.as_fd())?;
-            network = Some(made);
-        }
-        if !compiled.net_devices.is_empty() {
-            let joined = compiled.plan.steps.iter().find_map(|step| match step {
-                Step::Enter { namespace, bit: ns::NETWORK, .. } => Some(namespace.as_fd()),
-                _ => None,
-            });
-            let joined = joined.or(network.as_ref().map(AsFd::as_fd));
-            let path = format!("/proc/{}/ns/net", child.pid);
-            let own = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-                .map_err(|e| Error::os(format!("opening {path}"), e))?;
-            netdev::apply(&compiled.net_devices, joined.unwrap_or(own.as_fd()))?;
-        }
-        // While the child sets itself up.
-        let cgroup = group.finish()?;
-        hand_over(&compiled.hands, channel.as_fd())?;
-        cgroup.attach(child.pid)?;
-        if let Some(score) = compiled.oom_score {
-            write_proc(child.pid, "oom_score_adj", &score.to_string())?;
-        }
-        // A child that waits for hooks does so first, and hears of its cgroup right after them.
-        if !spec_hooks.as_ref().is_some_and(hooks::any_before_pivot) {
-            setup.say(Message::InCgroup)?;
-        }
-        let mut read = None;
-        if let Some((writer, late)) = compiled.filter.take() {
-            read = late.map(|late| late.read()).transpose()?;
-            let program = match read.as_ref().or_else(|| described(&spec)) {
-                Some(described) => seccomp::compile(described)?,
-                None => None,
-            };
-            match program {
-                Some(program) => writer
-                    .write(&program.instructions(), program.flags())
-                    .map_err(|e| Error::os("handing the container's process its seccomp filter", e))?,
-                None => writer.write_none(),
+        let meanwhile = Meanwhile {
+            setup: &setup,
+            group: &mut group,
+            spec,
+            net_devices: &compiled.net_devices,
+            hands: &compiled.hands,
+            oom_score: compiled.oom_score,
+            filter: compiled.filter.take(),
+            hooks_first: spec_hooks.as_ref().is_some_and(hooks::any_before_pivot),
+            beside,
+        };
+        let failed = |e| Error::os("making a network namespace", e);
+        match compiled.network.take() {
+            // Devices are moved from the host's namespace, which that thread has left.
+            Some(coming) if !compiled.net_devices.is_empty() => {
+                meanwhile.run(Some(coming.get().map_err(failed)?))
             }
-        }
-        drop(spec);
-        beside(child.pid, cgroup, read)?;
-        if at_once {
-            tell_start(channel.as_fd())?;
-        }
+            // That thread is awake on a processor of its own, and the process, a clone of this one, stays on this one's.
+            Some(coming) => coming.then(|made| meanwhile.run(Some(made.map_err(failed)?))),
+            None => meanwhile.run(None),
+        }?;
         setup.until_ready(|| {
             let Some(spec_hooks) = &spec_hooks else { return Ok(()) };
             let mut state = state.clone();

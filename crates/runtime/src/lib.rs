@@ -15,6 +15,7 @@ mod child;
 pub mod cli;
 mod compile;
 mod copy;
+mod covers;
 mod describe;
 mod error;
 mod finish;

@@ -55,6 +55,15 @@ impl AsFd for SignalFd {
     }
 }
 
+/// Blocks all signals in the calling thread, but for those that cannot be.
+pub fn block_all() {
+    let mut set = MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: `set` is valid for writing.
+    unsafe { libc::sigfillset(set.as_mut_ptr()) };
+    // SAFETY: `set` is initialised; no old mask is asked for. It fails for no set.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) };
+}
+
 /// Has the command's process begin with no signal blocked: by itself it inherits the mask of the thread that starts it.
 pub fn unblock_in(command: &mut std::process::Command) {
     use std::os::unix::process::CommandExt as _;

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use super::{read, write};
 use crate::error::Error;
@@ -23,6 +23,12 @@ impl Hierarchies {
     /// Read once: hierarchies do not move while a process lives.
     pub fn get() -> Result<&'static Self, Error> {
         static FOUND: OnceLock<Hierarchies> = OnceLock::new();
+        static READING: Mutex<()> = Mutex::new(());
+        if let Some(found) = FOUND.get() {
+            return Ok(found);
+        }
+        // Whoever comes meanwhile waits. There is nothing behind the lock that a panic could have left half done.
+        let _reading = READING.lock();
         if let Some(found) = FOUND.get() {
             return Ok(found);
         }

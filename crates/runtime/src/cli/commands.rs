@@ -20,6 +20,7 @@ use super::notify::{self, Proxy};
 use super::options::{COMMANDS, Command, Options, parse, signal, wrong};
 use super::record::{Dir, Record, Status, started, timestamp};
 use super::{Cover, Global, criu, events, exec, lenient, print, show, template, terminal, update};
+use crate::cgroup::Cgroup;
 use crate::compile::privileged;
 use crate::error::{Error, Kind};
 use crate::launch::{
@@ -333,7 +334,10 @@ impl Begun {
         let (wish, wanted) = sync_channel(1);
         let work = move || {
             // Whoever is not there any more does not need them.
-            found.send(Cover::find()).is_ok() && wanted.recv() == Ok(true)
+            let there = found.send(Cover::find()).is_ok();
+            // Which hierarchies there are, is asked for next; an error is told then.
+            Cgroup::version_2_alone().ok();
+            there && wanted.recv() == Ok(true)
         };
         let thread = privileged().then(|| Coming::begin_after(work));
         let config = Config::read(options)?;
