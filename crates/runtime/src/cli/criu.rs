@@ -17,7 +17,7 @@ use super::attend::{attend, forwarded};
 use super::options::Options;
 use super::record::{Dir, Record, Status, started, timestamp};
 use super::swrk::{self, Message, Task, View, option};
-use super::{Global, commands, terminal};
+use super::{Global, begun, commands, terminal};
 use crate::cgroup::{Cgroup, Making};
 use crate::error::{Error, Kind};
 use crate::hooks;
@@ -316,7 +316,7 @@ pub(super) fn restore(global: &Global, options: &Options) -> Result<u8, Error> {
     let bundle = options.path("bundle").unwrap_or_else(|| PathBuf::from("."));
     let bundle = fs::canonicalize(&bundle)
         .map_err(|e| Error::os(format!("opening bundle {}", bundle.display()), e))?;
-    let spec = commands::load_spec(&bundle, global)?;
+    let spec = begun::load_spec(&bundle, global)?;
     commands::check_terminal(has_terminal(&spec), options.has("detach"), options)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = fs::canonicalize(bundle.join(root.path()))

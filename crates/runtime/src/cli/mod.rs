@@ -5,6 +5,7 @@
 //! container has not started.
 
 mod attend;
+mod begun;
 mod commands;
 mod criu;
 mod events;
