@@ -5,20 +5,21 @@
 //! any more.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
-use crate::digest::Digest;
+use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result, json};
 use crate::layer;
-use crate::layers::LayerInfo;
+use crate::layers::{LayerInfo, Unindexed};
 use crate::lease::Lease;
 use crate::media;
 use crate::model::{Descriptor, ImageConfig, Manifest};
 use crate::replica::Replica;
-use crate::snapshot::LayerFiles;
+use crate::snapshot::{LayerFiles, Storage};
 use crate::store::Store;
 use crate::tar::{Entry, Reader, Time, Writer};
+use crate::temp::TempDir;
 
 impl Store {
     /// Makes a layer of an upper directory, which is moved into the store. `None`, and nothing moved, when there is
@@ -36,15 +37,12 @@ impl Store {
         replica: &Replica,
         without: &[Vec<u8>],
     ) -> Result<Option<(Descriptor, LayerInfo)>> {
-        let mut ingest = self.content().ingest_unnamed(lease)?;
-        let packed = replica.pack(without, io::BufWriter::with_capacity(1 << 18, &mut ingest))?;
-        if packed.entries == 0 {
+        let Some((descriptor, _)) = self.packed(lease, |output| replica.pack(without, output))? else {
             return Ok(None);
-        }
-        let size = ingest.offset();
-        let digest = ingest.commit()?;
-        let (info, _) = self.layers().make_of_blob(&digest, &digest, self.content())?;
-        Ok(Some((Descriptor::new(media::OCI_LAYER, digest, size), info)))
+        };
+        let digest = &descriptor.digest;
+        let (info, _) = self.layers().make_of_blob(digest, digest, self.content())?;
+        Ok(Some((descriptor, info)))
     }
 
     /// The blob of a layer that is there as a directory only: made again if it is gone.
@@ -129,15 +127,57 @@ impl Store {
         Ok(Descriptor::new(media::OCI_MANIFEST, digest, raw.len() as u64))
     }
 
+    /// The blob of an upper directory.
     fn pack_layer(&self, lease: &Lease, upper: &Path) -> Result<Option<(Descriptor, layer::Packed)>> {
-        let mut ingest = self.content().ingest_unnamed(lease)?;
-        let packed = layer::pack_upper(upper, io::BufWriter::with_capacity(1 << 18, &mut ingest))
-            .map_err(|source| Error::Layer { layer: "of the build".to_owned(), source })?;
+        let failed = |source| Error::Layer { layer: "of the build".to_owned(), source };
+        self.packed(lease, |output| layer::pack_upper(upper, output).map_err(failed))
+    }
+
+    /// The blob of the archive that `pack` writes; `None` when nothing is in it. Where layers are kept as their archives,
+    /// it is the layer as well: written, hashed and indexed in one go.
+    pub(crate) fn packed(
+        &self,
+        lease: &Lease,
+        pack: impl FnOnce(&mut (dyn Write + Send)) -> Result<layer::Packed> + Send,
+    ) -> Result<Option<(Descriptor, layer::Packed)>> {
+        if self.storage() != Storage::Erofs {
+            let mut ingest = self.content().ingest_unnamed(lease)?;
+            let packed = pack(&mut io::BufWriter::with_capacity(1 << 18, &mut ingest))?;
+            if packed.entries == 0 {
+                return Ok(None);
+            }
+            let size = ingest.offset();
+            let digest = ingest.commit()?;
+            return Ok(Some((Descriptor::new(media::OCI_LAYER, digest, size), packed)));
+        }
+        let dir = TempDir::create(self.content().tmp(), "packed")?;
+        let path = dir.path().join("archive");
+        let (mut writer, reader) = layer::written();
+        let (packed, kept) = std::thread::scope(|scope| {
+            let packer = scope.spawn(move || {
+                let packed = pack(&mut writer)?;
+                writer.flush().map_err(Error::Output)?;
+                Ok(packed)
+            });
+            let kept = self.layers().keep(reader, Algorithm::Sha256, &path);
+            match packer.join() {
+                Ok(packed) => (packed, kept),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        });
+        // A disk that is full ends both: what could not be written is told by who wrote.
+        let (packed, kept) = match (packed, kept) {
+            (_, Err(error)) | (Err(error), Ok(_)) => return Err(error),
+            (Ok(packed), Ok(kept)) => (packed, kept),
+        };
         if packed.entries == 0 {
             return Ok(None);
         }
-        let size = ingest.offset();
-        let digest = ingest.commit()?;
+        let digest = kept.digest;
+        let size = self.content().take(lease, &digest, &path)?;
+        if let Some(prepared) = kept.unindexed.map(Unindexed::index).transpose()?.flatten() {
+            self.layers().place(prepared)?;
+        }
         Ok(Some((Descriptor::new(media::OCI_LAYER, digest, size), packed)))
     }
 }

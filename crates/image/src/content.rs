@@ -158,6 +158,30 @@ impl Content {
         &self.tmp
     }
 
+    /// Gives a finished file, whose digest is known, its name as content: durable before it is visible. It is linked
+    /// rather than moved. Returns its size.
+    pub(crate) fn take(&self, lease: &Lease, digest: &Digest, path: &Path) -> Result<u64> {
+        lease.hold(digest)?;
+        let file = File::open(path).at("open", path)?;
+        let size = file.metadata().at("stat", path)?.len();
+        if self.has(digest) {
+            return Ok(size);
+        }
+        file.sync_all().at("sync", path)?;
+        let target = self.path(digest);
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).at("create", parent)?;
+        }
+        match fs::hard_link(path, &target) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(error).at("link", target);
+            }
+            _ => {}
+        }
+        crate::temp::sync_parent(&target)?;
+        Ok(size)
+    }
+
     /// Takes a file that is the content for good, durable before it is visible. `None` where a file cannot have two
     /// names.
     pub(crate) fn link(&self, lease: &Lease, digest: &Digest, file: &Path) -> Result<Option<u64>> {

@@ -1,8 +1,10 @@
-//! What loading costs in bytes, counted by the kernel for this process alone.
+//! What loading and packing cost in bytes, counted by the kernel for this process alone.
 
 mod common;
 
-use brigantine_image::{Storage, Store, archive};
+use std::io::Read as _;
+
+use brigantine_image::{Digest, Storage, Store, archive, layer};
 use common::{Tar, docker_archive};
 
 /// Bytes read and written by system calls so far.
@@ -36,4 +38,35 @@ fn a_plain_layer_is_handled_once() {
         );
         assert!(written < writes * size + little, "{storage}: {written} of {size} written");
     }
+}
+
+/// What a builder has made is read once and written once, as blob and layer alike.
+#[test]
+fn a_packed_layer_is_handled_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let upper = dir.path().join("upper");
+    std::fs::create_dir(&upper).unwrap();
+    // Not a multiple of anything.
+    std::fs::write(upper.join("large"), vec![7; (16 << 20) + 12_345]).unwrap();
+    let mut archive = Vec::new();
+    layer::pack_upper(&upper, &mut archive).unwrap();
+    let size = archive.len() as u64;
+    let store = Store::open_with(&dir.path().join("image"), Some(Storage::Erofs)).unwrap();
+    let lease = store.lease().unwrap();
+    let before = moved();
+    let (descriptor, info) = store.adopt_upper(&lease, &upper).unwrap().unwrap();
+    let after = moved();
+    let (read, written) = (after.0 - before.0, after.1 - before.1);
+    assert!(read < size + size / 8 && written < size + size / 8, "{read} read, {written} of {size} written");
+
+    assert_eq!((&descriptor.digest, descriptor.size), (&Digest::sha256(&archive), size));
+    let mut blob = Vec::new();
+    store.content().open(&descriptor.digest).unwrap().read_to_end(&mut blob).unwrap();
+    assert!(blob == archive, "the blob is what packing it again gives");
+    assert_eq!((info.diff_id, info.entries), (descriptor.digest, 1));
+    let left = || std::fs::read_dir(dir.path().join("image/tmp")).unwrap().count();
+    assert_eq!(left(), 0);
+    // One that cannot be read leaves nothing.
+    assert!(store.adopt_upper(&lease, &dir.path().join("none")).is_err());
+    assert_eq!(left(), 0);
 }

@@ -133,18 +133,18 @@ fn changed(
     commit: &Commit,
     fresh: &mut HashSet<Digest>,
 ) -> Result<Option<Descriptor>> {
-    let mut ingest = store.content().ingest_unnamed(lease)?;
-    let output = io::BufWriter::with_capacity(1 << 18, &mut ingest);
+    let failed = |source| Error::Layer { layer: "of the commit".to_owned(), source };
+    let without = &commit.without;
     let packed = match (&commit.upper, &commit.replica) {
-        (_, Some(replica)) => replica.pack(&commit.without, output)?,
-        (Some(upper), None) => layer::pack_upper_without(upper, &commit.without, output)
-            .map_err(|source| Error::Layer { layer: "of the commit".to_owned(), source })?,
+        (_, Some(replica)) => store.packed(lease, |output| replica.pack(without, output))?,
+        (Some(upper), None) => {
+            store.packed(lease, |output| layer::pack_upper_without(upper, without, output).map_err(failed))?
+        }
         (None, None) => return Ok(None),
     };
-    if packed.entries == 0 {
-        return Ok(None);
-    }
-    commit_blob(ingest, media::OCI_LAYER, fresh).map(Some)
+    let Some((layer, _)) = packed else { return Ok(None) };
+    fresh.insert(layer.digest.clone());
+    Ok(Some(layer))
 }
 
 /// A layer as its blob and its files.

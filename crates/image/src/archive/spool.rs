@@ -4,7 +4,7 @@
 //! a layer is hashed, written and unpacked in one go; see [`super::unpacking`] for who decides what it was.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, BufRead, Read as _, Write as _};
 use std::path::PathBuf;
 
@@ -244,21 +244,8 @@ impl<'a> Spool<'a> {
         match &member.place {
             Place::Memory(bytes) => content.put_as(lease, &member.digest, bytes),
             Place::Store => Err(Error::NoSuchContent(member.digest.clone())),
-            Place::File(path) => {
-                let file = File::open(path).at("open", path)?;
-                file.sync_all().at("sync", path)?;
-                let target = content.path(&member.digest);
-                let parent = target.parent().unwrap_or(self.store.root());
-                fs::create_dir_all(parent).at("create", parent)?;
-                // Linked rather than moved: several images of one archive may refer to the member.
-                match fs::hard_link(path, &target) {
-                    Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                        return Err(error).at("link", target);
-                    }
-                    _ => {}
-                }
-                crate::temp::sync_parent(&target)
-            }
+            // Several images of one archive may refer to the member.
+            Place::File(path) => content.take(lease, &member.digest, path).map(drop),
         }
     }
 

@@ -18,6 +18,7 @@ pub use diff::{Owners, Packed, pack, pack_as, pack_upper, pack_upper_without};
 pub(crate) use diff::{pack_changes, xattrs};
 pub use index::{ARCHIVE, INDEX, Indexed, index, index_in_place, inspect};
 pub(crate) use index::{Kept, Unindexed, index_named, inspect_named, keep, tree_of};
+pub(crate) use stream::written;
 
 /// Prefix of the name of an entry that hides what lower layers have.
 const WHITEOUT: &[u8] = b".wh.";

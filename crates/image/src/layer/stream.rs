@@ -1,6 +1,6 @@
 //! Hands decoded chunks from the thread that decompresses and hashes to the one that writes.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, Read, Write};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 const CHUNK: usize = 256 << 10;
@@ -21,6 +21,48 @@ pub(super) struct Chunks {
     current: Vec<u8>,
     at: usize,
     ended: bool,
+}
+
+/// The side that writes what the other one reads.
+pub(crate) struct Filling {
+    full: SyncSender<io::Result<Vec<u8>>>,
+    empty: Receiver<Vec<u8>>,
+    made: usize,
+    chunk: Vec<u8>,
+}
+
+/// What one thread writes another one reads; dropped, the writer ends it.
+pub(crate) fn written() -> (Filling, impl Read + Send) {
+    let (Feed { full, empty, made }, chunks) = pipe();
+    (Filling { full, empty, made, chunk: Vec::new() }, chunks)
+}
+
+impl Write for Filling {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.chunk.capacity() == 0 {
+            self.chunk = if self.made < CHUNKS {
+                self.made += 1;
+                Vec::with_capacity(CHUNK)
+            } else {
+                self.empty.recv().map_err(|_closed| io::Error::from(io::ErrorKind::BrokenPipe))?
+            };
+            self.chunk.clear();
+        }
+        let n = data.len().min(CHUNK - self.chunk.len());
+        self.chunk.extend_from_slice(&data[..n]);
+        if self.chunk.len() == CHUNK {
+            self.flush()?;
+        }
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.chunk.is_empty() {
+            return Ok(());
+        }
+        let chunk = std::mem::take(&mut self.chunk);
+        self.full.send(Ok(chunk)).map_err(|_closed| io::ErrorKind::BrokenPipe.into())
+    }
 }
 
 pub(super) fn pipe() -> (Feed, Chunks) {
