@@ -72,7 +72,6 @@ fn spare_ranges() -> [(usize, usize); 8] {
     let mut found = [(0, 0); 8];
     let mut places = found.iter_mut();
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return found };
-    let Ok(exe) = std::fs::read_link("/proc/self/exe") else { return found };
     let here = std::ptr::from_ref(&maps) as usize;
     for map in maps.lines().filter_map(Mapping::parse) {
         if map.name == "[stack]" && (map.start..map.end).contains(&here) {
@@ -82,15 +81,11 @@ fn spare_ranges() -> [(usize, usize); 8] {
                 // Nothing lives below the stack pointer of the one thread whose stack this is.
                 *place = (map.start, end - map.start);
             }
-        } else if exe.as_os_str() == map.name
-            && (map.mode == "r-xp" || (map.mode == "r--p" && map.offset == 0))
-        {
-            // Code and the constants before it are never written (relocated data has a mapping of its own, with
-            // another offset), so reading the file again gives the same.
-            if let Some(place) = places.next() {
-                *place = (map.start, map.end - map.start);
-            }
         }
+    }
+    // Code and constants are never written, so reading the file again gives the same.
+    for (place, constant) in places.zip(crate::executable::constants()) {
+        *place = constant;
     }
     found
 }
@@ -102,8 +97,6 @@ const STACK_MARGIN: usize = 8 << 10;
 struct Mapping<'a> {
     start: usize,
     end: usize,
-    mode: &'a str,
-    offset: u64,
     name: &'a str,
 }
 
@@ -112,13 +105,10 @@ impl<'a> Mapping<'a> {
         let (range, rest) = line.split_once(' ')?;
         let (start, end) = range.split_once('-')?;
         let mut fields = rest.splitn(5, ' ');
-        let (mode, offset) = (fields.next()?, fields.next()?);
         Some(Self {
             start: usize::from_str_radix(start, 16).ok()?,
             end: usize::from_str_radix(end, 16).ok()?,
-            mode,
-            offset: u64::from_str_radix(offset, 16).ok()?,
-            name: fields.nth(2)?.trim_start(),
+            name: fields.nth(4)?.trim_start(),
         })
     }
 }
@@ -132,7 +122,7 @@ mod tests {
         let map =
             Mapping::parse("00200000-002f1000 r--p 000f0000 00:01 73                  /memfd:a b (deleted)")
                 .unwrap();
-        assert_eq!((map.start, map.end, map.mode, map.offset), (0x20_0000, 0x2f_1000, "r--p", 0xf_0000));
+        assert_eq!((map.start, map.end), (0x20_0000, 0x2f_1000));
         assert_eq!(map.name, "/memfd:a b (deleted)");
         assert_eq!(Mapping::parse("7ffd-7ffe rw-p 00000000 00:00 0 ").unwrap().name, "");
     }

@@ -198,6 +198,12 @@ fn segments() -> Option<Vec<Segment>> {
     layout(headers, at)
 }
 
+/// What the running program's file has mapped and nobody may write to, (start, length): code, and data as it is in the file.
+pub(crate) fn constants() -> Vec<(usize, usize)> {
+    let all = segments().unwrap_or_default().into_iter();
+    all.filter(|s| s.protection & libc::PROT_WRITE == 0).map(|s| (s.start, s.length)).collect()
+}
+
 /// `at`: where the headers are in memory, which tells by how much the program was moved.
 fn layout(headers: &[libc::Elf64_Phdr], at: usize) -> Option<Vec<Segment>> {
     // Linkers that do not say where the headers are put them behind the file's own, in what is loaded first.
@@ -296,5 +302,11 @@ mod tests {
         let found = segments().unwrap();
         let own = found.iter().find(|s| (s.start..s.start + s.length).contains(&here)).unwrap();
         assert_ne!(own.protection & libc::PROT_EXEC, 0);
+        // A literal is one of them, what is written is not.
+        static WRITTEN: std::sync::atomic::AtomicU8 = std::sync::atomic::AtomicU8::new(1);
+        let literal = "the literal".as_ptr().addr();
+        let is_constant = |at: usize| constants().iter().any(|(start, n)| (*start..start + n).contains(&at));
+        assert!(is_constant(here) && is_constant(literal));
+        assert!(!is_constant(std::ptr::from_ref(&WRITTEN).addr()));
     }
 }
