@@ -237,7 +237,7 @@ fn size(value: &Value) -> Option<Size> {
     if let Some(share) = text.strip_suffix('%') {
         return share.trim().parse().ok().filter(|share| *share <= 100).map(Size::Share);
     }
-    let bytes = crate::dockerfile::instruction::bytes(text)?;
+    let bytes = crate::dockerfile::mount::bytes(text)?;
     u64::try_from(bytes).ok().map(Size::Bytes)
 }
 

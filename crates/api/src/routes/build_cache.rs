@@ -56,7 +56,7 @@ async fn history(state: State, _request: Request) -> Result<Reply, Error> {
 fn bytes(query: &Query, key: &str) -> Result<Option<u64>, Error> {
     match query.text(key) {
         None => Ok(None),
-        Some(text) => brigantine_build::dockerfile::instruction::bytes(text)
+        Some(text) => brigantine_build::dockerfile::mount::bytes(text)
             .and_then(|bytes| u64::try_from(bytes).ok())
             .map(|bytes| Some(bytes).filter(|bytes| *bytes > 0))
             .ok_or_else(|| Error::invalid(format!("invalid value for {key}: {text:?} is not a size"))),

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::vars::Globals;
 use super::{Options, at, from_parts, stage_by_name};
-use crate::dockerfile::instruction::csv;
+use crate::dockerfile::mount::csv;
 use crate::dockerfile::{Command, Dockerfile, Fault, Shell, Span};
 
 /// The stage to build: the named one, else the last.

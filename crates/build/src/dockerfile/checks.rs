@@ -7,7 +7,8 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use super::instruction::{Command, Form, Instruction, nearest};
+use super::flags::nearest;
+use super::instruction::{Command, Form, Instruction};
 use super::{Dockerfile, Span};
 
 /// A check.

@@ -1,7 +1,6 @@
 //! One logical line to one typed instruction; variables are still in the words.
 
-use std::collections::BTreeMap;
-
+use super::flags::{self, Flag, Flags, nearest};
 use super::lexer::{self, Heredoc, Line};
 use super::{Fault, Span};
 
@@ -95,54 +94,6 @@ pub struct Healthcheck {
     pub retries: Option<i64>,
 }
 
-/// The flags of RUN, COPY and ADD, as written.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Flags {
-    pub from: Option<String>,
-    pub chown: Option<String>,
-    pub chmod: Option<String>,
-    pub checksum: Option<String>,
-    pub network: Option<String>,
-    pub security: Option<String>,
-    pub link: bool,
-    pub parents: bool,
-    pub keep_git_dir: bool,
-    pub unpack: Option<bool>,
-    pub exclude: Vec<String>,
-    pub mounts: Vec<String>,
-    pub devices: Vec<String>,
-}
-
-/// What a `--mount` is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum MountKind {
-    Bind,
-    Cache,
-    Tmpfs,
-    Secret,
-    Ssh,
-}
-
-/// A decoded `--mount`; variables are filled in already.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
-    pub kind: MountKind,
-    pub from: Option<String>,
-    pub source: Option<String>,
-    pub target: Option<String>,
-    pub id: Option<String>,
-    pub env: Option<String>,
-    pub read_only: Option<bool>,
-    pub required: bool,
-    /// `shared`, `private` or `locked`.
-    pub sharing: String,
-    pub size: Option<i64>,
-    pub mode: Option<u32>,
-    pub uid: Option<u32>,
-    pub gid: Option<u32>,
-}
-
 /// Reads one logical line.
 pub fn parse_line(line: &Line, escape: char) -> Result<Instruction, Fault> {
     let command = command(line, escape).map_err(|message| Fault::new(line.span, message))?;
@@ -191,7 +142,7 @@ fn command(line: &Line, escape: char) -> Result<Command, String> {
                 .unwrap_or_default()
         ));
     }
-    let (flags, rest) = split_flags(&line.rest, escape)?;
+    let (flags, rest) = flags::split(&line.rest, escape)?;
     if rest.is_empty() && line.heredocs.is_empty() && !matches!(keyword, "CMD" | "ENTRYPOINT") {
         return Err(match keyword {
             "FROM" | "MAINTAINER" | "USER" | "WORKDIR" | "STOPSIGNAL" => {
@@ -211,15 +162,13 @@ fn command(line: &Line, escape: char) -> Result<Command, String> {
         "HEALTHCHECK" => &["interval", "timeout", "start-period", "start-interval", "retries"],
         _ => &[],
     };
-    check_flags(keyword, &flags, allowed)?;
+    flags::check(keyword, &flags, allowed)?;
     match keyword {
         "FROM" => from(rest, &flags),
         "ARG" => arg(rest, escape),
-        "RUN" => Ok(Command::Run {
-            form: form(rest)?,
-            flags: run_and_copy_flags(&flags)?,
-            heredocs: line.heredocs.clone(),
-        }),
+        "RUN" => {
+            Ok(Command::Run { form: form(rest)?, flags: Flags::of(&flags)?, heredocs: line.heredocs.clone() })
+        }
         "COPY" | "ADD" => copy(keyword, rest, &flags, line, escape),
         "CMD" => Ok(Command::Cmd(form(rest)?)),
         "ENTRYPOINT" => Ok(Command::Entrypoint(form(rest)?)),
@@ -256,126 +205,6 @@ fn command(line: &Line, escape: char) -> Result<Command, String> {
     }
 }
 
-/// A flag's name and value, as written.
-type Flag = (String, Option<String>);
-
-/// The flags at the beginning (`--name[=value]`, quotes resolved) and what follows.
-fn split_flags(text: &str, escape: char) -> Result<(Vec<Flag>, &str), String> {
-    let mut flags = Vec::new();
-    let mut rest = text.trim_start();
-    while rest.starts_with("--") {
-        let mut word = String::new();
-        let mut quote = None;
-        let mut end = rest.len();
-        let mut chars = rest.char_indices();
-        while let Some((at, c)) = chars.next() {
-            match (quote, c) {
-                (None, c) if c.is_whitespace() => {
-                    end = at;
-                    break;
-                }
-                (Some(open), c) if c == open => quote = None,
-                (None, '"' | '\'') => quote = Some(c),
-                (quote, c) if c == escape && quote != Some('\'') => {
-                    if let Some((_, next)) = chars.next() {
-                        word.push(next);
-                    }
-                }
-                (_, c) => word.push(c),
-            }
-        }
-        if quote.is_some() {
-            return Err(format!("a quote in the flag {word} is not closed"));
-        }
-        rest = rest[end..].trim_start();
-        if word == "--" {
-            break;
-        }
-        let word = &word[2..];
-        flags.push(match word.split_once('=') {
-            Some((name, value)) => (name.to_owned(), Some(value.to_owned())),
-            None => (word.to_owned(), None),
-        });
-    }
-    Ok((flags, rest))
-}
-
-fn check_flags(keyword: &str, flags: &[(String, Option<String>)], allowed: &[&str]) -> Result<(), String> {
-    const REPEATABLE: &[&str] = &["mount", "exclude", "device"];
-    const BOOLEAN: &[&str] = &["link", "parents", "keep-git-dir", "unpack"];
-    for (at, (name, value)) in flags.iter().enumerate() {
-        if !allowed.contains(&name.as_str()) {
-            let near =
-                nearest(name, allowed).map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
-            return Err(format!("unknown flag: --{name} of {keyword}{near}"));
-        }
-        if !REPEATABLE.contains(&name.as_str()) && flags[..at].iter().any(|(earlier, _)| earlier == name) {
-            return Err(format!("duplicate flag specified: --{name}"));
-        }
-        if value.is_none() && !BOOLEAN.contains(&name.as_str()) {
-            return Err(format!("missing a value on flag: --{name}"));
-        }
-    }
-    Ok(())
-}
-
-/// The word of `known` that a misspelt one may have meant.
-pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
-    known
-        .iter()
-        .map(|known| (distance(word, known), *known))
-        .filter(|(d, _)| *d <= 2)
-        .min()
-        .map(|(_, known)| known)
-}
-
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    // Words far too long are nobody's misspelling.
-    for (i, c) in a.chars().take(40).enumerate() {
-        let mut corner = row[0];
-        row[0] = i + 1;
-        for (j, d) in b.iter().enumerate() {
-            let cost = corner + usize::from(c != *d);
-            corner = row[j + 1];
-            row[j + 1] = cost.min(row[j] + 1).min(row[j + 1] + 1);
-        }
-    }
-    row[b.len()]
-}
-
-fn boolean(name: &str, value: Option<&str>) -> Result<bool, String> {
-    match value {
-        None | Some("true" | "1") => Ok(true),
-        Some("false" | "0") => Ok(false),
-        Some(other) => Err(format!("expecting boolean value for flag --{name}, not: {other}")),
-    }
-}
-
-fn run_and_copy_flags(given: &[(String, Option<String>)]) -> Result<Flags, String> {
-    let mut flags = Flags::default();
-    for (name, value) in given {
-        let text = value.clone();
-        match name.as_str() {
-            "from" => flags.from = text,
-            "chown" => flags.chown = text,
-            "chmod" => flags.chmod = text,
-            "checksum" => flags.checksum = text,
-            "network" => flags.network = text,
-            "security" => flags.security = text,
-            "link" => flags.link = boolean(name, value.as_deref())?,
-            "parents" => flags.parents = boolean(name, value.as_deref())?,
-            "keep-git-dir" => flags.keep_git_dir = boolean(name, value.as_deref())?,
-            "unpack" => flags.unpack = Some(boolean(name, value.as_deref())?),
-            "exclude" => flags.exclude.extend(text),
-            "mount" => flags.mounts.extend(text),
-            _ => flags.devices.extend(text),
-        }
-    }
-    Ok(flags)
-}
-
 /// A JSON array of strings; `None` for what is no JSON array, an error for one of something else.
 fn json(text: &str) -> Result<Option<Vec<String>>, String> {
     if !text.starts_with('[') {
@@ -401,7 +230,7 @@ fn form(text: &str) -> Result<Form, String> {
     })
 }
 
-fn from(rest: &str, flags: &[(String, Option<String>)]) -> Result<Command, String> {
+fn from(rest: &str, flags: &[Flag]) -> Result<Command, String> {
     let words: Vec<&str> = rest.split_whitespace().collect();
     let (image, name) = match words[..] {
         [image] => (image, None),
@@ -461,13 +290,7 @@ fn pairs(keyword: &str, rest: &str, escape: char) -> Result<Vec<(String, String)
         .collect()
 }
 
-fn copy(
-    keyword: &str,
-    rest: &str,
-    flags: &[(String, Option<String>)],
-    line: &Line,
-    escape: char,
-) -> Result<Command, String> {
+fn copy(keyword: &str, rest: &str, flags: &[Flag], line: &Line, escape: char) -> Result<Command, String> {
     let words = match json(rest)? {
         Some(words) => words,
         None => lexer::words_raw(rest, escape),
@@ -484,7 +307,7 @@ fn copy(
     }
     let sources =
         sources.iter().filter(|source| line.heredocs.is_empty() || !is_heredoc(source)).cloned().collect();
-    let flags = run_and_copy_flags(flags)?;
+    let flags = Flags::of(flags)?;
     if let Some(from) = &flags.from
         && from.contains('$')
     {
@@ -501,7 +324,7 @@ fn copy(
     })
 }
 
-fn healthcheck(rest: &str, flags: &[(String, Option<String>)]) -> Result<Command, String> {
+fn healthcheck(rest: &str, flags: &[Flag]) -> Result<Command, String> {
     let mut check = Healthcheck::default();
     for (name, value) in flags {
         let value = value.as_deref().unwrap_or_default();
@@ -577,145 +400,4 @@ pub fn duration(text: &str) -> Option<i64> {
         rest = &rest[unit..];
     }
     (!text.is_empty() && total < 9e18).then_some(total as i64)
-}
-
-impl Mount {
-    /// Decodes `type=cache,target=/x`; values go through `expand`, but that of `from`.
-    pub fn parse(text: &str, expand: &dyn Fn(&str) -> Result<String, String>) -> Result<Self, String> {
-        let mut fields: BTreeMap<String, String> = BTreeMap::new();
-        for field in csv(text)? {
-            let (key, value) = match field.split_once('=') {
-                Some((key, value)) => {
-                    let key = key.trim().to_ascii_lowercase();
-                    let value = if key == "from" { value.to_owned() } else { expand(value)? };
-                    (key, Some(value))
-                }
-                None => (field.trim().to_ascii_lowercase(), None),
-            };
-            let key = match key.as_str() {
-                "src" => "source".to_owned(),
-                "dst" | "destination" => "target".to_owned(),
-                "ro" => "readonly".to_owned(),
-                "rw" => "readwrite".to_owned(),
-                _ => key,
-            };
-            let value = match (value, key.as_str()) {
-                (Some(value), _) => value,
-                (None, "readonly" | "readwrite" | "required") => "true".to_owned(),
-                (None, _) => return Err(format!("invalid field '{field}' must be a key=value pair")),
-            };
-            fields.insert(key, value);
-        }
-        let kind =
-            match fields.remove("type").unwrap_or_else(|| "bind".to_owned()).to_ascii_lowercase().as_str() {
-                "bind" => MountKind::Bind,
-                "cache" => MountKind::Cache,
-                "tmpfs" => MountKind::Tmpfs,
-                "secret" => MountKind::Secret,
-                "ssh" => MountKind::Ssh,
-                other => return Err(format!("unsupported mount type {other:?}")),
-            };
-        let allowed: &[&str] = match kind {
-            MountKind::Bind => &["target", "source", "from", "readonly", "readwrite"],
-            MountKind::Cache => {
-                &["id", "target", "readonly", "readwrite", "sharing", "from", "source", "mode", "uid", "gid"]
-            }
-            MountKind::Tmpfs => &["target", "size"],
-            MountKind::Secret => &["id", "source", "target", "env", "required", "mode", "uid", "gid"],
-            MountKind::Ssh => &["id", "target", "required", "mode", "uid", "gid"],
-        };
-        if let Some(key) = fields.keys().find(|key| !allowed.contains(&key.as_str())) {
-            return Err(format!("unexpected key '{key}' for mount type '{}'", kind.as_str()));
-        }
-        let flag = |name: &str| -> Result<Option<bool>, String> {
-            fields.get(name).map(|value| boolean(name, Some(value.as_str()))).transpose()
-        };
-        let number = |name: &str, radix: u32| -> Result<Option<u32>, String> {
-            fields
-                .get(name)
-                .map(|value| {
-                    u32::from_str_radix(value, radix)
-                        .map_err(|_bad| format!("invalid value {value} for {name}"))
-                })
-                .transpose()
-        };
-        let sharing =
-            fields.get("sharing").cloned().unwrap_or_else(|| "shared".to_owned()).to_ascii_lowercase();
-        if !matches!(sharing.as_str(), "shared" | "private" | "locked") {
-            return Err(format!("unsupported sharing value {sharing:?}"));
-        }
-        let read_only = match (flag("readonly")?, flag("readwrite")?) {
-            (Some(read_only), None) => Some(read_only),
-            (None, Some(writable)) => Some(!writable),
-            (None, None) => None,
-            _ => return Err("readonly and readwrite exclude each other".to_owned()),
-        };
-        let mount = Self {
-            kind,
-            from: fields.get("from").cloned(),
-            source: fields.get("source").cloned(),
-            target: fields.get("target").cloned(),
-            id: fields.get("id").cloned(),
-            env: fields.get("env").cloned(),
-            read_only,
-            required: flag("required")?.unwrap_or_default(),
-            sharing,
-            size: fields
-                .get("size")
-                .map(|size| bytes(size).ok_or_else(|| format!("invalid value {size} for size")))
-                .transpose()?,
-            mode: number("mode", 8)?,
-            uid: number("uid", 10)?,
-            gid: number("gid", 10)?,
-        };
-        if matches!(kind, MountKind::Bind | MountKind::Cache | MountKind::Tmpfs) && mount.target.is_none() {
-            return Err(format!("mount type '{}' needs target=", kind.as_str()));
-        }
-        Ok(mount)
-    }
-}
-
-impl MountKind {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Bind => "bind",
-            Self::Cache => "cache",
-            Self::Tmpfs => "tmpfs",
-            Self::Secret => "secret",
-            Self::Ssh => "ssh",
-        }
-    }
-}
-
-/// One record of comma-separated values; a field in double quotes may hold commas, `""` is a quote.
-pub fn csv(text: &str) -> Result<Vec<String>, String> {
-    let mut fields = vec![String::new()];
-    let mut quoted = false;
-    let mut chars = text.chars().peekable();
-    while let Some(c) = chars.next() {
-        let Some(last) = fields.last_mut() else { break };
-        match c {
-            '"' if quoted && chars.next_if_eq(&'"').is_some() => last.push('"'),
-            '"' => quoted = !quoted,
-            ',' if !quoted => fields.push(String::new()),
-            c => last.push(c),
-        }
-    }
-    if quoted { Err(format!("a quote in {text:?} is not closed")) } else { Ok(fields) }
-}
-
-/// `64m` in bytes.
-pub fn bytes(text: &str) -> Option<i64> {
-    let lower = text.to_ascii_lowercase();
-    let digits = lower.find(|c: char| !c.is_ascii_digit()).unwrap_or(lower.len());
-    let number: i64 = lower[..digits].parse().ok()?;
-    let shift = match lower[digits..].trim_end_matches("ib").trim_end_matches('b') {
-        "" => 0,
-        "k" => 10,
-        "m" => 20,
-        "g" => 30,
-        "t" => 40,
-        _ => return None,
-    };
-    number.checked_mul(1 << shift)
 }

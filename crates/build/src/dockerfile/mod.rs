@@ -6,13 +6,17 @@
 use std::fmt::Write as _;
 
 pub mod checks;
+mod flags;
 pub mod instruction;
 mod lexer;
+pub mod mount;
 pub mod shell;
 
 pub use checks::{Checks, Rule, Warning};
-pub use instruction::{Command, Flags, Form, Instruction, Mount, MountKind, Stage, parse_line};
+pub use flags::Flags;
+pub use instruction::{Command, Form, Instruction, Stage, parse_line};
 pub use lexer::{Directives, Heredoc, Line};
+pub use mount::{Mount, MountKind};
 pub use shell::Shell;
 
 /// The most a Dockerfile may hold, in bytes.
