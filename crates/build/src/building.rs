@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -19,16 +20,16 @@ use crate::convert::{Options, Plan};
 use crate::definition::Definition;
 use crate::dockerfile::{Fault, Warning};
 use crate::error::{Context as _, Error, Result, invalid};
-use crate::graph::VertexId;
+use crate::graph::{NamedContext, VertexId};
 use crate::history::{Recording, Steps};
 use crate::pattern::Ignore;
 use crate::product::Solved;
-use crate::solver::{self, Job, blocking};
-use crate::source::{self, Source};
+use crate::solver::{self, Job};
+use crate::source::Source;
 use crate::tree::Tree;
 use crate::{
-    Builder, Built, Checked, ContextSource, Event, Remark, Request, Side, convert, dockerfile, ids, received,
-    records, resolve, snapshot,
+    Builder, Built, Checked, ContextSource, Event, Remark, Request, Side, convert, dockerfile, epoch, ids,
+    received, records, resolve, snapshot,
 };
 
 /// A build that can begin.
@@ -47,8 +48,10 @@ struct Prepared {
     ignore: Ignore,
     /// Where the context is to be asked for.
     sent_for: Option<Arc<Session>>,
-    /// A kept context, which nobody else may change meanwhile.
-    context: Option<Arc<received::Taken>>,
+    /// Contexts with names that the client's session lent.
+    named: Vec<(String, Tree)>,
+    /// Kept contexts, which nobody else may change meanwhile.
+    taken: Vec<Arc<received::Taken>>,
 }
 
 fn refused(warnings: &[Warning]) -> Error {
@@ -92,7 +95,8 @@ impl Builder {
             resolver,
             access,
             imports,
-            context,
+            named,
+            taken,
             text,
             name,
             ..
@@ -103,19 +107,15 @@ impl Builder {
         let solver = Arc::clone(&self.solver);
         let mut contexts: HashMap<String, Arc<Tree>> = HashMap::new();
         contexts.extend(main.map(|tree| (String::new(), Arc::new(tree))));
-        for (name, path) in request.folders {
-            let hashes = Arc::clone(&solver.hashes);
-            let tree = blocking(move || source::named_folder(&path, hashes)).await?;
-            contexts.insert(name, Arc::new(tree));
-        }
-        let epoch = epoch(&request.options)?;
+        contexts.extend(named.into_iter().map(|(name, tree)| (name, Arc::new(tree))));
+        let epoch = epoch::given(&request.options)?;
         let namespace = match request.options.build_args.get("BUILDKIT_CACHE_MOUNT_NS") {
             Some(Some(namespace)) => namespace.clone(),
             _ => String::new(),
         };
         let job = Job::new(
             solver,
-            Files { scratch: Arc::clone(&scratch), _context: context },
+            Files { scratch: Arc::clone(&scratch), _contexts: taken },
             Arc::new(plan.graph.clone()),
             contexts,
             request.secrets,
@@ -188,15 +188,43 @@ impl Builder {
         result
     }
 
-    /// Takes in what the plan uses of the client's context, when that is to be sent for.
+    /// Takes in what the plan uses of the contexts that are to be sent for.
     async fn receive(&self, mut prepared: Prepared, events: &mpsc::Sender<Event>) -> Result<Prepared> {
-        if let Some(session) = prepared.sent_for.take() {
-            let (contexts, hashes) = (&self.solver.contexts, &self.solver.hashes);
-            let (plan, ignore) = (&prepared.plan, &prepared.ignore);
-            let received = received::context(&session, contexts, plan, ignore, hashes, events).await?;
-            if let Some((tree, taken)) = received {
-                prepared.main = Some(tree);
-                prepared.context = Some(taken);
+        let main = prepared.sent_for.take().map(|_session| received::Lent::MAIN);
+        let contexts = &prepared.request.options.contexts;
+        let named = contexts.iter().filter_map(|(name, kind)| match kind {
+            NamedContext::Local(folder) => Some(received::Lent { name, folder }),
+            _ => None,
+        });
+        let lent: Vec<received::Lent<'_>> = main.into_iter().chain(named).collect();
+        let Some(first) = lent.first() else { return Ok(prepared) };
+        let Some(session) = &prepared.request.session else {
+            let what = format!("the context {} is a folder of the client's, which lends none", first.name);
+            return Err(invalid(what));
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&prepared.scratch.dir)
+            .doing(|| format!("create {}", prepared.scratch.dir.display()))?;
+        let receiving = received::Receiving {
+            session,
+            contexts: &self.solver.contexts,
+            plan: &prepared.plan,
+            hashes: &self.solver.hashes,
+            events,
+            scratch: &prepared.scratch,
+        };
+        let ignore = &prepared.ignore;
+        let all = lent.iter().map(|one| receiving.context(*one, one.name.is_empty().then_some(ignore)));
+        let received = try_join_all(all).await?;
+        let names: Vec<String> = lent.iter().map(|one| one.name.to_owned()).collect();
+        for (name, received) in names.into_iter().zip(received) {
+            let Some((tree, taken)) = received else { continue };
+            prepared.taken.push(taken);
+            match name.as_str() {
+                "" => prepared.main = Some(tree),
+                _ => prepared.named.push((name, tree)),
             }
         }
         Ok(prepared)
@@ -222,8 +250,9 @@ impl Builder {
     async fn prepare(&self, mut request: Request, events: &mpsc::Sender<Event>) -> Result<Prepared> {
         let lease = self.solver.store.lease().doing(|| "begin a build".to_owned())?;
         let Definition { source, sent_for, scratch } = self.definition(&mut request, events).await?;
-        let Source { tree: main, ignore, text, name, taken } = source;
+        let Source { tree: main, ignore, text, name, taken, time } = source;
         let file = dockerfile::parse(&text).map_err(|fault| Error::fault(fault, &name, &text))?;
+        self.settle_epoch(&mut request, &file, time, &scratch.id).await?;
         let access = Access::new(
             request.registry.clone(),
             std::mem::take(&mut request.credentials),
@@ -250,7 +279,8 @@ impl Builder {
             imports,
             ignore,
             sent_for,
-            context: taken,
+            named: Vec::new(),
+            taken: taken.into_iter().collect(),
         })
     }
 }
@@ -278,8 +308,8 @@ pub(crate) async fn beside<T>(
 /// What a build has on disk. A step that others wait for may look at it after the build has ended.
 pub(crate) struct Files {
     pub scratch: Arc<Scratch>,
-    /// Nobody else may change it meanwhile.
-    pub _context: Option<Arc<received::Taken>>,
+    /// Nobody else may change them meanwhile.
+    pub _contexts: Vec<Arc<received::Taken>>,
 }
 
 /// A build's own files, gone when it ends.
@@ -318,15 +348,4 @@ impl Drop for Stop {
 /// Whether the build argument of that name asks for an inline cache, as BuildKit's frontend reads it.
 fn wants_inline(options: &Options) -> bool {
     matches!(options.build_args.get("BUILDKIT_INLINE_CACHE"), Some(Some(text)) if matches!(&**text, "1" | "true" | "t" | "T" | "TRUE" | "True"))
-}
-
-/// SOURCE_DATE_EPOCH, in seconds.
-fn epoch(options: &Options) -> Result<Option<i64>> {
-    match options.build_args.get("SOURCE_DATE_EPOCH") {
-        Some(Some(text)) if !text.is_empty() => text
-            .parse()
-            .map(Some)
-            .map_err(|_bad| invalid(format!("SOURCE_DATE_EPOCH={text}: seconds since 1970 are expected"))),
-        _ => Ok(None),
-    }
 }

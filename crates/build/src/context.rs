@@ -29,6 +29,8 @@ pub(crate) struct Unpacked {
     pub files: HashMap<Vec<u8>, Content>,
     /// Bytes of files.
     pub bytes: u64,
+    /// The latest time of an entry, in seconds since the epoch.
+    pub latest: Option<i64>,
 }
 
 /// What a file is, but for its name.
@@ -104,6 +106,7 @@ pub(crate) fn unpack(
         let mode = entry.header().mode().map_err(bad)? & 0o7777;
         let mtime = entry.header().mtime().map_err(bad)?.cast_signed();
         let what = || format!("unpack {path:?} of the build context");
+        unpacked.latest = unpacked.latest.max(Some(mtime));
         parents(&root, &path)?;
         // What is replaced is not there any more; of a directory nothing is known.
         unpacked.files.remove(path.as_bytes());

@@ -14,7 +14,6 @@ use crate::building::Scratch;
 use crate::convert::outline::{self, Outline, Targets};
 use crate::dockerfile::{self, Dockerfile};
 use crate::error::{Context as _, Error, Result};
-use crate::solver::blocking;
 use crate::source::{self, Source, Wanted};
 use crate::{Builder, ContextSource, Event, Request, ids, received};
 
@@ -81,15 +80,6 @@ impl Builder {
                 }
             }
         };
-        for (number, (name, archive)) in std::mem::take(&mut request.archives).into_iter().enumerate() {
-            // Its name begins with the build's id, so that it goes with the build.
-            let dir = solver.tmp.join(format!("{id}-context-{number}"));
-            fs::DirBuilder::new().mode(0o700).create(&dir).doing(|| format!("create {}", dir.display()))?;
-            let target = dir.clone();
-            let unpacked = blocking(move || crate::context::unpack(archive, &target, "", None)).await?;
-            tracing::debug!(name, bytes = unpacked.bytes, "unpacked a named context");
-            request.folders.insert(name, dir);
-        }
         Ok(Definition { source, sent_for, scratch })
     }
 

@@ -194,6 +194,7 @@ fn listing(tree: &Tree) -> Result<Vec<Entry>> {
                 .saturating_mul(1_000_000_000)
                 .saturating_add(stat.st_mtime_nsec.cast_signed()),
             path: file.path,
+            state: 0,
         });
     }
     Ok(entries)

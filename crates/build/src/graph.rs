@@ -207,8 +207,8 @@ pub struct How {
 pub enum NamedContext {
     /// `docker-image://`.
     Image(String),
-    /// A local folder that came with the request.
-    Local,
+    /// A folder that the client's session lends, by its name there.
+    Local(String),
     /// A git repository or an archive's URL.
     Remote(String),
 }

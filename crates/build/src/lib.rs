@@ -19,12 +19,14 @@ mod compression;
 mod context;
 mod definition;
 mod deliver;
+mod epoch;
 mod error;
 mod export;
 mod gc;
 mod hashes;
 mod history;
 mod ids;
+mod lent;
 mod pattern;
 mod product;
 mod prune;
@@ -58,18 +60,17 @@ pub use convert::{Options, Plan, Step, named_context};
 pub use error::Error;
 pub use gc::{Gc, filter};
 pub use history::{BuildRecord, StepRecord};
+pub use lent::LentFolder;
 pub use pattern::Ignore;
 pub use prune::{Chosen, Entry, Prune, Pruned, Space};
 pub use records::Snapshot;
 pub use request::{Built, Checked, ContextSource, Event, Product, Remark, Request, Setup, Side};
 pub use run::{Joined, Network};
-pub use source::OUTSIDE;
 pub use wanted::{Annotation, Export, Level, Provenance};
 
 pub(crate) use crate::building::{beside, send};
 use crate::caches::Caches;
 use crate::error::{Context as _, Result};
-use crate::graph::NamedContext;
 use crate::records::Records;
 use crate::run::Executor;
 use crate::solver::Solver;
@@ -150,14 +151,4 @@ impl Builder {
     pub(crate) fn solver(&self) -> &Arc<Solver> {
         &self.solver
     }
-}
-
-/// Kinds of named contexts, for callers that make [`Options`].
-pub fn local_contexts(options: &Options) -> Vec<String> {
-    options
-        .contexts
-        .iter()
-        .filter(|(_, kind)| **kind == NamedContext::Local)
-        .map(|(name, _)| name.clone())
-        .collect()
 }

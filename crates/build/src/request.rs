@@ -65,10 +65,6 @@ impl std::fmt::Debug for ContextSource {
 /// A build that is asked for.
 pub struct Request {
     pub context: ContextSource,
-    /// Named contexts that are folders of this machine.
-    pub folders: BTreeMap<String, PathBuf>,
-    /// Named contexts that come as archives.
-    pub archives: BTreeMap<String, Box<dyn Read + Send>>,
     /// The Dockerfile's path within the context; `Dockerfile` when empty.
     pub dockerfile: String,
     /// Its text, when it does not come with the context.

@@ -20,9 +20,6 @@ use crate::received::Taken;
 use crate::solver::{Solver, blocking};
 use crate::tree::Tree;
 
-/// What our client calls a Dockerfile that is not in the context with which it is sent.
-pub const OUTSIDE: &str = ".dockerfile.outside";
-
 /// What a build is made from.
 pub(crate) struct Source {
     /// The main context, if one came.
@@ -35,6 +32,8 @@ pub(crate) struct Source {
     pub name: String,
     /// A kept context, which nobody else may change meanwhile.
     pub taken: Option<Arc<Taken>>,
+    /// When the context was made, in seconds since the epoch, if it comes from elsewhere.
+    pub time: Option<i64>,
 }
 
 /// What is wanted of a context.
@@ -70,6 +69,13 @@ struct Loaded {
     text: Option<String>,
     ignored: bool,
     taken: Option<Arc<Taken>>,
+    time: Option<i64>,
+}
+
+impl Loaded {
+    fn of(path: PathBuf) -> Self {
+        Self { path, hashes: HashMap::new(), text: None, ignored: true, taken: None, time: None }
+    }
 }
 
 async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -> Result<Option<Loaded>> {
@@ -79,9 +85,7 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -
     };
     match source {
         ContextSource::Nothing | ContextSource::Session(_) => Ok(None),
-        ContextSource::Folder(path) => {
-            Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: true, taken: None }))
-        }
+        ContextSource::Folder(path) => Ok(Some(Loaded::of(path))),
         ContextSource::Archive(source) => {
             let (contexts, dockerfile) = (Arc::clone(&solver.contexts), dockerfile.to_owned());
             let key = if key.is_empty() { String::new() } else { format!("archive:{dockerfile}:{key}") };
@@ -93,8 +97,7 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -
             })
             .await?;
             tracing::debug!(bytes = unpacked.bytes, "unpacked a build context");
-            let taken = Some(Arc::new(taken));
-            Ok(Some(Loaded { path, hashes: unpacked.hashes, text: None, ignored: true, taken }))
+            Ok(Some(Loaded { hashes: unpacked.hashes, taken: Some(Arc::new(taken)), ..Loaded::of(path) }))
         }
         ContextSource::Upload(session, url) => {
             make(dir)?;
@@ -102,20 +105,14 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -
             let dockerfile = dockerfile.to_owned();
             let unpacked =
                 blocking(move || crate::context::unpack(upload, &target, &dockerfile, None)).await?;
-            Ok(Some(Loaded {
-                path: dir.to_owned(),
-                hashes: unpacked.hashes,
-                text: None,
-                ignored: true,
-                taken: None,
-            }))
+            Ok(Some(Loaded { hashes: unpacked.hashes, ..Loaded::of(dir.to_owned()) }))
         }
         ContextSource::Remote(url) => {
             if let mut op @ Op::Git { .. } = crate::remote::source(&url) {
                 if let Op::Git { keep_git_dir, .. } = &mut op {
                     *keep_git_dir |= keep_git;
                 }
-                crate::remote::checkout(&op, secrets, dir).await?;
+                let time = Some(crate::remote::checkout(&op, secrets, dir).await?.time);
                 let Op::Git { subdir, .. } = &op else { return Err(invalid("not a git source")) };
                 let path = if subdir.is_empty() {
                     dir.to_owned()
@@ -127,35 +124,26 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -
                     );
                     dir.join(crate::run::resolve_source(&root, subdir)?)
                 };
-                Ok(Some(Loaded { path, hashes: HashMap::new(), text: None, ignored: false, taken: None }))
+                Ok(Some(Loaded { ignored: false, time, ..Loaded::of(path) }))
             } else {
                 make(dir)?;
                 let file = dir.with_extension("download");
-                solver.downloads.fetch(&url, None, secrets, &file).await?;
+                let modified = solver.downloads.fetch(&url, None, secrets, &file).await?.modified;
                 let (target, from) = (dir.to_owned(), file.clone());
                 let loaded = blocking(move || {
                     let open = || fs::File::open(&from).doing(|| format!("open {}", from.display()));
                     if crate::compression::is_archive(open()?).doing(|| format!("read {}", from.display()))? {
                         let unpacked = crate::context::unpack(open()?, &target, "", None)?;
-                        return Ok(Loaded {
-                            path: target,
-                            hashes: unpacked.hashes,
-                            text: None,
-                            ignored: false,
-                            taken: None,
-                        });
+                        let time = modified.or(unpacked.latest);
+                        let hashes = unpacked.hashes;
+                        return Ok(Loaded { hashes, ignored: false, time, ..Loaded::of(target) });
                     }
                     let mut text = String::new();
                     open()?.take(crate::dockerfile::MOST as u64 + 1).read_to_string(&mut text).map_err(
                         |_bad| invalid("the remote context is neither a tar archive nor a Dockerfile"),
                     )?;
-                    Ok(Loaded {
-                        path: target,
-                        hashes: HashMap::new(),
-                        text: Some(text),
-                        ignored: false,
-                        taken: None,
-                    })
+                    let text = Some(text);
+                    Ok(Loaded { text, ignored: false, time: modified, ..Loaded::of(target) })
                 })
                 .await;
                 fs::remove_file(&file).doing(|| format!("remove {}", file.display()))?;
@@ -163,6 +151,18 @@ async fn load(solver: &Arc<Solver>, source: ContextSource, wanted: Wanted<'_>) -
             }
         }
     }
+}
+
+/// When what a URL leads to was made, in seconds since the epoch. It is brought to `dir`, which is not there yet.
+pub(crate) async fn time_of(
+    solver: &Arc<Solver>,
+    url: &str,
+    secrets: &Secrets,
+    dir: &Path,
+) -> Result<Option<i64>> {
+    let wanted = Wanted { dir, dockerfile: "", secrets, keep_git: false, key: "" };
+    let loaded = load(solver, ContextSource::Remote(url.to_owned()), wanted).await?;
+    Ok(loaded.and_then(|loaded| loaded.time))
 }
 
 /// What was loaded, looked into. Blocks.
@@ -181,6 +181,7 @@ fn look(
             text,
             name: name.to_owned(),
             taken: None,
+            time: None,
         });
     };
     let open = || crate::tree::open_dir(&loaded.path);
@@ -191,7 +192,8 @@ fn look(
     };
     if !loaded.ignored {
         let tree = Some(whole.with_known(loaded.hashes));
-        return Ok(Source { tree, ignore: Ignore::default(), text, name, taken: loaded.taken });
+        let (taken, time) = (loaded.taken, loaded.time);
+        return Ok(Source { tree, ignore: Ignore::default(), text, name, taken, time });
     }
     let own = format!("{}.dockerignore", crate::pattern::clean(&name));
     let rules = match whole.read(&own)? {
@@ -199,17 +201,8 @@ fn look(
         None => whole.read(".dockerignore")?.map(|rules| (rules, ".dockerignore".to_owned())),
     };
     let ignore = ignore_rules(rules)?;
-    if name == OUTSIDE {
-        // It came with the context, and is no part of it.
-        for name in [OUTSIDE.to_owned(), format!("{OUTSIDE}.dockerignore")] {
-            let path = loaded.path.join(name);
-            if path.exists() {
-                fs::remove_file(&path).doing(|| format!("remove {}", path.display()))?;
-            }
-        }
-    }
     let tree = Tree::folder(open()?, ignore.clone(), hashes).with_known(loaded.hashes);
-    Ok(Source { tree: Some(tree), ignore, text, name, taken: loaded.taken })
+    Ok(Source { tree: Some(tree), ignore, text, name, taken: loaded.taken, time: loaded.time })
 }
 
 /// An ignore file's text, with its name for errors, as rules.
@@ -238,14 +231,4 @@ pub(crate) fn read_dockerfile(tree: &Tree, name: &str) -> Result<(String, String
         }
     }
     Err(invalid(format!("Cannot locate specified Dockerfile: {name}")))
-}
-
-/// A named context that is a folder of this machine, without what its own ignore file says. Blocks.
-pub(crate) fn named_folder(path: &Path, hashes: Arc<Hashes>) -> Result<Tree> {
-    let whole = Tree::folder(crate::tree::open_dir(path)?, Ignore::default(), Arc::clone(&hashes));
-    let ignore = match whole.read(".dockerignore")? {
-        None => return Ok(whole),
-        Some(rules) => Ignore::parse(&String::from_utf8_lossy(&rules)).map_err(invalid)?,
-    };
-    Ok(Tree::folder(crate::tree::open_dir(path)?, ignore, hashes))
 }

@@ -490,7 +490,7 @@ pub(crate) fn beneath() -> ResolveFlags {
 }
 
 /// The path's parts, the next at the end.
-fn parts(path: &str) -> Vec<String> {
+pub(crate) fn parts(path: &str) -> Vec<String> {
     path.split('/').rev().filter(|part| !part.is_empty() && *part != ".").map(str::to_owned).collect()
 }
 

@@ -44,6 +44,9 @@ pub struct Entry {
     pub gid: u32,
     /// Nanoseconds since the epoch.
     pub mtime: i64,
+    /// What tells one state of the file from another, besides its size and time; 0 if the sender does not say. Only
+    /// `brig` does.
+    pub state: u64,
 }
 
 impl Entry {
@@ -72,7 +75,8 @@ impl Entry {
                 mode |= ours;
             }
         }
-        Ok(Self { path: stat.path, kind, mode, uid: stat.uid, gid: stat.gid, mtime: stat.mtime })
+        let Stat { path, uid, gid, mtime, state, .. } = stat;
+        Ok(Self { path, kind, mode, uid, gid, mtime, state })
     }
 
     /// As it is sent; what is no file, directory or link is sent as an empty file nobody can ask for.
@@ -106,6 +110,7 @@ impl Entry {
             linkname,
             devmajor: 0,
             devminor: 0,
+            state: self.state,
         }
     }
 }
@@ -172,7 +177,7 @@ mod tests {
     use super::*;
 
     fn entry(path: &str, kind: Kind) -> Entry {
-        Entry { path: path.into(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0 }
+        Entry { path: path.into(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0, state: 0 }
     }
 
     fn listed(paths: &[&str]) -> Result<()> {

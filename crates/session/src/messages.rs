@@ -55,6 +55,9 @@ pub(crate) struct Stat {
     pub devmajor: i64,
     #[prost(int64, tag = "9")]
     pub devminor: i64,
+    /// Ours: see [`crate::Entry::state`].
+    #[prost(fixed64, tag = "1001")]
+    pub state: u64,
 }
 
 /// moby.filesync.v1.BytesMessage, moby.sshforward.v1.BytesMessage, moby.upload.v1.BytesMessage.

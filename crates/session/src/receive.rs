@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 
 use crate::entry::{Entry, Kind, Order};
 use crate::error::{Error, Result};
@@ -31,6 +31,12 @@ const MOST_ENTRIES: u32 = 5_000_000;
 /// The most bytes of all their paths and links.
 const MOST_NAMES: usize = 128 << 20;
 
+pub(crate) const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
+pub(crate) const FOLDER: &str = "dir-name";
+/// Ours: patterns of any characters.
+pub(crate) const OUR_EXCLUDE: &str = "brigantine-exclude-bin";
+pub(crate) const OUR_FOLLOW: &str = "brigantine-follow-bin";
+
 /// What is wanted of a client's folder.
 #[derive(Debug, Clone, Default)]
 pub struct Wanted<'w> {
@@ -38,6 +44,9 @@ pub struct Wanted<'w> {
     pub folder: &'w str,
     /// Only these paths and what links lead to from them; all when empty.
     pub follow: Vec<String>,
+    /// The same with wildcards, for clients that read them as we do ([`Asked::follow`](crate::Asked)); as `follow`
+    /// when empty.
+    pub patterns: Vec<String>,
     /// Without what these patterns match.
     pub exclude: Vec<String>,
 }
@@ -82,12 +91,11 @@ pub struct Receiver {
 impl Session {
     /// Begins to receive one of the client's folders.
     pub fn files(self: &Arc<Self>, wanted: &Wanted<'_>) -> Result<Receiver> {
-        const METHOD: &str = "/moby.filesync.v1.FileSync/DiffCopy";
         if !self.offers(METHOD) {
             return Err(Error::NotOffered("files"));
         }
         let mut metadata = MetadataMap::new();
-        add(&mut metadata, "dir-name", wanted.folder);
+        add(&mut metadata, FOLDER, wanted.folder);
         // What is left out here has to be left out by the caller anyway: all or nothing, for later patterns may take
         // back what earlier ones leave out.
         if wanted.exclude.iter().all(|pattern| is_plain(pattern)) {
@@ -98,6 +106,13 @@ impl Session {
         if wanted.follow.iter().all(|path| is_plain(path)) {
             for path in &wanted.follow {
                 add(&mut metadata, "followpaths", path);
+            }
+        }
+        // Others do not know these.
+        let patterns = if wanted.patterns.is_empty() { &wanted.follow } else { &wanted.patterns };
+        for (key, all) in [(OUR_EXCLUDE, &wanted.exclude), (OUR_FOLLOW, patterns)] {
+            for text in all {
+                metadata.append_bin(key, MetadataValue::from_bytes(text.as_bytes()));
             }
         }
         let (requests, outgoing) = mpsc::channel(WINDOW + 1);

@@ -1,5 +1,5 @@
-//! The client's end of a session: ssh agents that the engine may ask, a place for archives that it makes, and folders
-//! that it may keep caches in.
+//! The client's end of a session: ssh agents that the engine may ask, folders with a build's files, a place for archives
+//! that it makes, and folders that it may keep caches in.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,23 +24,29 @@ use tonic_prost::ProstCodec;
 
 use crate::content::{INFO, READ, WRITE};
 use crate::layout::{self, Folders};
+use crate::lend::{self, Folder};
 use crate::messages::{
     BytesMessage, CheckAgentRequest, ContentInfoRequest, ContentInfoResponse, ContentReadRequest,
-    ContentReadResponse, ContentWriteRequest, ContentWriteResponse, Empty,
+    ContentReadResponse, ContentWriteRequest, ContentWriteResponse, Empty, Packet,
 };
 use crate::session::MOST_MESSAGE;
 
 const CHECK: &str = "/moby.sshforward.v1.SSH/CheckAgent";
 const FORWARD: &str = "/moby.sshforward.v1.SSH/ForwardAgent";
 const SEND: &str = crate::send::METHOD;
+const SYNC: &str = crate::receive::METHOD;
+/// The most bytes of a call's metadata: a Dockerfile may name many files.
+const MOST_HEADERS: u32 = 16 << 20;
 /// Bytes of one message.
 const CHUNK: usize = 32 << 10;
 
 /// What a client lends.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Lending {
     /// Sockets of ssh agents, by id.
     pub agents: BTreeMap<String, PathBuf>,
+    /// A build's files, by the folder's name: `context`, `dockerfile` and others.
+    pub sources: BTreeMap<String, Arc<dyn Folder>>,
     /// Where archives go, by their names.
     pub archives: BTreeMap<String, mpsc::Sender<Bytes>>,
     /// Folders (OCI image layouts), by the name the engine knows them by.
@@ -49,7 +55,7 @@ pub struct Lending {
 
 impl Lending {
     pub fn is_empty(&self) -> bool {
-        self.agents.is_empty() && self.archives.is_empty() && self.folders.is_empty()
+        self.methods().is_empty()
     }
 
     /// The methods that are answered, for the session's introduction.
@@ -57,7 +63,8 @@ impl Lending {
         let agents = [CHECK, FORWARD].into_iter().filter(|_| !self.agents.is_empty());
         let archives = [SEND].into_iter().filter(|_| !self.archives.is_empty());
         let folders = [INFO, READ, WRITE].into_iter().filter(|_| !self.folders.is_empty());
-        agents.chain(archives).chain(folders).collect()
+        let sources = [SYNC].into_iter().filter(|_| !self.sources.is_empty());
+        agents.chain(archives).chain(folders).chain(sources).collect()
     }
 }
 
@@ -74,6 +81,7 @@ pub async fn serve(
         async move { Ok::<_, Infallible>(answer(request, lent).await) }
     });
     hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .max_header_list_size(MOST_HEADERS)
         .serve_connection(TokioIo::new(io), service)
         .await
 }
@@ -92,6 +100,10 @@ async fn answer(request: http::Request<Incoming>, lent: Lent) -> http::Response<
         SEND => {
             let codec = ProstCodec::<BytesMessage, BytesMessage>::default();
             Grpc::new(codec).streaming(Method(|request| take(Arc::clone(&lent), request)), request).await
+        }
+        SYNC => {
+            let codec = ProstCodec::<Packet, Packet>::default();
+            Grpc::new(codec).streaming(lend::Sync(lent), request).await
         }
         INFO => {
             let codec = ProstCodec::<ContentInfoResponse, ContentInfoRequest>::default();

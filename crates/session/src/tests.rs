@@ -131,6 +131,10 @@ fn link(path: &str, mode: u32, to: &str) -> Packet {
     packet
 }
 
+fn plain(path: &str, kind: Kind, mode: u32) -> Entry {
+    Entry { path: path.into(), kind, mode, uid: 0, gid: 0, mtime: 0, state: 0 }
+}
+
 fn data(id: u32, data: Vec<u8>) -> Packet {
     Packet::of(PacketKind::Data, id, data.into())
 }
@@ -257,7 +261,7 @@ async fn secrets_are_found_or_not_and_are_not_large() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receiver_gets_each_file_once_and_only_what_is_on_offer() {
-    let entry = |path: &str, kind| Entry { path: path.into(), kind, mode: 0o644, uid: 0, gid: 0, mtime: 0 };
+    let entry = |path: &str, kind| plain(path, kind, 0o644);
     let entries = || vec![entry("d", Kind::Directory), entry("f", Kind::File { size: 0 })];
     let ask = |id| Packet::of(PacketKind::Request, id, Bytes::new());
     for (script, ok) in [

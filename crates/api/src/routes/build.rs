@@ -261,19 +261,17 @@ impl Deliver {
     }
 }
 
-/// What stands for a named context that is uploaded: see [`build_upload`].
-const UPLOAD: &str = "upload-request:";
-/// The same of an OCI layout.
+/// What stands for a named context that is an OCI layout, which is uploaded: see [`build_upload`].
 const LAYOUT: &str = "oci-layout:upload-request:";
 
 /// Named contexts that come with requests of their own.
 type Uploads = BTreeMap<String, Box<dyn std::io::Read + Send>>;
 
-async fn uploads(query: &Query, prefix: &str) -> Result<Uploads, Error> {
+async fn uploads(query: &Query) -> Result<Uploads, Error> {
     let contexts: BTreeMap<String, String> = document(query, "contexts")?;
     let mut all = Uploads::new();
     for (name, value) in contexts {
-        if let Some(id) = value.strip_prefix(prefix) {
+        if let Some(id) = value.strip_prefix(LAYOUT) {
             all.insert(name, Box::new(bridge::reader(build_upload::take(id).await?)));
         }
     }
@@ -382,19 +380,13 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
     }
     let call = query.text("call").filter(|call| *call != "build");
     let tells = matches!(call, Some("outline" | "targets"));
-    let (archives, layouts) = if tells {
-        (Uploads::new(), Uploads::new())
-    } else {
-        (uploads(&query, UPLOAD).await?, uploads(&query, LAYOUT).await?)
-    };
+    let layouts = if tells { Uploads::new() } else { uploads(&query).await? };
     let mut passing = Passing::new(&state, !layouts.is_empty() || deliver.is_some_and(|d| !d.keep)).await?;
     for (name, id) in passing.layouts(layouts, options.platform.as_ref()).await? {
         options.contexts.insert(name, NamedContext::Image(id.to_string()));
     }
     let build = BuildRequest {
         context,
-        folders: BTreeMap::new(),
-        archives,
         dockerfile,
         dockerfile_text,
         options,

@@ -308,6 +308,20 @@ fn an_interrupted_build_leaves_nothing() {
         eventually("no image stays", || (host.cli(["images", "-aq"]).ok() == before).then_some(()));
         drain(&reader);
     }
+    // One that waits for its reader as well is ended by a second signal at once.
+    let mut client =
+        host.cli(["build", "-o", &format!("type=tar,dest={pipe}"), dir.to_str().unwrap()]).spawn();
+    eventually("the archive is being sent", || (pending(&reader) > 60_000).then_some(()));
+    let interrupt = || {
+        let pid = client.id().to_string();
+        assert!(Command::new("kill").args(["-s", "INT", &pid]).status().unwrap().success());
+    };
+    interrupt();
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    interrupt();
+    let ended = eventually("the client ends", || client.try_wait().unwrap());
+    assert_eq!(ended.code(), Some(130));
+    drain(&reader);
     assert_eq!(host.cli(["ps", "-aq"]).ok(), "");
     // The cache is right: what was made is used, and whole.
     let again = built(&host, &dir, &["-o", &out]).stdout;

@@ -27,6 +27,7 @@ mod authorization;
 mod bad_input;
 mod build;
 mod build_caches;
+mod build_context;
 mod build_load;
 mod build_mounts;
 mod build_real;

@@ -2,8 +2,10 @@
 //!
 //! Invariant: only stages that the target needs are looked at; an image that only others need is not even resolved.
 
+mod base;
 mod copy;
 mod dispatch;
+mod instruct;
 pub(crate) mod outline;
 mod platforms;
 mod reach;
@@ -22,6 +24,7 @@ use std::pin::Pin;
 use brigantine_image::{ImageConfig, Platform};
 
 pub use platforms::convert_all;
+pub(crate) use vars::global_default;
 
 use crate::dockerfile::{Checks, Command, Dockerfile, Fault, Span, Warning};
 use crate::error::{Error, Result, invalid};
@@ -195,6 +198,8 @@ fn checks(file: &Dockerfile, options: &Options) -> Result<Checks> {
 pub fn named_context(value: &str) -> NamedContext {
     if let Some(image) = value.strip_prefix("docker-image://") {
         NamedContext::Image(image.to_owned())
+    } else if let Some(folder) = value.strip_prefix("local:") {
+        NamedContext::Local(folder.to_owned())
     } else if value.starts_with("http://")
         || value.starts_with("https://")
         || value.starts_with("git://")
@@ -203,7 +208,7 @@ pub fn named_context(value: &str) -> NamedContext {
     {
         NamedContext::Remote(value.to_owned())
     } else {
-        NamedContext::Local
+        NamedContext::Local(value.to_owned())
     }
 }
 

@@ -93,6 +93,13 @@ pub(super) fn globals(file: &Dockerfile, options: &Options, target: &Platform) -
     Ok(globals)
 }
 
+/// What an ARG before the first FROM says that an argument is, if it is not given.
+pub(crate) fn global_default(file: &Dockerfile, options: &Options, name: &str) -> Option<String> {
+    let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    // What is wrong there is told when the Dockerfile is converted.
+    globals(file, options, &platform).ok()?.values.remove(name)
+}
+
 /// The arguments that were given and that nobody declared.
 pub(super) fn unconsumed(options: &Options, used: &[String]) -> Vec<String> {
     let known = |name: &String| {

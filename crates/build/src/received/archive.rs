@@ -112,6 +112,7 @@ pub(crate) fn receive_archive(
                 mtime: content.mtime.checked_mul(1_000_000_000)?,
                 target: Vec::new(),
                 hash: content.hash.to_vec(),
+                state: 0,
             })
         })
         .collect();

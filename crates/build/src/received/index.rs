@@ -27,6 +27,9 @@ pub(super) struct Known {
     /// SHA-256 of a file.
     #[prost(bytes = "vec", tag = "7")]
     pub hash: Vec<u8>,
+    /// What the client says besides size and time ([`brigantine_session::Entry::state`]).
+    #[prost(fixed64, tag = "8")]
+    pub state: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, prost::Enumeration)]

@@ -39,6 +39,9 @@ const KEPT: u32 = 2;
 const LASTING: Duration = Duration::from_hours(7 * 24);
 /// The most bytes of a Dockerfile and its ignore file.
 const MOST_TEXT: u64 = 2 * (crate::dockerfile::MOST as u64 + 1);
+/// What clients call the main context.
+const MAIN: &str = "context";
+const IGNORE: &str = ".dockerignore";
 /// How often progress is told.
 const PACE: Duration = Duration::from_millis(100);
 
@@ -219,7 +222,7 @@ pub(crate) async fn texts(
     let follow = vec![plain.clone(), format!("{plain}.dockerignore"), "dockerfile".to_owned()];
     let dir = scratch.dir.join("definition");
     let loaded = crate::beside(events, &side, async {
-        let wanted = Wanted { folder: "dockerfile", follow, exclude: Vec::new() };
+        let wanted = Wanted { folder: "dockerfile", follow, ..Wanted::default() };
         receive_telling(session, &wanted, (dir.clone(), Arc::clone(scratch)), MOST_TEXT, &side, events)
             .await?;
         let (hashes, name) = (Arc::clone(hashes), name.to_owned());
@@ -232,114 +235,162 @@ pub(crate) async fn texts(
         .await
     });
     let (text, name, own) = loaded.await?;
-    let side = "[internal] load .dockerignore".to_owned();
-    let dir = scratch.dir.join("ignore");
-    let rules = crate::beside(events, &side, async {
+    let side = "[internal] load .dockerignore";
+    let rules = crate::beside(events, side, async {
         if let Some(own) = own {
             return Ok(Some((own, format!("{name}.dockerignore"))));
         }
-        let wanted =
-            Wanted { folder: "context", follow: vec![".dockerignore".to_owned()], exclude: Vec::new() };
-        receive_telling(session, &wanted, (dir.clone(), Arc::clone(scratch)), MOST_TEXT, &side, events)
-            .await?;
-        let hashes = Arc::clone(hashes);
-        blocking(move || {
-            Ok(folder(&dir, hashes)?.read(".dockerignore")?.map(|it| (it, ".dockerignore".to_owned())))
-        })
-        .await
+        rules(session, MAIN, scratch, hashes, side, events).await
     });
     let ignore = ignore_rules(rules.await?)?;
-    Ok(Source { tree: None, ignore, text, name, taken: None })
+    Ok(Source { tree: None, ignore, text, name, taken: None, time: None })
+}
+
+/// The text of a folder's own ignore file, with its name.
+async fn rules(
+    session: &Arc<Session>,
+    from: &str,
+    scratch: &Arc<Scratch>,
+    hashes: &Arc<Hashes>,
+    side: &str,
+    events: &mpsc::Sender<Event>,
+) -> Result<Option<(Vec<u8>, String)>> {
+    let dir = scratch.dir.join(format!("ignore-{}", crate::ids::new()));
+    let wanted = Wanted { folder: from, follow: vec![IGNORE.to_owned()], ..Wanted::default() };
+    receive_telling(session, &wanted, (dir.clone(), Arc::clone(scratch)), MOST_TEXT, side, events).await?;
+    let hashes = Arc::clone(hashes);
+    blocking(move || Ok(folder(&dir, hashes)?.read(IGNORE)?.map(|text| (text, IGNORE.to_owned())))).await
 }
 
 fn folder(dir: &Path, hashes: Arc<Hashes>) -> Result<Tree> {
     Ok(Tree::folder(crate::tree::open_dir(&dir.join("files"))?, Ignore::default(), hashes))
 }
 
-/// The main context's files, as far as the plan uses them; held for as long as the build may look at them.
-pub(crate) async fn context(
-    session: &Arc<Session>,
-    contexts: &Arc<Contexts>,
-    plan: &Plan,
-    ignore: &Ignore,
-    hashes: &Arc<Hashes>,
-    events: &mpsc::Sender<Event>,
-) -> Result<Option<(Tree, Arc<Taken>)>> {
-    let Some(follow) = used(plan) else { return Ok(None) };
-    let side = "[internal] load build context";
-    let received = crate::beside(events, side, async {
-        let key = match session.shared_key() {
-            "" => String::new(),
-            key => format!("context:{key}"),
-        };
-        let all = Arc::clone(contexts);
-        let taken = blocking(move || {
-            all.sweep();
-            all.take(&key).map(Arc::new)
-        })
-        .await?;
-        let wanted = Wanted { folder: "context", follow, exclude: ignore.patterns() };
-        let received =
-            receive_telling(session, &wanted, (taken.dir(), Arc::clone(&taken)), u64::MAX, side, events)
-                .await?;
-        Ok((taken, received))
-    });
-    let (taken, Received { hashes: known, bytes }) = received.await?;
-    tracing::debug!(bytes, "received a build context");
-    let root = crate::tree::open_dir(&taken.dir().join("files"))?;
-    let tree = Tree::folder(root, ignore.clone(), Arc::clone(hashes)).with_known(known);
-    Ok(Some((tree, taken)))
+/// A context of a client's session: its name in the build, which is empty for the main one, and in the session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lent<'l> {
+    pub name: &'l str,
+    pub folder: &'l str,
 }
 
-/// The paths of the main context that the plan uses; none is everything. `None` when it uses no context.
-fn used(plan: &Plan) -> Option<Vec<String>> {
-    let graph = &plan.graph;
-    let is_context =
-        |id: &crate::graph::VertexId| matches!(&graph.get(*id).op, Op::Context { name } if name.is_empty());
-    let mut paths: Vec<&str> = Vec::new();
-    let mut any = false;
-    for vertex in &graph.vertices {
-        any |= matches!(&vertex.op, Op::Context { name } if name.is_empty());
-        let from = |input: usize| vertex.inputs.get(input).is_some_and(is_context);
-        match &vertex.op {
-            Op::Files(actions) => {
-                for action in actions {
-                    if let Action::Copy { input, sources, .. } = action
-                        && from(*input)
-                    {
-                        paths.extend(sources.iter().map(String::as_str));
+impl Lent<'_> {
+    /// The main context.
+    pub const MAIN: Self = Self { name: "", folder: MAIN };
+}
+
+/// What a session's contexts are received with.
+pub(crate) struct Receiving<'r> {
+    pub session: &'r Arc<Session>,
+    pub contexts: &'r Arc<Contexts>,
+    pub plan: &'r Plan,
+    pub hashes: &'r Arc<Hashes>,
+    pub events: &'r mpsc::Sender<Event>,
+    /// A place for what is needed only now.
+    pub scratch: &'r Arc<Scratch>,
+}
+
+impl Receiving<'_> {
+    /// The files of a context, as far as the plan uses them; held for as long as the build may look at them. What it
+    /// does not show stands in its own ignore file, unless it is given.
+    pub async fn context(
+        &self,
+        lent: Lent<'_>,
+        ignore: Option<&Ignore>,
+    ) -> Result<Option<(Tree, Arc<Taken>)>> {
+        let Self { session, contexts, hashes, events, .. } = *self;
+        let Some(used) = Used::of(self.plan, lent.name) else { return Ok(None) };
+        let side = match lent.name {
+            "" => "[internal] load build context".to_owned(),
+            name => format!("[context {name}] load from client"),
+        };
+        let received = crate::beside(events, &side, async {
+            let ignore = if let Some(ignore) = ignore {
+                ignore.clone()
+            } else {
+                ignore_rules(rules(session, lent.folder, self.scratch, hashes, &side, events).await?)
+                    .map_err(|error| invalid(format!("the context {}: {error}", lent.name)))?
+            };
+            let key = match (session.shared_key(), lent.name) {
+                ("", _) => String::new(),
+                (key, "") => format!("context:{key}"),
+                (key, name) => format!("context:{key}:{name}"),
+            };
+            let all = Arc::clone(contexts);
+            let taken = blocking(move || {
+                all.sweep();
+                all.take(&key).map(Arc::new)
+            })
+            .await?;
+            let Used { follow, patterns } = used;
+            let wanted = Wanted { folder: lent.folder, follow, patterns, exclude: ignore.patterns() };
+            let received =
+                receive_telling(session, &wanted, (taken.dir(), Arc::clone(&taken)), u64::MAX, &side, events)
+                    .await?;
+            Ok((taken, received, ignore))
+        });
+        let (taken, Received { hashes: known, bytes }, ignore) = received.await?;
+        tracing::debug!(name = lent.name, bytes, "received a build context");
+        let root = crate::tree::open_dir(&taken.dir().join("files"))?;
+        let tree = Tree::folder(root, ignore, Arc::clone(hashes)).with_known(known);
+        Ok(Some((tree, taken)))
+    }
+}
+
+/// The paths of a context that a plan uses; none is everything.
+#[derive(Debug, Default)]
+struct Used {
+    /// Without wildcards, which clients match each in its own way: the directories with them.
+    follow: Vec<String>,
+    /// With wildcards.
+    patterns: Vec<String>,
+}
+
+impl Used {
+    /// `None` when the plan does not use the context.
+    fn of(plan: &Plan, context: &str) -> Option<Self> {
+        let graph = &plan.graph;
+        let is_it = |op: &Op| matches!(op, Op::Context { name } if name == context);
+        if !graph.vertices.iter().any(|vertex| is_it(&vertex.op)) {
+            return None;
+        }
+        let mut patterns = Vec::new();
+        for vertex in &graph.vertices {
+            let from =
+                |input: usize| vertex.inputs.get(input).is_some_and(|&input| is_it(&graph.get(input).op));
+            match &vertex.op {
+                Op::Files(actions) => {
+                    for action in actions {
+                        if let Action::Copy { input, sources, .. } = action
+                            && from(*input)
+                        {
+                            patterns.extend(sources.iter().map(|source| clean(source)));
+                        }
                     }
                 }
+                Op::Run(run) => {
+                    let mounts = run.mounts.iter().filter(|mount| mount.input.is_some_and(from));
+                    // There a wildcard is a character like any other.
+                    patterns.extend(mounts.map(|mount| without_wildcards(clean(&mount.source))));
+                }
+                _ => {}
             }
-            Op::Run(run) => {
-                paths.extend(
-                    run.mounts
-                        .iter()
-                        .filter(|mount| mount.input.is_some_and(from))
-                        .map(|mount| mount.source.as_str()),
-                );
-            }
-            _ => {}
         }
+        let follow = patterns.iter().cloned().map(without_wildcards).collect();
+        let unlike = |mut all: Vec<String>| {
+            all.sort();
+            all.dedup();
+            if all.iter().any(String::is_empty) { Vec::new() } else { all }
+        };
+        Some(Self { follow: unlike(follow), patterns: unlike(patterns) })
     }
-    if !any {
-        return None;
+}
+
+/// The directory above all of a path's wildcards.
+fn without_wildcards(mut path: String) -> String {
+    while has_wildcard(&path) {
+        path = path.rsplit_once('/').map(|(dir, _)| dir.to_owned()).unwrap_or_default();
     }
-    let mut follow = Vec::new();
-    for path in paths {
-        let mut path = clean(path);
-        // Clients match wildcards each in its own way: its directory is asked for.
-        while has_wildcard(&path) {
-            path = path.rsplit_once('/').map(|(dir, _)| dir.to_owned()).unwrap_or_default();
-        }
-        if path.is_empty() {
-            return Some(Vec::new());
-        }
-        follow.push(path);
-    }
-    follow.sort();
-    follow.dedup();
-    Some(follow)
+    path
 }
 
 /// A context that a client uploads under a name of its own (`http://buildkit-session/…`).

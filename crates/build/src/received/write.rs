@@ -172,6 +172,7 @@ impl Folder {
             mtime: entry.mtime,
             target: Vec::new(),
             hash: Vec::new(),
+            state: entry.state,
         };
         let same_time = |known: &Known| known.mtime == entry.mtime;
         match &entry.kind {
@@ -238,6 +239,7 @@ impl Folder {
                         if known.is(What::File)
                             && known.size == *size
                             && same_time(&known)
+                            && known.state == entry.state
                             && known.hash().is_some() =>
                     {
                         if known.mode != entry.mode {
@@ -308,6 +310,7 @@ impl Folder {
             mtime: entry.mtime,
             target: Vec::new(),
             hash: hasher.finalize().to_vec(),
+            state: entry.state,
             path: entry.path,
         };
         self.new.insert(sort_key(&known.path), known);

@@ -24,8 +24,16 @@ struct Git<'g> {
     header: Option<(String, String)>,
 }
 
-/// Checks a repository out, with its submodules; the result is the commit.
-pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Result<String> {
+/// What was checked out.
+#[derive(Debug)]
+pub(crate) struct Commit {
+    pub id: String,
+    /// When it was made, in seconds since the epoch.
+    pub time: i64,
+}
+
+/// Checks a repository out, with its submodules.
+pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Result<Commit> {
     let Op::Git { url, reference, keep_git_dir, checksum, submodules, .. } = op else {
         return Err(invalid("not a git source"));
     };
@@ -44,7 +52,9 @@ pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Resul
         .await
         .map_err(|error| invalid(format!("failed to fetch {wanted} of {url}: {error}")))?;
     git.run(&["checkout", "-q", "--detach", "FETCH_HEAD"]).await?;
-    let commit = git.run(&["rev-parse", "HEAD"]).await?.trim().to_owned();
+    let shown = git.run(&["show", "-s", "--no-show-signature", "--format=%H %ct", "HEAD"]).await?;
+    let (commit, time) = shown.trim().split_once(' ').unwrap_or_default();
+    let time = time.parse().map_err(|_bad| invalid(format!("git says of {wanted}: {shown:?}")))?;
     if let Some(wanted) = checksum
         && !commit.starts_with(wanted.as_str())
     {
@@ -65,7 +75,7 @@ pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Resul
         })
         .await?;
     }
-    Ok(commit)
+    Ok(Commit { id: commit.to_owned(), time })
 }
 
 /// Submodules' `.git` files, which lead to what is no longer there.

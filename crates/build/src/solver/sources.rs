@@ -53,7 +53,7 @@ impl Job {
 
     pub(super) async fn checkout(&self, op: &Op) -> Result<Arc<Output>> {
         let dir = self.solver.tmp.join(format!("{}-git-{}", self.id, digest_of(&[&definition(op)?])));
-        let commit = crate::remote::checkout(op, &self.servers_secrets(), &dir).await?;
+        let commit = crate::remote::checkout(op, &self.servers_secrets(), &dir).await?.id;
         let Op::Git { subdir, .. } = op else { return Err(invalid("not a git source")) };
         let (hashes, subdir) = (Arc::clone(&self.solver.hashes), subdir.clone());
         let tree = blocking(move || {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: where no image is asked for, it is removed again, unless it is somebody's.
 
+use brigantine_session::Lending;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use tokio::sync::mpsc;
@@ -36,7 +37,7 @@ async fn each(context: &Context, outputs: &Outputs, id: &str) -> Outcome {
         }
         // A build of nothing but the image sends its files.
         let ask = outputs.asked_for_files(context.client.post("/build").query("version", "1"));
-        let lent = build_lend::lend(context, &[], archives, std::collections::BTreeMap::new()).await?;
+        let lent = build_lend::lend(context, Lending { archives, ..Lending::default() }, None).await?;
         let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
         let dockerfile =
             Full::new(Bytes::from(format!("FROM {id}\n"))).map_err(|never| match never {}).boxed();

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
+use brigantine_session::Lending;
 use futures_util::FutureExt as _;
 use futures_util::future::try_join_all;
 use http::HeaderName;
@@ -12,7 +13,8 @@ use crate::args::{Command, Flag, Matches, Operands, runs};
 use crate::client::{Ask, Lines, Reply, encode};
 use crate::commands::build_cache::Caches;
 use crate::commands::build_call::Call;
-use crate::commands::build_context::{Main, Named, Sending};
+use crate::commands::build_context::{Main, Named};
+use crate::commands::build_lend::Lent;
 use crate::commands::build_output::{self, Archives, Built, Outputs};
 use crate::commands::build_view::{self, View};
 use crate::commands::{build_lend, builder, upload};
@@ -192,30 +194,34 @@ async fn verified(
 /// What is told of the Dockerfile, without building it.
 async fn told(context: &Context, matches: &Matches, call: Call) -> Outcome {
     let ask = asked(context, matches, epoch(matches)?.as_deref())?.query("call", call.name());
-    let main = match Main::new(matches.operand(0), matches.text("file"))? {
-        Main::Folder(packing) => Main::Folder(packing.only_needed()),
-        main => main,
-    };
+    let main = Main::new(matches.operand(0), matches.text("file"))?;
     let mut contexts = named(matches)?;
     if !call.needs_contexts() {
         contexts.iter_mut().for_each(Named::keep);
     }
+    let lent = lent(context, &main, &contexts, Lending::default()).await?;
+    let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
     let reply = sent(context, ask, matches.text("file"), main, contexts).await?;
     call.show(&reply.value().await?)
 }
 
-/// The time that is given: as an argument, or in the environment as for every other tool.
+/// The time that is given, or whose it is: as an argument, or in the environment as for every other tool.
 fn epoch(matches: &Matches) -> Outcome<Option<String>> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
     let given =
         matches.list("build-arg").into_iter().find_map(|text| text.strip_prefix(NAME)?.strip_prefix('='));
     let found = given.map(str::to_owned).or_else(|| std::env::var(NAME).ok()).filter(|text| !text.is_empty());
-    if let Some(text) = &found
-        && text.parse::<i64>().is_err()
-    {
-        return Err(Fault::said(format!("{NAME}={text}: seconds since 1970 are expected")));
+    let names = |text: &str| {
+        let contexts = matches.list("build-context");
+        text == "context"
+            || contexts.iter().any(|one| one.split_once('=').is_some_and(|(name, _)| name == text))
+    };
+    match &found {
+        Some(text) if text.parse::<i64>().is_err() && !names(text) => Err(Fault::said(format!(
+            "{NAME}={text}: seconds since 1970, \"context\" or a context's name are expected"
+        ))),
+        _ => Ok(found),
     }
-    Ok(found)
 }
 
 /// One build of perhaps two.
@@ -249,7 +255,10 @@ async fn once(context: &Context, matches: &Matches, outputs: &Outputs, wanted: W
     let file = matches.text("file");
     let main = Main::new(matches.operand(0), file)?;
     let contexts = named(matches)?;
-    let lent = build_lend::lend(context, &matches.list("ssh"), wanted.archives, caches.folders()).await?;
+    let agents = build_lend::agents(&matches.list("ssh"))?;
+    let lending =
+        Lending { agents, archives: wanted.archives, folders: caches.folders(), ..Lending::default() };
+    let lent = lent(context, &main, &contexts, lending).await?;
     let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
     let reply = sent(context, ask, file, main, contexts).await?;
     let mut built = Built::default();
@@ -316,7 +325,22 @@ fn asked<'c>(context: &'c Context, matches: &Matches, epoch: Option<&str>) -> Ou
 }
 
 fn named(matches: &Matches) -> Outcome<Vec<Named>> {
-    matches.list("build-context").into_iter().map(Named::parse).collect()
+    let given = matches.list("build-context").into_iter().enumerate();
+    given.map(|(number, text)| Named::parse(text, number)).collect()
+}
+
+/// Opens a session with the folders, and with what else is lent.
+async fn lent(
+    context: &Context,
+    main: &Main,
+    contexts: &[Named],
+    mut lending: Lending,
+) -> Outcome<Option<Lent>> {
+    let key = main.lend(&mut lending.sources)?;
+    for one in contexts {
+        one.lend(&mut lending.sources);
+    }
+    build_lend::lend(context, lending, key.as_deref()).await
 }
 
 /// Sends the request with its contexts, each at the same time as the others.
@@ -343,13 +367,8 @@ async fn sent<'c>(
                 let body = upload::body_of(upload::open("-")?);
                 ask.query("dockerfile", file).stream(body, "application/x-tar").send().await
             }
-            Main::Folder(packing) => {
-                let ask = ask.query("dockerfile", &packing.dockerfile);
-                let place = packing.place();
-                let (sending, body) = Sending::begin(&place, move |output| packing.write(output))?;
-                let reply = ask.stream(body, "application/x-tar").send().await;
-                sending.end().await?;
-                reply
+            Main::Folder(local) => {
+                ask.query("remote", "client-session").query("dockerfile", &local.dockerfile).send().await
             }
         }
     };

@@ -1,14 +1,19 @@
-//! Contexts of `brig build`: the folder that is sent without what its ignore file says, and those with names
-//! (`--build-context`), each sent as an archive of its own.
+//! Contexts of `brig build`: the folder, which a session lends to the engine for as long as the build runs, and those with
+//! names (`--build-context`), lent likewise or sent as an archive.
 //!
-//! Invariant: nothing outside of a folder is sent, links are sent as links, and devices, pipes and sockets are not.
+//! Invariant: nothing outside of a folder is lent, nor what the engine's rules leave out.
 
-use std::io::{self, Read as _, Write};
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use brigantine_build::LentFolder;
 use brigantine_build::dockerfile::MOST;
-use brigantine_build::{Ignore, OUTSIDE};
+use brigantine_image::Digest;
+use brigantine_session::{Asked, Entry, Folder, Kind};
 use tokio::task::JoinHandle;
 
 use crate::client::Body;
@@ -17,13 +22,18 @@ use crate::context::Context;
 use crate::fault::{Fault, Outcome};
 use crate::output;
 
+const DOCKERFILE: &str = "Dockerfile";
+
+/// Folders by the names that the session has for them.
+pub type Sources = BTreeMap<String, Arc<dyn Folder>>;
+
 /// The main context.
 pub enum Main {
     /// The engine fetches it.
     Remote(String),
     /// An archive, or a Dockerfile, on standard input.
     Stdin,
-    Folder(Packing),
+    Folder(Local),
 }
 
 impl Main {
@@ -33,8 +43,15 @@ impl Main {
         } else if place == "-" {
             Ok(Self::Stdin)
         } else {
-            Packing::new(place, file).map(Self::Folder)
+            Local::new(place, file).map(Self::Folder)
         }
+    }
+
+    /// Adds to what a session lends, which has this key.
+    pub fn lend(&self, sources: &mut Sources) -> Outcome<Option<String>> {
+        let Self::Folder(local) = self else { return Ok(None) };
+        local.lend(sources)?;
+        Ok(Some(local.shared_key()))
     }
 }
 
@@ -80,24 +97,20 @@ pub struct Named {
     pub name: String,
     /// How the request names it.
     pub value: String,
-    sent: Option<Sent>,
-}
-
-/// What is sent of it, under which id.
-struct Sent {
-    id: String,
-    place: String,
     what: What,
 }
 
 enum What {
-    Folder(Packing),
-    Layout(build_layout::Chosen),
+    /// The engine finds it.
+    Elsewhere,
+    Folder(String, Arc<LentFolder>),
+    /// It is sent under this id.
+    Layout(String, build_layout::Chosen),
 }
 
 impl Named {
-    /// `NAME=VALUE`.
-    pub fn parse(text: &str) -> Outcome<Self> {
+    /// `NAME=VALUE`; the number is another one for each.
+    pub fn parse(text: &str, number: usize) -> Outcome<Self> {
         let wrong = |why: &str| Fault::said(format!("--build-context {text}: {why}"));
         let (name, value) = text.split_once('=').ok_or_else(|| wrong("NAME=VALUE is expected"))?;
         if name.is_empty() || value.is_empty() {
@@ -105,35 +118,43 @@ impl Named {
         }
         let (name, value) = (name.to_owned(), value.to_owned());
         if is_remote(&value) || value.starts_with("docker-image://") {
-            return Ok(Self { name, value, sent: None });
+            return Ok(Self { name, value, what: What::Elsewhere });
         }
         if value.starts_with("target:") || value.starts_with("input:") {
             return Err(wrong("targets of other builds are known to bake only, which is not built"));
         }
-        let id = new_id()?;
         if let Some(layout) = value.strip_prefix("oci-layout://") {
-            let what = What::Layout(build_layout::Chosen::find(layout)?);
+            let id = new_id()?;
+            let chosen = build_layout::Chosen::find(layout)?;
             let value = format!("oci-layout:upload-request:{id}");
-            return Ok(Self { name, value, sent: Some(Sent { id, place: layout.to_owned(), what }) });
+            return Ok(Self { name, value, what: What::Layout(id, chosen) });
         }
-        let packing = Packing::named(&value).map_err(|fault| wrong(&fault.to_string()))?;
-        let what = What::Folder(packing);
-        Ok(Self { name, value: format!("upload-request:{id}"), sent: Some(Sent { id, place: value, what }) })
+        let root = std::fs::canonicalize(&value).map_err(|error| wrong(&output::os_text(&error)))?;
+        if !root.is_dir() {
+            return Err(wrong("it is not a directory"));
+        }
+        let folder = format!("named-{number}");
+        Ok(Self { name, value: format!("local:{folder}"), what: What::Folder(folder, open(&root)?) })
+    }
+
+    /// Adds to what a session lends.
+    pub fn lend(&self, sources: &mut Sources) {
+        if let What::Folder(name, folder) = &self.what {
+            sources.insert(name.clone(), Arc::clone(folder) as _);
+        }
     }
 
     /// It is named only: nothing of it is looked at.
     pub fn keep(&mut self) {
-        self.sent = None;
+        self.what = What::Elsewhere;
     }
 
     /// Sends it, if there is something to send. Ends when the engine is done with it; what the engine has to say of it,
     /// it says of the build.
     pub async fn send(self, context: &Context) -> Outcome {
-        let Some(Sent { id, place, what }) = self.sent else { return Ok(()) };
-        let (sending, body) = Sending::begin(&place, move |output| match what {
-            What::Folder(packing) => packing.write(output),
-            What::Layout(chosen) => chosen.write(output),
-        })?;
+        let What::Layout(id, chosen) = self.what else { return Ok(()) };
+        let place = self.name;
+        let (sending, body) = Sending::begin(&place, move |output| chosen.write(output))?;
         let ask = context.client.post("/build").query("buildid", &format!("upload-request:{id}"));
         let answered = ask.stream(body, "application/x-tar").done().await;
         tracing::debug!(place, ok = answered.is_ok(), "sent a named context");
@@ -149,25 +170,16 @@ pub fn new_id() -> Outcome<String> {
     Ok(format!("{:032x}", u128::from_be_bytes(random)))
 }
 
-/// A context folder to be sent.
-pub struct Packing {
+/// A context folder and its Dockerfile.
+pub struct Local {
     root: PathBuf,
-    /// The Dockerfile's name within what is sent; empty where there is none.
+    /// The Dockerfile's name, in the context or by itself.
     pub dockerfile: String,
-    /// A Dockerfile that is not in the context.
-    outside: Option<Outside>,
-    ignore: Ignore,
-    /// Only what is needed to tell something of the Dockerfile.
-    only_needed: bool,
+    /// A Dockerfile that is not in the context, and the list beside it of what its builds leave out.
+    outside: Option<Texts>,
 }
 
-/// A Dockerfile that is not in the context, and the list beside it of what its builds leave out.
-struct Outside {
-    text: Vec<u8>,
-    rules: Option<String>,
-}
-
-impl Packing {
+impl Local {
     fn new(place: &str, file: &str) -> Outcome<Self> {
         let fault =
             |what: &str, error: &io::Error| Fault::said(format!("{what}: {}", output::os_text(error)));
@@ -176,32 +188,34 @@ impl Packing {
         if !root.is_dir() {
             return Err(Fault::said(format!("unable to prepare context: \"{place}\" is not a directory")));
         }
+        let limited = |from: &mut dyn Read, what: &str| {
+            let mut text = Vec::new();
+            let read = from.take(MOST as u64 + 1).read_to_end(&mut text);
+            read.map(|_| text).map_err(|error| fault(what, &error))
+        };
         let (dockerfile, outside) = match file {
-            "" => ("Dockerfile".to_owned(), None),
+            "" => (DOCKERFILE.to_owned(), None),
             "-" => {
-                let mut text = Vec::new();
-                io::stdin()
-                    .take(MOST as u64 + 1)
-                    .read_to_end(&mut text)
-                    .map_err(|error| fault("read the Dockerfile", &error))?;
-                (OUTSIDE.to_owned(), Some(text))
+                let text = limited(&mut io::stdin(), "read the Dockerfile")?;
+                (DOCKERFILE.to_owned(), Some(Texts::of(DOCKERFILE, text, None)))
             }
             file => {
-                let path =
-                    std::fs::canonicalize(file).map_err(|error| fault(&format!("read {file}"), &error))?;
+                let what = format!("read {file}");
+                let path = std::fs::canonicalize(file).map_err(|error| fault(&what, &error))?;
                 if let Ok(inside) = path.strip_prefix(&root) {
                     (inside.to_string_lossy().into_owned(), None)
                 } else {
-                    let mut text = Vec::new();
-                    std::fs::File::open(&path)
-                        .and_then(|from| from.take(MOST as u64 + 1).read_to_end(&mut text))
-                        .map_err(|error| fault(&format!("read {file}"), &error))?;
-                    (OUTSIDE.to_owned(), Some(text))
+                    let mut from = std::fs::File::open(&path).map_err(|error| fault(&what, &error))?;
+                    let text = limited(&mut from, &what)?;
+                    let rules = std::fs::read(format!("{file}.dockerignore")).ok();
+                    let name = Path::new(file).file_name().map(OsStr::to_string_lossy);
+                    let name = name.unwrap_or(DOCKERFILE.into()).into_owned();
+                    (name.clone(), Some(Texts::of(&name, text, rules)))
                 }
             }
         };
         let length = match &outside {
-            Some(text) => text.len() as u64,
+            Some(texts) => texts.longest(),
             None => std::fs::metadata(root.join(&dockerfile)).map_or(0, |found| found.len()),
         };
         if length > MOST as u64 {
@@ -209,99 +223,64 @@ impl Packing {
                 "the Dockerfile is {length} bytes long: at most {MOST} are read"
             )));
         }
-        // The list of a Dockerfile from elsewhere lies beside that, and is sent as that is.
-        let own = match file {
-            "" => root.join("Dockerfile.dockerignore"),
-            file => PathBuf::from(format!("{file}.dockerignore")),
+        Ok(Self { root, dockerfile, outside })
+    }
+
+    /// Adds its folders to those that a session lends.
+    fn lend(&self, sources: &mut Sources) -> Outcome {
+        let folder = open(&self.root)?;
+        let dockerfile: Arc<dyn Folder> = match &self.outside {
+            Some(texts) => Arc::new(texts.clone()),
+            None => Arc::clone(&folder) as _,
         };
-        let own = std::fs::read_to_string(own);
-        let outside = outside.map(|text| Outside { text, rules: own.as_ref().ok().cloned() });
-        let rules = own.or_else(|_| std::fs::read_to_string(root.join(".dockerignore")));
-        let ignore = match rules {
-            Ok(rules) => {
-                Ignore::parse(&rules).map_err(|error| Fault::said(format!(".dockerignore: {error}")))?
-            }
-            Err(_) => Ignore::default(),
-        };
-        Ok(Self { root, dockerfile, outside, ignore, only_needed: false })
+        sources.insert("context".to_owned(), folder);
+        sources.insert("dockerfile".to_owned(), dockerfile);
+        Ok(())
     }
 
-    /// A folder without a Dockerfile of its own.
-    fn named(place: &str) -> Outcome<Self> {
-        let root = std::fs::canonicalize(place).map_err(Fault::io(place))?;
-        if !root.is_dir() {
-            return Err(Fault::said(format!("{place} is not a directory")));
-        }
-        let ignore = match std::fs::read_to_string(root.join(".dockerignore")) {
-            Ok(rules) => Ignore::parse(&rules)
-                .map_err(|error| Fault::said(format!("{place}/.dockerignore: {error}")))?,
-            Err(_) => Ignore::default(),
-        };
-        Ok(Self { root, dockerfile: String::new(), outside: None, ignore, only_needed: false })
+    /// What builds of the same files have in common: this machine, user, folder and Dockerfile.
+    fn shared_key(&self) -> String {
+        let machine = std::fs::read_to_string("/etc/machine-id").unwrap_or_default();
+        let user = rustix::process::getuid().as_raw();
+        let all = format!("{}\0{user}\0{}\0{}", machine.trim(), self.root.display(), self.dockerfile);
+        Digest::sha256(all.as_bytes()).to_string()
+    }
+}
+
+fn open(root: &Path) -> Outcome<Arc<LentFolder>> {
+    LentFolder::open(root).map(Arc::new).map_err(Fault::io(root.display()))
+}
+
+/// Files that are in no folder of their own.
+#[derive(Clone)]
+struct Texts(BTreeMap<String, Vec<u8>>);
+
+impl Texts {
+    fn of(name: &str, text: Vec<u8>, rules: Option<Vec<u8>>) -> Self {
+        let rules = rules.map(|rules| (format!("{name}.dockerignore"), rules));
+        Self(std::iter::once((name.to_owned(), text)).chain(rules).collect())
     }
 
-    /// The folder, for people.
-    pub fn place(&self) -> String {
-        self.root.display().to_string()
+    fn longest(&self) -> u64 {
+        self.0.values().map(|text| text.len() as u64).max().unwrap_or_default()
     }
+}
 
-    /// Leaves out all but the Dockerfile and its ignore file.
-    pub fn only_needed(self) -> Self {
-        Self { only_needed: true, ..self }
-    }
-
-    /// The engine needs these, whatever the rules say.
-    fn needed(&self, path: &str) -> bool {
-        (path == self.dockerfile && !path.is_empty())
-            || path == ".dockerignore"
-            || path.strip_suffix(".dockerignore").is_some_and(|base| base == self.dockerfile)
-            || (self.dockerfile == "Dockerfile" && path == "dockerfile")
-    }
-
-    pub fn write(&self, output: impl Write) -> io::Result<()> {
-        let mut archive = tar::Builder::new(io::BufWriter::with_capacity(256 << 10, output));
-        archive.follow_symlinks(false);
-        archive.sparse(false);
-        if let Some(Outside { text, rules }) = &self.outside {
-            let rules =
-                rules.as_ref().map(|rules| (format!("{}.dockerignore", self.dockerfile), rules.as_bytes()));
-            for (name, text) in std::iter::once((self.dockerfile.clone(), &text[..])).chain(rules) {
-                let mut header = tar::Header::new_gnu();
-                header.set_mode(0o644);
-                header.set_size(text.len() as u64);
-                archive.append_data(&mut header, name, text)?;
-            }
-        }
-        self.folder(&mut archive, Path::new(""))?;
-        archive.into_inner()?.flush()
-    }
-
-    fn folder(&self, archive: &mut tar::Builder<impl Write>, dir: &Path) -> io::Result<()> {
-        let mut names: Vec<_> = std::fs::read_dir(self.root.join(dir))?
-            .map(|entry| Ok(entry?.file_name()))
-            .collect::<io::Result<_>>()?;
-        names.sort();
-        for name in names {
-            let path = dir.join(name);
-            let text = path.to_string_lossy().into_owned();
-            let full = self.root.join(&path);
-            // Files of a folder that is worked in come and go.
-            let Ok(metadata) = std::fs::symlink_metadata(&full) else { continue };
-            let out = (self.only_needed || self.ignore.excludes(&text)) && !self.needed(&text);
-            if metadata.is_dir() {
-                if !out {
-                    archive.append_dir(&path, &full)?;
-                }
-                if !out
-                    || (self.ignore.may_take_again_below(&text) && !self.only_needed)
-                    || self.dockerfile.starts_with(&format!("{text}/"))
-                {
-                    self.folder(archive, &path)?;
-                }
-            } else if !out && (metadata.is_file() || metadata.is_symlink()) {
-                archive.append_path_with_name(&full, &path)?;
+impl Folder for Texts {
+    fn list(&self, _asked: &Asked, listed: &mut dyn FnMut(Entry) -> bool) -> io::Result<()> {
+        for (name, text) in &self.0 {
+            let (path, kind) = (name.clone().into_bytes(), Kind::File { size: text.len() as u64 });
+            let entry = Entry { path, kind, mode: 0o644, uid: 0, gid: 0, mtime: 0, state: 0 };
+            if !listed(entry) {
+                break;
             }
         }
         Ok(())
+    }
+
+    fn open(&self, path: &[u8]) -> io::Result<Box<dyn Read>> {
+        let found = std::str::from_utf8(path).ok().and_then(|name| self.0.get(name));
+        let text = found.ok_or(io::ErrorKind::NotFound)?;
+        Ok(Box::new(io::Cursor::new(text.clone())))
     }
 }

@@ -1,5 +1,5 @@
-//! What `brig build` lends to the engine for as long as the build runs: the user's ssh agents, a place for results,
-//! and folders for caches.
+//! What `brig build` lends to the engine for as long as the build runs: the build's files, the user's ssh agents, a place
+//! for results, and folders for caches.
 //!
 //! Invariant: keys stay with the agent; the engine gets its answers, over a connection that ends with the command.
 
@@ -9,10 +9,8 @@ use std::os::unix::fs::FileTypeExt as _;
 use std::path::PathBuf;
 
 use brigantine_session::{Lending, serve};
-use bytes::Bytes;
 use http::HeaderName;
 use tokio::io::AsyncReadExt as _;
-use tokio::sync::mpsc;
 
 use crate::commands::build_context;
 use crate::context::Context;
@@ -20,6 +18,7 @@ use crate::fault::{Fault, Outcome};
 use crate::output;
 
 const ID: HeaderName = HeaderName::from_static("x-docker-expose-session-uuid");
+const SHARED_KEY: HeaderName = HeaderName::from_static("x-docker-expose-session-sharedkey");
 const METHOD: HeaderName = HeaderName::from_static("x-docker-expose-session-grpc-method");
 
 /// What is lent until this is dropped.
@@ -35,19 +34,16 @@ impl Drop for Lent {
     }
 }
 
-/// Opens a session with the agents that `--ssh` names, places for archives and folders for caches, if there are any.
-pub async fn lend(
-    context: &Context,
-    ssh: &[&str],
-    archives: BTreeMap<String, mpsc::Sender<Bytes>>,
-    folders: BTreeMap<String, PathBuf>,
-) -> Outcome<Option<Lent>> {
-    let lending = Lending { agents: agents(ssh)?, archives, folders };
+/// Opens a session for what is lent, if there is anything. Sessions with the same key lend the same folder.
+pub async fn lend(context: &Context, lending: Lending, shared_key: Option<&str>) -> Outcome<Option<Lent>> {
     if lending.is_empty() {
         return Ok(None);
     }
     let session = build_context::new_id()?;
     let mut ask = context.client.post("/session").header(ID, &session);
+    if let Some(key) = shared_key {
+        ask = ask.header(SHARED_KEY, key);
+    }
     for method in lending.methods() {
         ask = ask.header(METHOD, method);
     }
@@ -64,7 +60,7 @@ pub async fn lend(
 }
 
 /// `ID`, or `ID=SOCKET`; by default the user's own agent.
-fn agents(given: &[&str]) -> Outcome<BTreeMap<String, PathBuf>> {
+pub fn agents(given: &[&str]) -> Outcome<BTreeMap<String, PathBuf>> {
     let mut agents = BTreeMap::new();
     for text in given {
         let (id, socket) = if let Some((id, socket)) = text.split_once('=') {

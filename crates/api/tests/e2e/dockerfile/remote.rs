@@ -157,6 +157,33 @@ fn an_archive_of_a_web_server_is_a_context_with_a_name() {
     let dockerfile =
         "FROM busybox\nCOPY --from=files d/f /one\nRUN --mount=from=files,target=/m cp /m/d/f /two\n";
     yard.shows_with(dockerfile, &[], &["--build-context", &context], "cat /one /two", "file\nfile");
+    // Its time, as the server says it, may be that of the image.
+    let flags = ["--build-context", &context, "--build-arg", "SOURCE_DATE_EPOCH=files"];
+    let (built, tag) = yard.build(dockerfile.as_bytes(), &[], &flags);
+    assert_eq!(built.code, 0, "{built}");
+    assert_eq!(created(&yard, &tag), "1998-01-01T00:00:00Z");
+}
+
+fn created(yard: &Yard, image: &str) -> String {
+    yard.host.cli(["inspect", "-f", "{{.Created}}", image]).ok()
+}
+
+#[test]
+fn the_time_of_a_folder_is_not_used_and_that_of_the_dockerfile_is() {
+    let yard = Yard::new();
+    let built = |dockerfile: &[u8], flags: &[&str]| {
+        let (built, tag) = yard.build(dockerfile, &[], flags);
+        assert_eq!(built.code, 0, "{built}");
+        created(&yard, &tag)
+    };
+    let own = b"ARG SOURCE_DATE_EPOCH=86400\nFROM busybox\nARG SOURCE_DATE_EPOCH\nRUN echo at $SOURCE_DATE_EPOCH > /at\n";
+    assert_eq!(built(own, &[]), "1970-01-02T00:00:00Z");
+    assert_eq!(built(own, &["--build-arg", "SOURCE_DATE_EPOCH=172800"]), "1970-01-03T00:00:00Z");
+    let context = ["--build-arg", "SOURCE_DATE_EPOCH=context"];
+    assert!(built(b"FROM busybox\nRUN true\n", &context).starts_with("20"));
+    yard.refuses(own, &[], &["--build-arg", "SOURCE_DATE_EPOCH=other"], "SOURCE_DATE_EPOCH=other");
+    let image = ["--build-context", "b=docker-image://busybox", "--build-arg", "SOURCE_DATE_EPOCH=b"];
+    yard.refuses(own, &[], &image, "an image has no time of its own");
 }
 
 #[track_caller]
@@ -167,6 +194,7 @@ fn git(dir: &Path, args: &[&str]) {
         .args(args)
         .env("HOME", dir)
         .env("GIT_CONFIG_NOSYSTEM", "1")
+        .env("GIT_COMMITTER_DATE", "2001-02-03T04:05:06Z")
         .output()
         .unwrap();
     assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
@@ -244,6 +272,14 @@ fn repositories_with_submodules() {
     yard.host.cli(keep).ok();
     let found = |name: &str| yard.host.cli(["run", "--rm", name, "ls", "-A", "/ctx"]).ok().contains(".git\n");
     assert!(found("with-git") && !found("from-git"));
+    let timed = ["build", "-t", "timed", "--build-arg", "SOURCE_DATE_EPOCH=context", &url];
+    yard.host.cli(timed).ok();
+    assert_eq!(created(&yard, "timed"), "2001-02-03T04:05:06Z");
+    // And as a context with a name.
+    let named = format!("repo={url}#v1:sub");
+    let dockerfile =
+        "FROM busybox\nCOPY --from=repo out /one\nRUN --mount=from=repo,target=/m cp /m/out /two\n";
+    yard.shows_with(dockerfile, &none(), &["--build-context", &named], "cat /one /two", "outer\nouter");
     server.kill().unwrap();
     server.wait().unwrap();
 }
