@@ -113,6 +113,8 @@ impl Builder {
             Some(Some(namespace)) => namespace.clone(),
             _ => String::new(),
         };
+        let targets: Vec<VertexId> =
+            std::iter::once(plan.target).chain(plan.others.iter().map(|other| other.target)).collect();
         let job = Job::new(
             solver,
             Files { scratch: Arc::clone(&scratch), _contexts: taken },
@@ -126,18 +128,19 @@ impl Builder {
             steps,
             request.session.clone(),
             imports,
+            targets.clone(),
         );
         // However this ends, no work is kept alive by the job's own memory of it.
         let stop = Stop(Arc::clone(&job));
-        let targets: Vec<VertexId> =
-            std::iter::once(plan.target).chain(plan.others.iter().map(|other| other.target)).collect();
         try_join_all(targets.iter().map(|target| job.result(*target))).await?;
         let mut results: BTreeMap<VertexId, Arc<solver::Output>> = BTreeMap::new();
         let caches = targets.iter().copied().filter(|_| request.options.export.inline_cache);
         let of_caches: Vec<VertexId> =
             caches.flat_map(|target| cache::of_image(&plan.graph, target)).collect();
+        let mut definitions = BTreeMap::new();
         for vertex in of_caches {
             results.insert(vertex, job.result(vertex).await?);
+            definitions.insert(vertex, job.definition_key(vertex).await?);
         }
         let histories = plan.others.iter().flat_map(|other| &other.history).chain(&plan.history);
         for vertex in histories.filter_map(|item| item.vertex).chain(targets.iter().copied()) {
@@ -157,6 +160,7 @@ impl Builder {
             lease,
             plan,
             results,
+            definitions,
             bases,
             epoch,
             tags: request.tags,
@@ -179,7 +183,7 @@ impl Builder {
                 events,
             };
             for to in &request.cache_to {
-                exporter.write(to, |vertex| job.result(vertex)).await?;
+                exporter.write(to, |vertex| job.at_hand(vertex)).await?;
             }
         }
         drop(stop);

@@ -28,6 +28,7 @@ pub(crate) struct Exporting<'b> {
     pub plan: &'b Plan,
     /// Results of all vertices that an image or its history needs.
     pub results: &'b BTreeMap<VertexId, Arc<Output>>,
+    pub definitions: &'b BTreeMap<VertexId, String>,
     /// The blobs of base images' layers, by diff id.
     pub bases: &'b HashMap<String, Descriptor>,
     pub epoch: Option<i64>,
@@ -203,8 +204,9 @@ impl Exporting<'_> {
         config.inline_cache = None;
         if self.wanted.inline_cache {
             let steps = crate::cache::of_image(&self.plan.graph, target_id);
-            let outputs: Vec<_> = steps.iter().filter_map(|step| self.results.get(step).cloned()).collect();
-            config.inline_cache = crate::cache::inline(self.solver, self.lease, &outputs, &diff_ids)?;
+            let known = |step| Some((self.results.get(step)?, self.definitions.get(step)?));
+            let steps: Vec<_> = steps.iter().filter_map(known).collect();
+            config.inline_cache = crate::cache::inline(self.solver, self.lease, &steps, &diff_ids)?;
         }
         config.rootfs.diff_ids = diff_ids;
         let epoch = self.epoch.map(|seconds| seconds.saturating_mul(1_000_000_000));

@@ -30,6 +30,8 @@ pub(crate) struct Solved {
     pub plan: Arc<Plan>,
     /// Results of all vertices that an image or its history needs.
     pub results: BTreeMap<VertexId, Arc<Output>>,
+    /// The keys of the steps' definitions that an inline cache lists.
+    pub definitions: BTreeMap<VertexId, String>,
     /// The blobs of base images' layers, by diff id.
     pub bases: HashMap<String, Descriptor>,
     pub epoch: Option<i64>,
@@ -65,6 +67,7 @@ impl Solved {
             lease: &self.lease,
             plan: &self.plan,
             results: &self.results,
+            definitions: &self.definitions,
             bases: &self.bases,
             epoch: self.epoch,
             tags: self.tags.clone(),

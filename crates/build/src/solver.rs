@@ -1,8 +1,9 @@
 //! Solving a graph: every vertex once, independent ones side by side, equal work of several builds once for all.
 //!
 //! Three kinds of keys lead to a result that is known: the definition (the operation and the keys of its inputs),
-//! the content (the operation and what it takes from its inputs), and for sources their own digest. A step whose
-//! inputs were made again but came out the same is found by comparing them ([`Solver::same_inputs`]): early cut-off.
+//! the content (the operation and what it takes from its inputs), and for sources their own digest. The definition is
+//! looked up first: a step's inputs are made only if it really runs ([`lookup`]). A step whose inputs were made again
+//! but came out the same is found by comparing them ([`Job::same_inputs`]): early cut-off.
 //!
 //! Invariant: a result is recorded only when its step has succeeded; whatever is missing on disk is a miss.
 
@@ -11,6 +12,7 @@ mod files;
 mod import;
 mod known;
 mod lend;
+mod lookup;
 mod run;
 mod shared;
 mod sources;
@@ -45,6 +47,7 @@ use crate::snapshot::{Layer, Mounts, Snap, hold};
 use crate::tree::Tree;
 
 use self::known::Made;
+use self::lookup::{Lookups, is_step};
 use self::shared::{InFlight, Keys, Listeners};
 
 /// The result of a vertex.
@@ -129,6 +132,7 @@ pub(crate) struct Job {
     pub session: Option<Arc<Session>>,
     /// Caches from elsewhere.
     imports: Arc<Imports>,
+    lookups: Lookups,
     results: Mutex<HashMap<VertexId, Shared<Work>>>,
 }
 
@@ -142,16 +146,16 @@ impl Drop for Cancel {
 }
 
 /// A task that ends with its handle.
-struct Own(JoinHandle<Result<Arc<Output>>>);
+struct Own<T>(JoinHandle<Result<T>>);
 
-impl Drop for Own {
+impl<T> Drop for Own<T> {
     fn drop(&mut self) {
         self.0.abort();
     }
 }
 
-impl Future for Own {
-    type Output = Result<Arc<Output>>;
+impl<T> Future for Own<T> {
+    type Output = Result<T>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut task::Context<'_>) -> Poll<Self::Output> {
         Pin::new(&mut self.0).poll(context).map(|joined| match joined {
@@ -234,7 +238,9 @@ impl Job {
         steps: Arc<Steps>,
         session: Option<Arc<Session>>,
         imports: Arc<Imports>,
+        targets: Vec<VertexId>,
     ) -> Arc<Self> {
+        let lookups = Lookups::new(&graph, targets);
         Arc::new(Self {
             solver,
             id: files.scratch.id.clone(),
@@ -249,6 +255,7 @@ impl Job {
             steps,
             session,
             imports,
+            lookups,
             results: Mutex::default(),
         })
     }
@@ -257,6 +264,7 @@ impl Job {
     pub fn stop(&self) {
         let results = std::mem::take(&mut *self.results.lock().unwrap_or_else(PoisonError::into_inner));
         drop(results);
+        self.lookups.stop();
     }
 
     /// The result of a vertex; the work is done once, by a task of its own: a chain of steps may be longer than a stack
@@ -296,6 +304,11 @@ impl Job {
     async fn solve(self: &Arc<Self>, id: VertexId) -> Result<Arc<Output>> {
         let graph = Arc::clone(&self.graph);
         let vertex = graph.get(id);
+        if is_step(vertex)
+            && let Some(output) = self.found(id).await?
+        {
+            return Ok(output);
+        }
         let inputs = try_join_all(vertex.inputs.iter().map(|input| self.result(*input))).await?;
         match &vertex.op {
             Op::Scratch => Ok(Arc::new(Output::layers(Vec::new(), "scratch".to_owned(), 0))),

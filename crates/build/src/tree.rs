@@ -80,9 +80,9 @@ impl Listing {
     }
 
     /// All of several listings, unless that is too many.
-    pub fn joined(all: Vec<Self>) -> Option<String> {
-        let count: usize = all.iter().map(|one| one.count).sum();
-        (count <= Self::MOST).then(|| all.into_iter().map(|one| one.lines).collect())
+    pub fn joined<'l>(all: impl Iterator<Item = &'l Self> + Clone) -> Option<String> {
+        let count: usize = all.clone().map(|one| one.count).sum();
+        (count <= Self::MOST).then(|| all.map(|one| one.lines.as_str()).collect())
     }
 }
 

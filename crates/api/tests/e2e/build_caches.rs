@@ -149,14 +149,63 @@ fn in_a_registry(engine: &mut Engine, registry: &Registry) {
     all.sort_unstable();
     assert_eq!(all, ["ran-a", "ran-empty", "ran-last"], "{changed}");
 
-    // The lesser cache has the result's own steps only; a cache is not used where none is to be.
+    // The lesser cache has the result's own steps only: the others are not needed. A cache is not used where none is to
+    // be.
     made_new(engine);
     stages(engine);
     let less = build(engine, &["-t", "x", "--cache-from", &at("min")]);
-    assert_eq!(ran(&less), ["ran-tool"], "{less}");
+    assert_eq!(ran(&less), [""; 0], "{less}");
+    assert!(less.stdout.contains("RUN cat /t > /out"), "steps that were not needed are told: {less}");
     assert_eq!(id(engine, "x"), before);
     made_new(engine);
     assert_eq!(ran(&build(engine, &["--no-cache", "--cache-from", &at("max")])).len(), 4);
+}
+
+#[test]
+fn what_a_result_was_made_of_is_made_only_when_it_is_needed() {
+    let mut engine = Engine::with_busybox();
+    stages(&engine);
+    let folder = |engine: &Engine, name: &str| engine.dir().join(name).display().to_string();
+    let to = |dest: &str, mode: &str| format!("type=local,dest={dest},mode={mode}");
+    let (min, max) = (folder(&engine, "min"), folder(&engine, "max"));
+    build(&engine, &["-t", "x", "--cache-to", &to(&min, "min")]);
+    let before = id(&engine, "x");
+    // All of it is written, though nothing of it was looked at again.
+    let same = build(&engine, &["-t", "x", "--cache-to", &to(&max, "max")]);
+    assert_eq!(ran(&same), [""; 0], "{same}");
+
+    // What was not made cannot be written, and the rest is.
+    made_new(&mut engine);
+    let (from, again) = (format!("type=local,src={min}"), folder(&engine, "again"));
+    let less = build(&engine, &["-t", "x", "--cache-from", &from, "--cache-to", &to(&again, "max")]);
+    assert_eq!(ran(&less), [""; 0], "{less}");
+    made_new(&mut engine);
+    let from = format!("type=local,src={again}");
+    assert_eq!(ran(&build(&engine, &["-t", "x", "--cache-from", &from])), [""; 0]);
+    assert_eq!(id(&engine, "x"), before);
+
+    // A stage that is to be made anew is made.
+    let anew = build(&engine, &["-t", "x", "--no-cache-filter", "tool"]);
+    assert!(ran(&anew).contains(&"ran-tool"), "{anew}");
+
+    // What is lost is made, and what it is made of before it; the rest is not.
+    made_new(&mut engine);
+    for path in with_text(&Path::new(&min).join("blobs"), "tool") {
+        fs::remove_file(path).unwrap();
+    }
+    let lost = build(&engine, &["-t", "x", "--cache-from", &format!("type=local,src={min}")]);
+    let mut all = ran(&lost);
+    all.sort_unstable();
+    assert_eq!(all, ["ran-last", "ran-tool"], "{lost}");
+    assert_eq!(engine.brig(["run", "--rm", "x", "cat", "/w/c"]).ok(), "MARKER\ntool");
+
+    // Another result of the same stages: theirs are there.
+    made_new(&mut engine);
+    fs::write(engine.dir().join("ctx/a.txt"), "other\n").unwrap();
+    let changed = build(&engine, &["-t", "x", "--cache-from", &format!("type=local,src={max}")]);
+    let mut all = ran(&changed);
+    all.sort_unstable();
+    assert_eq!(all, ["ran-a", "ran-empty", "ran-last"], "{changed}");
 }
 
 #[test]
@@ -173,6 +222,7 @@ fn an_image_has_its_cache_with_it_for_every_client() {
     made_new(&mut engine);
     let second = build(&engine, &["-t", "y", "--cache-to", "type=inline", "--cache-from", &name]);
     assert_eq!(ran(&second), [""; 0], "{second}");
+    assert_eq!(id(&engine, "y"), before, "what is in an image does not depend on where its steps ran");
     let layers = |name: &str| engine.brig(["inspect", "-f", "{{.RootFS.Layers}} {{.Created}}", name]).ok();
     // Without its cache the image is another, of the same layers.
     build(&engine, &["-t", "z"]);

@@ -195,7 +195,6 @@ fn a_shared_step_has_the_files_of_whoever_began_it_to_its_end() {
     let start = |name: &str| {
         let dir = folder(&host, name, &dockerfile);
         fs::write(dir.join("f"), "the same").unwrap();
-        // Without a name the context goes with its build.
         Watched::start(&host, &dir, &[])
     };
     let first = start("first");
@@ -203,7 +202,8 @@ fn a_shared_step_has_the_files_of_whoever_began_it_to_its_end() {
     assert!(output.contains("the same") && says(&output, "seen"), "{output}");
     holder.done();
     nothing_under_way(&host, "afterwards");
-    assert_eq!(fs::read_dir(host.data_root().join("build/contexts")).unwrap().count(), 0);
+    let contexts = fs::read_dir(host.data_root().join("build/contexts")).unwrap().count();
+    assert_eq!(contexts, 2, "one is kept of each folder");
 }
 
 #[test]
@@ -281,8 +281,8 @@ fn what_is_lost_of_the_cache_is_made_again() {
     lose();
     let again = Watched::start(&host, &dir, &["-t", "lost"]).done();
     assert_eq!(run(&host), "1\n2", "{again}");
+    assert_eq!(fs::read_dir(&snapshots).unwrap().count(), 0, "what nobody needs is not made again: {again}");
     // And where their files are wanted.
-    lose();
     fs::write(dir.join("Dockerfile"), dockerfile.replace("/one /two /", "/two /one /")).unwrap();
     let again = Watched::start(&host, &dir, &["-t", "lost"]).done();
     assert!(says(&again, "made-it") && says(&again, "made-two"), "{again}");

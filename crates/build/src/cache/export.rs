@@ -102,16 +102,19 @@ impl Gathered {
     }
 }
 
-/// What an image's configuration says of its own layers; `None` where no step made any. Blocks.
+/// What an image's configuration says of its own layers, each with the key of its step's definition; `None` where no step
+/// made any. Other keys depend on what the engine has seen before: the image shall not. Blocks.
 pub(crate) fn inline(
     solver: &Solver,
     lease: &Lease,
-    outputs: &[Arc<Output>],
+    steps: &[(&Arc<Output>, &String)],
     diff_ids: &[Digest],
 ) -> Result<Option<String>> {
     let mut records = Vec::new();
-    for output in outputs {
+    for (output, definition) in steps {
         let Some(found) = solver.gather(lease, output)? else { continue };
+        let (identity, keys) = ((*definition).clone(), vec![(*definition).clone()]);
+        let found = Gathered { identity, keys, ..found };
         let top = found.chain.last();
         let place = top.and_then(|top| diff_ids.iter().rposition(|known| known == top));
         if found.empty || place.is_some() {
@@ -147,7 +150,7 @@ impl Exporter<'_> {
     /// Writes one cache. `result` tells what became of a step.
     pub async fn write<F>(&self, to: &CacheTo, result: impl Fn(VertexId) -> F) -> Result<()>
     where
-        F: Future<Output = Result<Arc<Output>>>,
+        F: Future<Output = Result<Option<Arc<Output>>>>,
     {
         if to.place == CachePlace::Inline {
             return Ok(());
@@ -172,11 +175,12 @@ impl Exporter<'_> {
 
     async fn whole<F>(&self, to: &CacheTo, name: &str, result: impl Fn(VertexId) -> F) -> Result<()>
     where
-        F: Future<Output = Result<Arc<Output>>>,
+        F: Future<Output = Result<Option<Arc<Output>>>>,
     {
         let mut found = Vec::new();
         for id in chosen(self.graph, self.targets, to.all) {
-            let output = result(id).await?;
+            // A step that was not needed, and is nowhere to be had.
+            let Some(output) = result(id).await? else { continue };
             let (solver, lease) = (Arc::clone(&self.solver), self.lease.clone());
             found.extend(blocking(move || solver.gather(&lease, &output)).await?);
         }

@@ -7,6 +7,7 @@ use futures_util::FutureExt as _;
 
 use super::explain::FILES;
 use super::known::Step;
+use super::lookup::{Taken, is_source};
 use super::{Cancel, Job, Keys, Output, blocking, definition, digest_of};
 use crate::chmod::Chmod;
 use crate::error::{Context as _, Error, Result, invalid};
@@ -26,22 +27,12 @@ impl Job {
         actions: &[Action],
         inputs: &[Arc<Output>],
     ) -> Result<Arc<Output>> {
-        let linked =
-            !actions.is_empty() && actions.iter().all(|action| how(action).is_some_and(|how| how.link));
+        let linked = all_linked(actions);
         let text = definition(&vertex.op)?;
         let epoch = format!("{:?}", self.epoch);
         let dest = if linked { "scratch" } else { inputs[0].key.as_str() };
-        let job = Arc::clone(self);
-        let (own_inputs, own_actions) = (inputs.to_vec(), actions.to_vec());
-        // What is taken from each source, by content.
-        let contents = blocking(move || {
-            own_actions
-                .iter()
-                .map(|action| job.action_content(action, &own_inputs))
-                .collect::<Result<Vec<_>>>()
-        });
         let sources: Vec<&str> = inputs.iter().skip(1).map(|input| input.key.as_str()).collect();
-        let mut keys = Keys::default();
+        let mut keys = Keys { definition: self.definition_key(id).await?, ..Keys::default() };
         keys.parts.insert("operation".to_owned(), text.clone());
         keys.parts.insert("below".to_owned(), dest.to_owned());
         let local = inputs.iter().skip(1).any(|input| input.tree.is_some());
@@ -52,13 +43,17 @@ impl Job {
             } else if !vertex.no_cache
                 && let Some(output) = self.quick(&keys.all[0], &inputs[0]).await?
             {
+                if let Some(snap) = &output.own {
+                    self.solver.records.alias(&keys.definition, &snap.id)?;
+                }
                 return Ok(output);
             }
         }
         if keys.identity.is_empty() {
-            let (contents, listings): (Vec<String>, Vec<Listing>) = contents.await?.into_iter().unzip();
+            let taken = self.contents(id, vertex, actions, inputs).await?;
+            let contents: Vec<&str> = taken.iter().map(|(digest, _)| digest.as_str()).collect();
             let contents = contents.join(",");
-            if let Some(files) = Listing::joined(listings) {
+            if let Some(files) = Listing::joined(taken.iter().map(|(_, listing)| listing)) {
                 keys.parts.insert(FILES.to_owned(), files);
             }
             let key = digest_of(&["files", &text, dest, &epoch, &contents]);
@@ -102,11 +97,37 @@ impl Job {
         .await
     }
 
-    /// What an action takes from its source. Blocks.
-    fn action_content(&self, action: &Action, inputs: &[Arc<Output>]) -> Result<(String, Listing)> {
+    /// What is taken from each source, by content.
+    async fn contents(
+        self: &Arc<Self>,
+        id: VertexId,
+        vertex: &Vertex,
+        actions: &[Action],
+        inputs: &[Arc<Output>],
+    ) -> Result<Taken> {
+        if vertex.inputs.iter().skip(1).all(|input| is_source(self.graph.get(*input))) {
+            return self.taken(id).await;
+        }
+        let job = Arc::clone(self);
+        let inputs: Vec<Option<Arc<Output>>> = inputs.iter().cloned().map(Some).collect();
+        let actions = actions.to_vec();
+        let contents = blocking(move || {
+            let contents = actions.iter().map(|action| job.action_content(action, &inputs));
+            contents.collect::<Result<Vec<_>>>()
+        });
+        contents.await.map(Arc::new)
+    }
+
+    /// What an action takes from its source, where that is given. Blocks.
+    pub(super) fn action_content(
+        &self,
+        action: &Action,
+        inputs: &[Option<Arc<Output>>],
+    ) -> Result<(String, Listing)> {
         match action {
             Action::Copy { input, sources, how, .. } => {
-                let tree = self.tree(&inputs[*input])?;
+                let Some(input) = &inputs[*input] else { return Ok(Default::default()) };
+                let tree = self.tree(input)?;
                 let mut all = Vec::new();
                 for source in sources {
                     all.extend(tree.select(pivot(source, how).1.as_str())?);
@@ -116,7 +137,10 @@ impl Job {
                     matches!(how.chmod.as_deref(), Some(mode) if mode.bytes().all(|b| b.is_ascii_digit()));
                 tree.digest_and_listing(&all, &exclude, any_mode, how.parents)
             }
-            Action::Download { input, .. } => Ok((inputs[*input].key.clone(), Listing::default())),
+            Action::Download { input, .. } => {
+                let key = inputs[*input].as_ref().map(|input| input.key.clone());
+                Ok((key.unwrap_or_default(), Listing::default()))
+            }
             Action::Text { .. } | Action::Directory { .. } => Ok(Default::default()),
         }
     }
@@ -185,6 +209,11 @@ impl Job {
         }
         Ok(())
     }
+}
+
+/// Whether nothing of what they are laid on matters.
+pub(super) fn all_linked(actions: &[Action]) -> bool {
+    !actions.is_empty() && actions.iter().all(|action| how(action).is_some_and(|how| how.link))
 }
 
 fn how(action: &Action) -> Option<&How> {

@@ -33,7 +33,9 @@ impl Job {
             }
         };
         let (solver, below) = (Arc::clone(&self.solver), below.to_vec());
-        let (name, identity, all) = (name.to_owned(), keys.identity.clone(), keys.all.clone());
+        let (name, identity) = (name.to_owned(), keys.identity.clone());
+        let mut all = keys.all.clone();
+        all.extend((!keys.definition.is_empty()).then(|| keys.definition.clone()));
         blocking(move || {
             // Another build may have been quicker.
             for key in &all {

@@ -15,7 +15,6 @@ use super::{Job, Keys, Listeners, Made, Output, blocking, definition, digest_of}
 use crate::dockerfile::MountKind;
 use crate::error::{Context as _, Error, Result, invalid};
 use crate::graph::{Run, RunMount, Vertex, VertexId};
-use crate::pattern::Ignore;
 use crate::records;
 use crate::run::{Ready, Task, resolve_source};
 use crate::snapshot::{Fresh, Layer, hold};
@@ -60,6 +59,7 @@ impl Job {
         keys.parts.insert("below".to_owned(), inputs[0].key.clone());
         let mut mounted = Vec::new();
         let mut bases = BTreeMap::new();
+        let taken = self.taken(id).await?;
         for (index, mount) in run.mounts.iter().enumerate() {
             let Some(input) = mount.input else { continue };
             if inputs[input].tree.is_none() {
@@ -68,25 +68,17 @@ impl Job {
                 bases.insert(index, key);
                 continue;
             }
-            let (job, all, source) = (Arc::clone(self), inputs.to_vec(), mount.source.clone());
-            let content = blocking(move || {
-                let tree = job.tree(&all[input])?;
-                let selected = tree.select(&source)?;
-                tree.digest(&selected, &Ignore::default(), false, true)
-            })
-            .await?;
+            let content = taken.get(index).map(|(digest, _)| digest.clone()).unwrap_or_default();
             keys.parts.insert(format!("mount {}", mount.target), content.clone());
             bases.insert(index, content.clone());
             mounted.push(content);
         }
         let key = digest_of(&["run", &text, &inputs[0].key, &mounted.join(",")]);
         keys.identity.clone_from(&key);
+        keys.definition = self.definition_key(id).await?;
         keys.all.push(key);
-        let same = if vertex.no_cache {
-            None
-        } else {
-            self.same_inputs(&text, &mounted, inputs, &keys.all[0]).await?
-        };
+        let same =
+            if vertex.no_cache { None } else { self.same_inputs(&text, &mounted, inputs, &keys).await? };
         if let Some(output) = same {
             return Ok(output);
         }
@@ -106,8 +98,9 @@ impl Job {
         text: &str,
         mounted: &[String],
         inputs: &[Arc<Output>],
-        key: &str,
+        keys: &Keys,
     ) -> Result<Option<Arc<Output>>> {
+        let key = &keys.identity;
         if self.solver.records.find(key)?.is_some() {
             return Ok(None);
         }
@@ -122,6 +115,7 @@ impl Job {
         let Some(output) = found else { return Ok(None) };
         if let Some(snap) = &output.own {
             self.solver.records.alias(key, &snap.id)?;
+            self.solver.records.alias(&keys.definition, &snap.id)?;
         }
         Ok(Some(Arc::new(output)))
     }

@@ -49,6 +49,8 @@ pub(super) struct Keys {
     pub all: Vec<String>,
     /// What stands for the result in the keys of others.
     pub identity: String,
+    /// The key of the definition alone, under which it was looked up already.
+    pub definition: String,
     pub parts: BTreeMap<String, String>,
 }
 
@@ -69,7 +71,7 @@ impl Job {
                 let (key, below) = (key.clone(), below.clone());
                 let found = blocking(move || solver.known(&key, &below)).await?;
                 if let Some(output) = found {
-                    for other in &keys.all[..index] {
+                    for other in keys.all[..index].iter().chain([&keys.definition]) {
                         if let Some(snap) = &output.own {
                             self.solver.records.alias(other, &snap.id)?;
                         }
@@ -107,7 +109,8 @@ impl Job {
                 found
             } else {
                 let listeners = Arc::new(Listeners::default());
-                let work = make(keys.all.clone(), Arc::clone(&listeners)).shared();
+                let all = keys.all.iter().chain([&keys.definition]).cloned().collect();
+                let work = make(all, Arc::clone(&listeners)).shared();
                 if let Some(weak) = work.downgrade() {
                     flying.insert(flight, InFlight { work: weak, listeners: Arc::downgrade(&listeners) });
                 }

@@ -1,6 +1,7 @@
 //! `brig builder cache …`: cache mounts listed, as archives, in registries and in folders.
 
 use brigantine_image::Reference;
+use brigantine_session::Lending;
 use http::Method;
 
 use crate::args::{Command, Flag, Group, Matches, Operands, runs, verb};
@@ -154,7 +155,8 @@ async fn carry(context: &Context, mut ask: Ask<'_>, place: &Place, caches: &Cach
             ask = ask.header(AUTH_HEADER, &credentials.header());
         }
     }
-    let lent = build_lend::lend(context, &[], std::collections::BTreeMap::new(), caches.folders()).await?;
+    let lending = Lending { folders: caches.folders(), ..Lending::default() };
+    let lent = build_lend::lend(context, lending, None).await?;
     let ask = ask.maybe("session", lent.as_ref().map(|lent| lent.session.as_str()));
     let mut result = Ok(());
     let mut said = None;
