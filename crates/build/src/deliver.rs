@@ -93,7 +93,7 @@ fn with_tree(
     let solver = &solved.solver;
     let target = solved.results.get(&target).ok_or_else(|| invalid("the target was not made"))?;
     let held = hold(&solver.store, &solver.mounts, &solved.lease, &target.layers)?;
-    work(&Tree::layers(&held.lowers, Arc::clone(&solver.hashes))?, &target.layers)
+    work(&Tree::held(&held, Arc::clone(&solver.hashes))?, &target.layers)
 }
 
 /// Packs a tree below `prefix`; the archive is not ended.

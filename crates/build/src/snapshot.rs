@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use brigantine_image::{Digest, LayerFiles, Lease, Lower, Storage, Store};
+use sha2::{Digest as _, Sha256};
 
 use crate::error::{Context, Error, Result};
+use crate::hashes::Stack;
 
 /// A step's result on disk.
 #[derive(Debug)]
@@ -83,6 +85,8 @@ impl Snap {
 pub(crate) struct Held<'l> {
     /// Top first, at least one.
     pub lowers: Vec<Lower>,
+    /// What layers these are.
+    pub stack: Stack,
     _guards: Vec<RwLockReadGuard<'l, Place>>,
 }
 
@@ -104,7 +108,7 @@ pub(crate) fn hold<'l>(
             });
         }
         let tree = store.ensure_tree(lease, &diff_ids).doing(what)?;
-        return Ok(Held { lowers: vec![Lower::directory(tree)], _guards: Vec::new() });
+        return Ok(Held { lowers: vec![Lower::directory(tree)], stack: stack(layers), _guards: Vec::new() });
     }
     let mut guards = Vec::new();
     let mut lowers: Vec<Lower> = Vec::new();
@@ -131,7 +135,18 @@ pub(crate) fn hold<'l>(
             lowers.push(files.open().doing(what)?);
         }
     }
-    Ok(Held { lowers, _guards: guards })
+    Ok(Held { lowers, stack: stack(layers), _guards: guards })
+}
+
+fn stack(layers: &[Layer]) -> Stack {
+    let mut hasher = Sha256::new();
+    for layer in layers {
+        hasher.update(match layer {
+            Layer::Image(diff_id) => format!("image {diff_id}\n"),
+            Layer::Snap(snap) => format!("step {}\n", snap.id),
+        });
+    }
+    hasher.finalize().into()
 }
 
 /// Layers that are mounts, by the file mounted: steps share them.

@@ -349,6 +349,6 @@ impl Job {
             return Ok(Arc::clone(tree));
         }
         let held = hold(&self.solver.store, &self.solver.mounts, &self.lease, &output.layers)?;
-        Ok(Arc::new(Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?))
+        Ok(Arc::new(Tree::held(&held, Arc::clone(&self.solver.hashes))?))
     }
 }

@@ -16,8 +16,9 @@ use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
 use crate::error::{Context, Result, invalid};
-use crate::hashes::Hashes;
+use crate::hashes::{Hashes, Stack};
 use crate::pattern::{Glob, Ignore, has_wildcard};
+use crate::snapshot::Held;
 
 /// Files that are read whole (passwd, group, Dockerfile) are no larger.
 const MAX_FILE: u64 = 16 << 20;
@@ -37,6 +38,8 @@ pub(crate) struct Tree {
     hashes: Arc<Hashes>,
     /// Whether file identities last, so that hashes may be remembered by them.
     lasting: bool,
+    /// The layers it is of, which do not change.
+    stack: Option<Stack>,
 }
 
 /// One file of a tree.
@@ -88,7 +91,7 @@ impl Listing {
 
 impl Tree {
     pub fn folder(root: OwnedFd, ignore: Ignore, hashes: Arc<Hashes>) -> Self {
-        Self { root, ignore, ownerless: true, known: HashMap::new(), hashes, lasting: true }
+        Self { root, ignore, ownerless: true, known: HashMap::new(), hashes, lasting: true, stack: None }
     }
 
     /// The same with hashes that are known already.
@@ -102,7 +105,22 @@ impl Tree {
         let root = brigantine_image::open_union(layers).doing(|| "look into a stage's layers".to_owned())?;
         // In a union, and in a mount of our own, identities end with the mount.
         let lasting = matches!(layers, [one] if one.mount().is_none());
-        Ok(Self { root, ignore: Ignore::default(), ownerless: false, known: HashMap::new(), hashes, lasting })
+        Ok(Self {
+            root,
+            ignore: Ignore::default(),
+            ownerless: false,
+            known: HashMap::new(),
+            hashes,
+            lasting,
+            stack: None,
+        })
+    }
+
+    /// The union of layers that are held.
+    pub fn held(held: &Held<'_>, hashes: Arc<Hashes>) -> Result<Self> {
+        let mut tree = Self::layers(&held.lowers, hashes)?;
+        tree.stack = Some(held.stack);
+        Ok(tree)
     }
 
     pub fn ownerless(&self) -> bool {
@@ -458,11 +476,19 @@ impl Tree {
         {
             return Ok(known);
         }
+        if let Some(stack) = self.stack
+            && let Some(known) = self.hashes.get_in_layers(stack, &entry.path, &entry.stat)
+        {
+            return Ok(known);
+        }
         let what = || format!("read /{}", String::from_utf8_lossy(&entry.path));
         let file = File::from(self.open(&entry.path, OFlags::RDONLY | OFlags::NONBLOCK).doing(what)?);
         let hash = hash_file(file).doing(what)?;
         if self.lasting {
             self.hashes.put(&entry.stat, hash);
+        }
+        if let Some(stack) = self.stack {
+            self.hashes.put_in_layers(stack, &entry.path, &entry.stat, hash);
         }
         Ok(hash)
     }

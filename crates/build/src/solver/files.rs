@@ -155,12 +155,12 @@ impl Job {
         cancelled: Arc<AtomicBool>,
     ) -> Result<()> {
         let held = hold(&self.solver.store, &self.solver.mounts, &self.lease, below)?;
-        let lower = Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?;
+        let lower = Tree::held(&held, Arc::clone(&self.solver.hashes))?;
         // Names are those of the stage, even where nothing else of it matters (`--link`).
         let names = if below.is_empty() {
             self.tree(&inputs[0])?
         } else {
-            Arc::new(Tree::layers(&held.lowers, Arc::clone(&self.solver.hashes))?)
+            Arc::new(Tree::held(&held, Arc::clone(&self.solver.hashes))?)
         };
         let upper = crate::tree::open_dir(&fresh.diff())?;
         let mut writer =

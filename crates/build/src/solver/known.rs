@@ -74,7 +74,7 @@ impl Solver {
                 Layer::Image(diff_id) => diff_id.to_string(),
                 Layer::Snap(_) => {
                     let held = hold(&self.store, &self.mounts, lease, std::slice::from_ref(layer))?;
-                    let tree = Tree::layers(&held.lowers, Arc::clone(&self.hashes))?;
+                    let tree = Tree::held(&held, Arc::clone(&self.hashes))?;
                     let all = tree.select("/")?;
                     tree.digest(&all, &Ignore::default(), false, true)?
                 }

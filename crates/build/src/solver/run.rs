@@ -144,7 +144,7 @@ impl Job {
         let (fresh, replica, running) = blocking(move || {
             let fresh = Fresh::make(&job.solver.snapshots, &own_id)?;
             let held = hold(&job.solver.store, &job.solver.mounts, &job.lease, &own_inputs[0].layers)?;
-            let root = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
+            let root = Tree::held(&held, Arc::clone(&job.solver.hashes))?;
             let replica = match job.solver.store.storage() {
                 Storage::Copy => Some(
                     Replica::make(fresh.dir(), &held.lowers)
@@ -185,7 +185,7 @@ impl Job {
                         } else {
                             let held =
                                 hold(&job.solver.store, &job.solver.mounts, &job.lease, &output.layers)?;
-                            let tree = Tree::layers(&held.lowers, Arc::clone(&job.solver.hashes))?;
+                            let tree = Tree::held(&held, Arc::clone(&job.solver.hashes))?;
                             let path = resolve_source(&tree, &mount.source)?;
                             let lowers = held.lowers.clone();
                             also_held.push(held);
