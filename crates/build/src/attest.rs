@@ -50,13 +50,19 @@ pub(crate) struct Known<'b> {
 /// A predicate with its type.
 pub(crate) struct Predicate {
     kind: &'static str,
+    /// What is told of, if that is not the result.
+    scan: Option<String>,
     pub predicate: Value,
 }
 
 impl Predicate {
     /// What it is called as a file.
-    pub fn file_name(&self) -> &'static str {
-        if self.kind == SPDX { "sbom.spdx.json" } else { "provenance.json" }
+    pub fn file_name(&self) -> String {
+        match &self.scan {
+            _ if self.kind != SPDX => "provenance.json".to_owned(),
+            None => "sbom.spdx.json".to_owned(),
+            Some(scan) => format!("sbom-{scan}.spdx.json"),
+        }
     }
 
     /// It, said of `subjects`.
@@ -145,7 +151,7 @@ impl Known<'_> {
                 },
             },
         });
-        Predicate { kind: PROVENANCE, predicate }
+        Predicate { kind: PROVENANCE, scan: None, predicate }
     }
 
     fn steps(&self) -> Vec<Value> {
@@ -168,9 +174,9 @@ impl Known<'_> {
     }
 }
 
-/// An SPDX document as a predicate.
-pub(crate) fn sbom(document: Value) -> Predicate {
-    Predicate { kind: SPDX, predicate: document }
+/// An SPDX document as a predicate: of the result, or of something else with a name.
+pub(crate) fn sbom(scan: Option<&str>, document: Value) -> Predicate {
+    Predicate { kind: SPDX, scan: scan.map(str::to_owned), predicate: document }
 }
 
 /// Writes the manifest that attests to `image`; tells it as an index has it.

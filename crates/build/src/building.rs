@@ -20,7 +20,7 @@ use crate::convert::{Options, Plan};
 use crate::definition::Definition;
 use crate::dockerfile::{Fault, Warning};
 use crate::error::{Context as _, Error, Result, invalid};
-use crate::graph::{NamedContext, VertexId};
+use crate::graph::{NamedContext, Op, VertexId};
 use crate::history::{Recording, Steps};
 use crate::pattern::Ignore;
 use crate::product::Solved;
@@ -115,6 +115,10 @@ impl Builder {
         };
         let targets: Vec<VertexId> =
             std::iter::once(plan.target).chain(plan.others.iter().map(|other| other.target)).collect();
+        // A build without a context has none to tell of.
+        let context_there = contexts.contains_key("");
+        let scans: Vec<VertexId> =
+            plan.all_scans().filter(|scan| context_there || !takes_context(&plan, *scan)).collect();
         let job = Job::new(
             solver,
             Files { scratch: Arc::clone(&scratch), _contexts: taken },
@@ -128,11 +132,11 @@ impl Builder {
             steps,
             request.session.clone(),
             imports,
-            targets.clone(),
+            [&targets[..], &scans].concat(),
         );
         // However this ends, no work is kept alive by the job's own memory of it.
         let stop = Stop(Arc::clone(&job));
-        try_join_all(targets.iter().map(|target| job.result(*target))).await?;
+        try_join_all(targets.iter().chain(&scans).map(|target| job.result(*target))).await?;
         let mut results: BTreeMap<VertexId, Arc<solver::Output>> = BTreeMap::new();
         let caches = targets.iter().copied().filter(|_| request.options.export.inline_cache);
         let of_caches: Vec<VertexId> =
@@ -143,7 +147,7 @@ impl Builder {
             definitions.insert(vertex, job.definition_key(vertex).await?);
         }
         let histories = plan.others.iter().flat_map(|other| &other.history).chain(&plan.history);
-        for vertex in histories.filter_map(|item| item.vertex).chain(targets.iter().copied()) {
+        for vertex in histories.filter_map(|item| item.vertex).chain(targets.iter().chain(&scans).copied()) {
             results.insert(vertex, job.result(vertex).await?);
         }
         let mut materials = resolver.materials();
@@ -347,6 +351,12 @@ impl Drop for Stop {
         self.0.stop();
         self.0.solver.mounts.forget();
     }
+}
+
+/// Whether a step takes files of the main context.
+fn takes_context(plan: &Plan, step: VertexId) -> bool {
+    let inputs = &plan.graph.get(step).inputs;
+    inputs.iter().any(|input| matches!(&plan.graph.get(*input).op, Op::Context { name } if name.is_empty()))
 }
 
 /// Whether the build argument of that name asks for an inline cache, as BuildKit's frontend reads it.

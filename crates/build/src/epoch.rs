@@ -1,4 +1,5 @@
-//! `SOURCE_DATE_EPOCH`: a number of seconds, or the name of a context whose time is meant.
+//! `SOURCE_DATE_EPOCH`: a number of seconds, or the name of a context, or of a stage that is one source from elsewhere,
+//! whose time is meant.
 //!
 //! A repository's time is its commit's; that of a download what its server says, else the latest of the archive's
 //! entries. A folder of the client's has none, and leaves the argument unset, as with BuildKit.
@@ -8,10 +9,10 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 
 use crate::access::Secrets;
-use crate::convert::{Options, global_default};
+use crate::convert::{Options, global_default, only_source, stage_by_name};
 use crate::dockerfile::Dockerfile;
 use crate::error::{Context as _, Result, invalid};
-use crate::graph::NamedContext;
+use crate::graph::{NamedContext, Op};
 use crate::{Builder, Request, source};
 
 const NAME: &str = "SOURCE_DATE_EPOCH";
@@ -25,7 +26,17 @@ pub(crate) fn given(options: &Options) -> Result<Option<i64>> {
 }
 
 fn wrong(text: &str) -> crate::Error {
-    invalid(format!("{NAME}={text}: seconds since 1970, \"context\" or a context's name are expected"))
+    invalid(format!(
+        "{NAME}={text}: seconds since 1970, \"context\", or the name of a context or of a stage is expected"
+    ))
+}
+
+/// What may have a time of its own.
+enum Dated<'u> {
+    /// A context's URL.
+    Context(&'u str),
+    /// What a stage adds.
+    Source(Op),
 }
 
 impl Builder {
@@ -48,17 +59,9 @@ impl Builder {
             }
             return Ok(());
         }
+        let secrets = Secrets::new(Arc::new(request.secrets.clone()), request.session.clone());
         let time = match options.contexts.get(&text) {
-            Some(NamedContext::Remote(url)) => {
-                // Its name begins with the build's id, so that it goes with the build.
-                let dir = self.solver().tmp.join(format!("{id}-epoch"));
-                let made = fs::DirBuilder::new().mode(0o700).create(&dir);
-                made.doing(|| format!("create {}", dir.display()))?;
-                let secrets = Secrets::new(Arc::new(request.secrets.clone()), request.session.clone());
-                let found = source::time_of(self.solver(), url, &secrets, &dir.join("files")).await;
-                crate::snapshot::remove_tree(&dir);
-                found?
-            }
+            Some(NamedContext::Remote(url)) => self.time_of(&secrets, &Dated::Context(url), id).await?,
             Some(NamedContext::Local(_)) => None,
             Some(NamedContext::Image(_)) => {
                 return Err(invalid(format!(
@@ -66,7 +69,14 @@ impl Builder {
                 )));
             }
             None if text == "context" => main,
-            None => return Err(wrong(&text)),
+            None => match stage_by_name(file, &text, file.stages.len()) {
+                None => return Err(wrong(&text)),
+                Some(number) => {
+                    let found = only_source(file, options, number);
+                    let source = found.map_err(|why| invalid(format!("{NAME}={text}: {why}")))?;
+                    self.time_of(&secrets, &Dated::Source(source), id).await?
+                }
+            },
         };
         let args = &mut request.options.build_args;
         match time {
@@ -74,5 +84,19 @@ impl Builder {
             None => args.remove(NAME),
         };
         Ok(())
+    }
+
+    async fn time_of(&self, secrets: &Secrets, what: &Dated<'_>, id: &str) -> Result<Option<i64>> {
+        // Its name begins with the build's id, so that it goes with the build.
+        let dir = self.solver().tmp.join(format!("{id}-epoch"));
+        let made = fs::DirBuilder::new().mode(0o700).create(&dir);
+        made.doing(|| format!("create {}", dir.display()))?;
+        let place = dir.join("files");
+        let found = match what {
+            Dated::Context(url) => source::time_of(self.solver(), url, secrets, &place).await,
+            Dated::Source(op) => source::time_of_source(self.solver(), op, secrets, &place).await,
+        };
+        crate::snapshot::remove_tree(&dir);
+        found
     }
 }

@@ -139,7 +139,12 @@ impl Exporting<'_> {
     fn predicates(&self, platform: &Platform, files: &[Layer]) -> Result<Vec<Predicate>> {
         let mut predicates = Vec::new();
         if self.wanted.sbom {
-            predicates.push(attest::sbom(self.sbom(platform, files)?));
+            predicates.push(attest::sbom(None, self.sbom(self.result_subject(platform), files)?));
+            for (name, vertex) in self.plan.scans_of(platform) {
+                let Some(output) = self.results.get(vertex) else { continue };
+                let subject = self.subject(format!("sbom-{name}"), String::new());
+                predicates.push(attest::sbom(Some(name), self.sbom(subject, &output.layers)?));
+            }
         }
         if let Some(mode) = self.wanted.provenance {
             predicates.push(self.known.provenance(mode));
@@ -172,20 +177,28 @@ impl Exporting<'_> {
         attest::write(store, self.lease, manifest, &made.platform, &self.tags, predicates).map(Some)
     }
 
-    fn sbom(&self, platform: &Platform, files: &[Layer]) -> Result<serde_json::Value> {
-        let what = || "look through the image for packages".to_owned();
+    fn sbom(&self, subject: Subject, files: &[Layer]) -> Result<serde_json::Value> {
+        let what = || format!("look through {} for packages", subject.name);
         let held = hold(&self.solver.store, &self.solver.mounts, self.lease, files)?;
         let root = open_union(&held.lowers).doing(what)?;
         let found = brigantine_sbom::scan(&root).doing(what)?;
+        Ok(brigantine_sbom::spdx(&subject, &found))
+    }
+
+    fn result_subject(&self, platform: &Platform) -> Subject {
         let name = self.tags.first();
+        let purl = name.map(|name| attest::purl(name, platform)).unwrap_or_default();
+        self.subject(name.map_or_else(|| "image".to_owned(), Reference::familiar), purl)
+    }
+
+    fn subject(&self, name: String, purl: String) -> Subject {
         let seconds = self.epoch.unwrap_or(self.known.ended / 1_000_000_000);
-        let subject = Subject {
-            name: name.map_or_else(|| "image".to_owned(), Reference::familiar),
-            purl: name.map(|name| attest::purl(name, platform)).unwrap_or_default(),
+        Subject {
+            name,
+            purl,
             created: time(seconds.saturating_mul(1_000_000_000)),
             tool: format!("brigantine-{}", env!("CARGO_PKG_VERSION")),
-        };
-        Ok(brigantine_sbom::spdx(&subject, &found))
+        }
     }
 
     /// One platform's layers, configuration and history.

@@ -165,6 +165,21 @@ pub(crate) async fn time_of(
     Ok(loaded.and_then(|loaded| loaded.time))
 }
 
+/// When a source of ADD was made, in seconds since the epoch. It is brought to `place`, which is not there yet.
+pub(crate) async fn time_of_source(
+    solver: &Solver,
+    source: &Op,
+    secrets: &Secrets,
+    place: &Path,
+) -> Result<Option<i64>> {
+    match source {
+        Op::Http { url, checksum, .. } => {
+            Ok(solver.downloads.fetch(url, checksum.as_deref(), secrets, place).await?.modified)
+        }
+        other => Ok(Some(crate::remote::checkout(other, secrets, place).await?.time)),
+    }
+}
+
 /// What was loaded, looked into. Blocks.
 fn look(
     loaded: Option<Loaded>,

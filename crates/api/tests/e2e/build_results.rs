@@ -125,6 +125,78 @@ fn several_platforms_make_an_index_that_is_kept_pushed_and_saved() {
 }
 
 #[test]
+fn an_sbom_tells_of_the_context_and_of_other_stages_when_the_dockerfile_says_so() {
+    let host = Host::new(Client::Brig);
+    let status = |name: &str| {
+        format!("Package: {name}\nStatus: install ok installed\nVersion: 1.0-1\nArchitecture: amd64\n")
+    };
+    let dockerfile = "ARG BUILDKIT_SBOM_SCAN_CONTEXT=true\nFROM busybox AS tools\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nCOPY tools /var/lib/dpkg/status\nRUN env > /env; ! grep SBOM /env\nFROM busybox AS other\nCOPY other /var/lib/dpkg/status\nRUN echo o > /o\nFROM busybox AS unused\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nRUN false\nFROM busybox\nCOPY --from=tools /env /\nCOPY --from=other /o /\n";
+    let files = [
+        ("Dockerfile", dockerfile),
+        (".dockerignore", "hidden\n"),
+        ("hidden/x.dist-info/METADATA", "Metadata-Version: 2.1\nName: hidden\nVersion: 1\n"),
+        ("tools", &status("compiler")),
+        ("other", &status("linker")),
+        ("var/lib/dpkg/status", &status("source")),
+    ];
+    context(&host, &files);
+    // What each document is called and what it lists.
+    let listed = |args: &[&str]| -> Vec<(String, Vec<String>)> {
+        built(
+            &host,
+            &[&["-t", "s:1", "--sbom=true", "--build-arg", "SOURCE_DATE_EPOCH=1000000000"], args].concat(),
+        );
+        let index = index_of(&host, "s:1");
+        let manifest = blob(&host, &index["manifests"][1]["digest"]);
+        let text = |value: &Value| value.as_str().unwrap().to_owned();
+        let layers = manifest["layers"].as_array().unwrap();
+        let documents = layers.iter().map(|layer| {
+            let statement = blob(&host, &layer["digest"]);
+            assert_eq!(statement["predicateType"], "https://spdx.dev/Document");
+            assert_eq!(statement["subject"][0]["name"], "pkg:docker/s@1?platform=linux%2Famd64");
+            let packages = statement["predicate"]["packages"].as_array().unwrap()[1..].to_vec();
+            (
+                text(&statement["predicate"]["name"]),
+                packages.iter().map(|package| text(&package["name"])).collect(),
+            )
+        });
+        documents.collect()
+    };
+    let document = |name: &str, packages: &[&str]| {
+        (name.to_owned(), packages.iter().map(|package| (*package).to_owned()).collect::<Vec<_>>())
+    };
+    let (result, of_context) = (document("s:1", &[]), document("sbom-context", &["source"]));
+    let expected = [result.clone(), of_context.clone(), document("sbom-tools", &["compiler"])];
+    assert_eq!(listed(&[]), expected);
+    let first = index_of(&host, "s:1");
+    assert_eq!(listed(&[]), expected);
+    assert_eq!(index_of(&host, "s:1"), first);
+    assert_eq!(listed(&["--no-cache"]), expected);
+    let named = ["--build-arg", "BUILDKIT_SBOM_SCAN_STAGE=other"];
+    assert_eq!(listed(&named), [result, of_context, document("sbom-other", &["linker"])]);
+
+    // As files, and not without being asked.
+    let out = host.dir().join("out");
+    built(&host, &["--sbom=true", "-o", out.to_str().unwrap()]);
+    let mut names: Vec<String> = fs::read_dir(&out)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with("sbom"))
+        .collect();
+    names.sort();
+    assert_eq!(names, ["sbom-context.spdx.json", "sbom-tools.spdx.json", "sbom.spdx.json"]);
+    let wrong = ["--build-arg", "BUILDKIT_SBOM_SCAN_STAGE=nobody"];
+    built(&host, &wrong);
+    let refused = build(&host, &[&wrong[..], &["--sbom=true"]].concat());
+    assert_ne!(refused.code, 0);
+    assert!(
+        refused.stderr.contains("\"nobody\" is neither true nor false nor a stage's name"),
+        "{}",
+        refused.stderr
+    );
+}
+
+#[test]
 fn attestations_tell_how_an_image_came_about_and_what_it_holds() {
     let host = Host::new(Client::Brig);
     let status = "Package: hello\nStatus: install ok installed\nVersion: 2.10-3\nArchitecture: amd64\n";

@@ -1,6 +1,6 @@
 //! What stages stand on and names lead to: images, other stages, contexts.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use brigantine_image::{ImageConfig, Platform};
 
@@ -172,6 +172,7 @@ impl Conversion<'_> {
             args: Vec::new(),
             later_args: BTreeSet::new(),
             declared: Vec::new(),
+            scans: BTreeMap::new(),
             history: Vec::new(),
             cmd_set: false,
             workdir_set: false,

@@ -46,7 +46,7 @@ pub(super) struct Conversion<'f> {
     pub globals: Globals,
     /// The same without the request's build arguments.
     defaults: Globals,
-    target: usize,
+    pub(super) target: usize,
     pub(super) graph: Graph,
     pub(super) stages: BTreeMap<usize, State>,
     pub(super) contexts: BTreeMap<String, VertexId>,
@@ -213,6 +213,7 @@ impl<'f> Conversion<'f> {
     }
 
     pub fn finish(mut self, checks: &Checks) -> Result<Plan, Fault> {
+        let scans = self.scans()?;
         let warnings = checks.select(self.file, std::mem::take(&mut self.warnings));
         let Some(mut state) = self.stages.remove(&self.target) else {
             return Err(Fault::new(Span::default(), "the target stage was not made"));
@@ -224,6 +225,7 @@ impl<'f> Conversion<'f> {
             target: state.root,
             config: state.config,
             history: state.history,
+            scans,
             steps: self.steps,
             refused: checks.error && !warnings.is_empty(),
             warnings,

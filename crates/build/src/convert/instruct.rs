@@ -4,6 +4,7 @@ use brigantine_image::model::Healthcheck as ImageHealthcheck;
 
 use super::copy::Copy;
 use super::dispatch::{Conversion, StageError};
+use super::scans::is_scan;
 use super::state::State;
 use super::text::{command_words, health_text, is_signal, ports, quoted};
 use super::{Resolver, at};
@@ -179,7 +180,6 @@ impl Conversion<'_> {
             let name = shell.word(name).map_err(at(span))?;
             let default = default.as_deref().map(|text| shell.word(text)).transpose().map_err(at(span))?;
             self.used_args.push(name.clone());
-            state.declared.push(name.clone());
             let value = match (self.options.build_args.get(&name), &default) {
                 (Some(Some(given)), _) => Some(given.clone()),
                 (_, Some(default)) => Some(default.clone()),
@@ -189,6 +189,11 @@ impl Conversion<'_> {
                 Some(value) => format!("{name}={value}"),
                 None => name.clone(),
             });
+            if is_scan(&name) {
+                state.scans.extend(value.map(|value| (name, (value, span))));
+                continue;
+            }
+            state.declared.push(name.clone());
             if let Some(value) = value {
                 state.set_arg(name, value);
             }

@@ -6,10 +6,12 @@ mod base;
 mod copy;
 mod dispatch;
 mod instruct;
+mod only;
 pub(crate) mod outline;
 mod platforms;
 mod reach;
 mod run;
+mod scans;
 mod state;
 mod text;
 mod vars;
@@ -23,6 +25,7 @@ use std::pin::Pin;
 
 use brigantine_image::{ImageConfig, Platform};
 
+pub(crate) use only::only_source;
 pub use platforms::convert_all;
 pub(crate) use vars::global_default;
 
@@ -104,6 +107,8 @@ pub struct Plan {
     pub config: ImageConfig,
     /// The base image's layers come first.
     pub history: Vec<HistoryItem>,
+    /// Further file systems that an SBOM attestation tells of, by name.
+    pub scans: BTreeMap<String, VertexId>,
     pub steps: Vec<Step>,
     /// What the build checks have to say.
     pub warnings: Vec<Warning>,
@@ -124,6 +129,17 @@ impl Plan {
         let span = self.graph.get(vertex).span;
         Fault::new(span, message).excerpt(&self.name, &self.text)
     }
+
+    /// What an SBOM attestation tells of beside a platform's result.
+    pub fn scans_of(&self, platform: &Platform) -> &BTreeMap<String, VertexId> {
+        let other = self.others.iter().find(|other| other.platform == *platform);
+        other.map_or(&self.scans, |other| &other.scans)
+    }
+
+    /// The same of all platforms.
+    pub fn all_scans(&self) -> impl Iterator<Item = VertexId> {
+        self.others.iter().map(|other| &other.scans).chain([&self.scans]).flat_map(BTreeMap::values).copied()
+    }
 }
 
 /// What a plan is to come to on a further platform.
@@ -133,6 +149,7 @@ pub struct Variant {
     pub target: VertexId,
     pub config: ImageConfig,
     pub history: Vec<HistoryItem>,
+    pub scans: BTreeMap<String, VertexId>,
 }
 
 /// Makes the plan of a build.

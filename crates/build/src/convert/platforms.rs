@@ -35,6 +35,7 @@ pub async fn convert_all(
     for item in &mut plan.history {
         item.vertex = item.vertex.map(place);
     }
+    plan.scans.values_mut().for_each(|vertex| *vertex = place(*vertex));
     let moved = |step: Step| Step { vertex: step.vertex.map(place), ..label(step, first) };
     plan.steps = plan.steps.into_iter().map(moved).collect();
     for platform in &options.more_platforms {
@@ -53,6 +54,7 @@ pub async fn convert_all(
             target: place(other.target),
             config: other.config,
             history: other.history.into_iter().map(moved).collect(),
+            scans: other.scans.into_iter().map(|(name, vertex)| (name, place(vertex))).collect(),
         });
         for warning in other.warnings {
             if !plan.warnings.contains(&warning) {

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use brigantine_image::ImageConfig;
 
 use super::HistoryItem;
+use crate::dockerfile::Span;
 use crate::graph::VertexId;
 use crate::pattern::clean;
 
@@ -23,6 +24,8 @@ pub(super) struct State {
     pub later_args: BTreeSet<String>,
     /// Names of arguments that were declared, with or without a value.
     pub declared: Vec<String>,
+    /// What arguments say of SBOMs, and where.
+    pub scans: BTreeMap<String, (String, Span)>,
     pub history: Vec<HistoryItem>,
     pub cmd_set: bool,
     /// An absolute WORKDIR was given.

@@ -263,3 +263,67 @@ fn what_a_target_takes_is_found_in_the_stages_it_needs() {
     let shown: Vec<_> = targets.iter().map(|t| (t.name.as_str(), t.base.as_str(), t.default)).collect();
     assert_eq!(shown, [("one", "a:w2", false), ("two", "b", true), ("", "scratch", false)]);
 }
+
+fn scans(text: &str, args: &[(&str, &str)]) -> Result<Vec<String>> {
+    let build_args = args.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned())));
+    let mut options = Options { build_args: build_args.collect(), ..Options::default() };
+    let asked = run(text, &options, "", &Shelf::default())?;
+    assert!(asked.scans.is_empty(), "nobody asked for an SBOM");
+    options.export.sbom = true;
+    let plan = run(text, &options, "", &Shelf::default())?;
+    for vertex in &plan.graph.vertices {
+        assert!(!format!("{:?}", vertex.op).contains("SBOM_SCAN_STAGE="), "{vertex:?}");
+    }
+    Ok(plan.scans.into_keys().collect())
+}
+
+#[test]
+fn an_sbom_may_tell_of_the_context_and_of_other_stages_that_are_made() {
+    const STAGES: &str = "FROM a AS one\nRUN x\nFROM a\nRUN y\nFROM a AS alone\nRUN z\nFROM a AS last\nCOPY --from=one /x /\nCOPY --from=1 /y /\n";
+    const STAGE: &str = "BUILDKIT_SBOM_SCAN_STAGE";
+    let with = |line: &str| format!("ARG {line}\n{STAGES}");
+    let told = |text: &str, args: &[(&str, &str)]| scans(text, args).unwrap();
+    assert!(told(STAGES, &[]).is_empty());
+    assert_eq!(told(&with("BUILDKIT_SBOM_SCAN_CONTEXT=true"), &[]), ["context"]);
+    assert_eq!(told(STAGES, &[("BUILDKIT_SBOM_SCAN_CONTEXT", "1")]), ["context"]);
+    assert_eq!(told(&with("BUILDKIT_SBOM_SCAN_STAGE=true"), &[]), ["one", "stage-1"]);
+    assert_eq!(told(&with("BUILDKIT_SBOM_SCAN_STAGE=alone,ONE"), &[]), ["one"]);
+    assert_eq!(told(&with("BUILDKIT_SBOM_SCAN_STAGE=one"), &[(STAGE, "stage-1")]), ["stage-1"]);
+    assert!(told(&with("BUILDKIT_SBOM_SCAN_STAGE=true"), &[(STAGE, "false")]).is_empty());
+    // A stage's own argument holds for it, and for what is built on it.
+    let own = "FROM a AS one\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nRUN echo $BUILDKIT_SBOM_SCAN_STAGE\nFROM one AS two\nRUN y\nFROM a AS three\nRUN z\nFROM a\nARG BUILDKIT_SBOM_SCAN_STAGE=true\nCOPY --from=two /y /\nCOPY --from=three /z /\n";
+    assert_eq!(told(own, &[]), ["one", "two"]);
+    let error = |text: &str| scans(text, &[]).unwrap_err().to_string();
+    let wrong = error(&with("BUILDKIT_SBOM_SCAN_STAGE=one,yes"));
+    assert!(wrong.contains("\"yes\" is neither true nor false nor a stage's name"), "{wrong}");
+}
+
+#[test]
+fn a_stage_that_is_one_source_from_elsewhere_is_known() {
+    let only = |text: &str, args: &[(&str, &str)]| {
+        let build_args = args.iter().map(|(name, value)| ((*name).to_owned(), Some((*value).to_owned())));
+        let options = Options { build_args: build_args.collect(), ..Options::default() };
+        only_source(&parse(text).unwrap(), &options, 0)
+    };
+    let text = "ARG HOST=h\nFROM scratch AS s\nARG HOST FILE=f\nADD https://$HOST/$FILE /\nFROM a\n";
+    assert!(
+        matches!(only(text, &[("FILE", "g")]).unwrap(), Op::Http { url, checksum: None, .. } if url == "https://h/g")
+    );
+    let git = "FROM scratch\nADD --checksum=abc https://h/r.git#v1 /\n";
+    let op = only(git, &[]).unwrap();
+    assert!(
+        matches!(&op, Op::Git { reference, checksum: Some(sum), .. } if reference == "v1" && sum == "abc"),
+        "{op:?}"
+    );
+    for (text, words) in [
+        ("FROM a\nADD https://h/f /\n", "not FROM scratch"),
+        ("FROM scratch\nARG A\n", "no ADD of a URL"),
+        ("FROM scratch\nADD f /\n", "one ADD of a URL"),
+        ("FROM scratch\nADD https://h/f https://h/g /d/\n", "one ADD of a URL"),
+        ("FROM scratch\nADD https://h/f /\nADD https://h/g /\n", "one ADD of a URL"),
+        ("FROM scratch\nADD https://h/f /\nWORKDIR /x\n", "WORKDIR /x"),
+    ] {
+        let error = only(text, &[]).unwrap_err();
+        assert!(error.contains(words), "{text}: {error}");
+    }
+}

@@ -116,7 +116,7 @@ async fn run(context: &Context, matches: Matches) -> Outcome {
         return told(context, &matches, call).await;
     }
     let outputs = Outputs::of(&matches)?.for_platforms(&matches.list("platform"));
-    let epoch = epoch(&matches)?;
+    let epoch = epoch(&matches);
     let (receiving, archives) = outputs.receive()?;
     let work = async {
         if matches.is("verify") {
@@ -193,7 +193,7 @@ async fn verified(
 
 /// What is told of the Dockerfile, without building it.
 async fn told(context: &Context, matches: &Matches, call: Call) -> Outcome {
-    let ask = asked(context, matches, epoch(matches)?.as_deref())?.query("call", call.name());
+    let ask = asked(context, matches, epoch(matches).as_deref())?.query("call", call.name());
     let main = Main::new(matches.operand(0), matches.text("file"))?;
     let mut contexts = named(matches)?;
     if !call.needs_contexts() {
@@ -205,23 +205,13 @@ async fn told(context: &Context, matches: &Matches, call: Call) -> Outcome {
     call.show(&reply.value().await?)
 }
 
-/// The time that is given, or whose it is: as an argument, or in the environment as for every other tool.
-fn epoch(matches: &Matches) -> Outcome<Option<String>> {
+/// The time that is given, or whose it is: as an argument, or in the environment as for every other tool. Only the engine
+/// knows the names that there are.
+fn epoch(matches: &Matches) -> Option<String> {
     const NAME: &str = "SOURCE_DATE_EPOCH";
     let given =
         matches.list("build-arg").into_iter().find_map(|text| text.strip_prefix(NAME)?.strip_prefix('='));
-    let found = given.map(str::to_owned).or_else(|| std::env::var(NAME).ok()).filter(|text| !text.is_empty());
-    let names = |text: &str| {
-        let contexts = matches.list("build-context");
-        text == "context"
-            || contexts.iter().any(|one| one.split_once('=').is_some_and(|(name, _)| name == text))
-    };
-    match &found {
-        Some(text) if text.parse::<i64>().is_err() && !names(text) => Err(Fault::said(format!(
-            "{NAME}={text}: seconds since 1970, \"context\" or a context's name are expected"
-        ))),
-        _ => Ok(found),
-    }
+    given.map(str::to_owned).or_else(|| std::env::var(NAME).ok()).filter(|text| !text.is_empty())
 }
 
 /// One build of perhaps two.

@@ -162,6 +162,24 @@ fn an_archive_of_a_web_server_is_a_context_with_a_name() {
     let (built, tag) = yard.build(dockerfile.as_bytes(), &[], &flags);
     assert_eq!(built.code, 0, "{built}");
     assert_eq!(created(&yard, &tag), "1998-01-01T00:00:00Z");
+    // So may that of a stage which is one download, whether it is used or not.
+    let stages = format!(
+        "FROM scratch AS src\nARG FILE=none\nADD {} /\nFROM busybox AS other\nFROM busybox\nCOPY --from=src f /\n",
+        web.url("/$FILE")
+    );
+    let flags = |stage: &'static str| ["--build-arg", "FILE=f", "--build-arg", stage];
+    let (built, tag) = yard.build(stages.as_bytes(), &[], &flags("SOURCE_DATE_EPOCH=src"));
+    assert_eq!(built.code, 0, "{built}");
+    assert_eq!(created(&yard, &tag), "1998-01-01T00:00:00Z");
+    let other = flags("SOURCE_DATE_EPOCH=other");
+    yard.refuses(stages.as_bytes(), &[], &other, "SOURCE_DATE_EPOCH=other: the stage is not FROM scratch");
+    let two = format!("FROM scratch AS src\nADD {0} /\nADD {0} /g\nFROM busybox\n", web.url("/f"));
+    let src = ["--build-arg", "SOURCE_DATE_EPOCH=src"];
+    yard.refuses(two.as_bytes(), &[], &src, "one ADD of a URL or a repository");
+    let zeros = "0".repeat(64);
+    let sum =
+        format!("FROM scratch AS src\nADD --checksum=sha256:{zeros} {} /\nFROM busybox\n", web.url("/f"));
+    yard.refuses(sum.as_bytes(), &[], &src, &zeros);
 }
 
 fn created(yard: &Yard, image: &str) -> String {
@@ -275,6 +293,11 @@ fn repositories_with_submodules() {
     let timed = ["build", "-t", "timed", "--build-arg", "SOURCE_DATE_EPOCH=context", &url];
     yard.host.cli(timed).ok();
     assert_eq!(created(&yard, "timed"), "2001-02-03T04:05:06Z");
+    // The time of a stage that is a checkout.
+    let staged = format!("FROM scratch AS src\nADD {url}#v1 /\nFROM busybox\nCOPY --from=src sub/out /\n");
+    let (built, tag) = yard.build(staged.as_bytes(), &none(), &["--build-arg", "SOURCE_DATE_EPOCH=src"]);
+    assert_eq!(built.code, 0, "{built}");
+    assert_eq!(created(&yard, &tag), "2001-02-03T04:05:06Z");
     // And as a context with a name.
     let named = format!("repo={url}#v1:sub");
     let dockerfile =
