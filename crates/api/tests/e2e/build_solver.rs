@@ -194,7 +194,7 @@ fn a_shared_step_has_the_files_of_whoever_began_it_to_its_end() {
     let dockerfile = format!("FROM busybox\n{TURN} --mount=type=bind,target=/m cat /m/f && echo seen\n");
     let start = |name: &str| {
         let dir = folder(&host, name, &dockerfile);
-        fs::write(dir.join("f"), "the same").unwrap();
+        fs::write(dir.join("f"), "the same\n").unwrap();
         Watched::start(&host, &dir, &[])
     };
     let first = start("first");
