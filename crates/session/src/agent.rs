@@ -47,7 +47,7 @@ impl Session {
             let outgoing = ReceiverStream::new(outgoing);
             let mut stream =
                 self.stream::<BytesMessage, BytesMessage>(&what, METHOD, metadata, outgoing).await?;
-            while let Some(message) = stream.message().await.map_err(|status| self.error(what(), &status))? {
+            while let Some(message) = self.answer(&what, stream.message().await).await? {
                 if write.write_all(&message.data).await.is_err() {
                     break;
                 }

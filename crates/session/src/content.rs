@@ -44,7 +44,7 @@ impl ContentReader {
         let (session, what) = (Arc::clone(&self.session), self.what.clone());
         let what = || what.clone();
         loop {
-            let next = async { self.stream.message().await.map_err(|status| session.error(what(), &status)) };
+            let next = async { session.answer(&what, self.stream.message().await).await };
             match session.within(STALL, &what, next).await? {
                 None => return Ok(None),
                 Some(piece) if piece.data.is_empty() => {}
@@ -124,7 +124,7 @@ impl Session {
         let mut answers = self.within(STALL, &what, opened).await?;
         let mut offset = 0;
         let mut answered = async || {
-            let next = async { answers.message().await.map_err(|status| self.error(what(), &status)) };
+            let next = async { self.answer(&what, answers.message().await).await };
             let answer = self.within(STALL, &what, next).await?;
             answer.map(drop).ok_or_else(|| Error::protocol("the folder does not take a blob to its end"))
         };

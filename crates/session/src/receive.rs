@@ -154,7 +154,7 @@ impl Session {
         let opened = self.stream(what, method, metadata, ReceiverStream::new(outgoing));
         let mut stream = self.within(STALL, what, opened).await?;
         loop {
-            let next = async { stream.message().await.map_err(|status| self.error(what(), &status)) };
+            let next = async { self.answer(what, stream.message().await).await };
             let Some(packet) = self.within(STALL, what, next).await? else { return Ok(()) };
             if incoming.send(Ok(packet)).await.is_err() {
                 return Ok(());
@@ -181,8 +181,7 @@ impl Session {
                 let opened = session.stream(&what, METHOD, metadata, nothing);
                 let mut stream = session.within(STALL, &what, opened).await?;
                 loop {
-                    let next =
-                        async { stream.message().await.map_err(|status| session.error(what(), &status)) };
+                    let next = async { session.answer(&what, stream.message().await).await };
                     let next: Option<BytesMessage> = session.within(STALL, &what, next).await?;
                     let Some(message) = next else { return Ok(()) };
                     if sender.send(Ok(message.data)).await.is_err() {

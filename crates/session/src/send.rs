@@ -54,7 +54,7 @@ impl Session {
                 .await?;
             loop {
                 let next = tokio::select! {
-                    next = stream.message() => next.map_err(|status| session.error(what(), &status))?,
+                    next = stream.message() => session.answer(&what, next).await?,
                     () = session.ended() => return Err(Error::Ended),
                 };
                 let Some(packet) = next else { return Ok(()) };
@@ -114,7 +114,7 @@ impl Session {
                 }
                 let mut stream =
                     session.stream::<BytesMessage, BytesMessage>(&what, METHOD, metadata, outgoing).await?;
-                while stream.message().await.map_err(|status| session.error(what(), &status))?.is_some() {}
+                while session.answer(&what, stream.message().await).await?.is_some() {}
                 Ok(())
             };
             let result = tokio::select! {

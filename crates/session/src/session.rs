@@ -28,6 +28,8 @@ const TOKEN: &str = "/moby.filesync.v1.Auth/FetchToken";
 
 /// How long one answer may take: a client may ask a person, or a helper program.
 const ANSWER: Duration = Duration::from_mins(1);
+/// How long a connection that breaks may take from the first sign of it, a stream's error, to its end.
+const BREAKING: Duration = Duration::from_millis(500);
 /// The largest message taken, in bytes; clients send files in pieces of 32 KiB.
 pub(crate) const MOST_MESSAGE: usize = 4 << 20;
 /// The largest secret, in bytes, as in BuildKit.
@@ -223,10 +225,8 @@ impl Session {
             let codec = ProstCodec::<M, R>::default();
             let mut request = Request::new(message);
             *request.metadata_mut() = metadata;
-            grpc.unary(request, PathAndQuery::from_static(method), codec)
-                .await
-                .map(tonic::Response::into_inner)
-                .map_err(|status| self.error(what(), &status))
+            let answered = grpc.unary(request, PathAndQuery::from_static(method), codec).await;
+            self.answer(what, answered.map(tonic::Response::into_inner)).await
         };
         self.within(ANSWER, what, call).await
     }
@@ -249,10 +249,8 @@ impl Session {
         let mut request = Request::new(outgoing);
         *request.metadata_mut() = metadata;
         let codec = ProstCodec::<M, R>::default();
-        grpc.streaming(request, PathAndQuery::from_static(method), codec)
-            .await
-            .map(tonic::Response::into_inner)
-            .map_err(|status| self.error(what(), &status))
+        let answered = grpc.streaming(request, PathAndQuery::from_static(method), codec).await;
+        self.answer(what, answered.map(tonic::Response::into_inner)).await
     }
 
     /// A call that ends when the client leaves or takes too long.
@@ -276,16 +274,31 @@ impl Session {
             .max_encoding_message_size(MOST_MESSAGE)
     }
 
-    pub(crate) fn error(&self, what: String, status: &tonic::Status) -> Error {
-        if self.is_over() {
-            return Error::Ended;
+    /// What the client answered, or that it has left. A connection that breaks ends its streams first, each with a
+    /// status that may look like the client's own, and only then is seen to have ended: that is waited for.
+    pub(crate) async fn answer<T>(
+        &self,
+        what: &(dyn Fn() -> String + Sync),
+        answered: std::result::Result<T, tonic::Status>,
+    ) -> Result<T> {
+        let status = match answered {
+            Ok(answer) => return Ok(answer),
+            Err(status) => status,
+        };
+        // Nothing but a client says these.
+        let told = matches!(status.code(), Code::NotFound | Code::Unimplemented);
+        if !told && tokio::time::timeout(BREAKING, self.ended()).await.is_err() {
+            tracing::trace!(session = self.id, %status, "the client refuses");
         }
-        let message = status.message().to_owned();
-        match status.code() {
+        if self.is_over() {
+            return Err(Error::Ended);
+        }
+        let (what, message) = (what(), status.message().to_owned());
+        Err(match status.code() {
             Code::NotFound => Error::NotFound { what, message },
             Code::Unimplemented => Error::Refused { what, message: "it does not know how".to_owned() },
             _ => Error::Refused { what, message },
-        }
+        })
     }
 }
 

@@ -224,9 +224,46 @@ async fn a_client_that_leaves_ends_every_wait() {
     });
     client.abort();
     let error = waiting.await.unwrap();
-    assert!(matches!(error, Error::Ended | Error::Refused { .. }), "{error:?}");
+    assert_eq!(error, Error::Ended);
     session.ended().await;
     assert_eq!(session.secret("small").await, Err(Error::Ended));
+}
+
+/// A client whose stream breaks off without a status, and whose connection ends `after` that.
+async fn broken(after: Duration) -> Arc<Session> {
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let leave = Arc::new(tokio::sync::Notify::new());
+    let left = Arc::clone(&leave);
+    let service = service_fn(move |_request| {
+        left.notify_one();
+        let answer = http::Response::builder().header("content-type", "application/grpc").body(Body::empty());
+        async move { Ok::<_, Infallible>(answer.unwrap()) }
+    });
+    tokio::spawn(async move {
+        let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+        tokio::select! {
+            _ = builder.serve_connection(TokioIo::new(theirs), service) => {}
+            () = async { leave.notified().await; tokio::time::sleep(after).await } => {}
+        }
+    });
+    let sessions = Sessions::default();
+    let introduction = Introduction { id: "one".into(), methods: vec![FILES.into()], ..Default::default() };
+    tokio::spawn(sessions.admit(introduction).unwrap().run(ours));
+    sessions.get("one").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_breaks_with_its_connection_is_not_the_clients_answer() {
+    let read = async |session: &Arc<Session>| {
+        let mut receiver = session.files(&Wanted { folder: "context", ..Wanted::default() }).unwrap();
+        tokio::task::spawn_blocking(move || receiver.news().unwrap_err()).await.unwrap()
+    };
+    let session = broken(Duration::from_millis(50)).await;
+    assert_eq!(read(&session).await, Error::Ended);
+    // Where the connection stays it was the client that broke it off.
+    let session = broken(Duration::from_mins(1)).await;
+    let error = read(&session).await;
+    assert!(matches!(error, Error::Refused { .. }), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
