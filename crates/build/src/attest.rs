@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use brigantine_image::{Descriptor, Digest, Lease, Manifest, Platform, Reference, Store, media};
+use brigantine_registry::redacted;
 use serde_json::{Value, json};
 
 use crate::convert::Options;
@@ -124,14 +125,14 @@ impl Known<'_> {
         let mut metadata = json!({});
         if max {
             internal["buildConfig"] = json!({ "llbDefinition": self.steps() });
-            metadata["source"] = json!({ "infos": [{ "filename": file, "language": "Dockerfile", "data": STANDARD.encode(text) }] });
+            metadata["source"] = json!({ "infos": [{ "filename": file, "language": "Dockerfile", "data": STANDARD.encode(redacted(text).as_bytes()) }] });
         }
         let dependencies: Vec<Value> = self
             .materials
             .iter()
             .map(|material| json!({ "uri": material.uri, "digest": { material.algorithm: material.digest } }))
             .collect();
-        let predicate = json!({
+        let mut predicate = json!({
             "buildDefinition": {
                 "buildType": BUILD_TYPE,
                 "externalParameters": { "configSource": source, "request": request },
@@ -151,6 +152,7 @@ impl Known<'_> {
                 },
             },
         });
+        hide_passwords(&mut predicate);
         Predicate { kind: PROVENANCE, scan: None, predicate }
     }
 
@@ -171,6 +173,16 @@ impl Known<'_> {
             json!({ "id": step(id), "op": op, "inputs": inputs })
         })
         .collect()
+    }
+}
+
+/// Those of URLs, wherever they stand: what is attested to is read by others.
+fn hide_passwords(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = redacted(text).into_owned(),
+        Value::Array(all) => all.iter_mut().for_each(hide_passwords),
+        Value::Object(all) => all.values_mut().for_each(hide_passwords),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 
 use brigantine_image::Reference;
+use brigantine_registry::redacted;
 use brigantine_session::Session;
 use tokio::sync::mpsc;
 
@@ -69,7 +70,7 @@ impl Builder {
                 };
                 let side = match &context {
                     ContextSource::Remote(url) => {
-                        Some(format!("[internal] load remote build context {}", crate::remote::shown(url)))
+                        Some(format!("[internal] load remote build context {}", redacted(url)))
                     }
                     _ => None,
                 };

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use brigantine_registry::redacted;
 use serde::{Deserialize, Serialize};
 
 use crate::dockerfile::{MountKind, Span};
@@ -34,7 +35,8 @@ pub struct Graph {
 }
 
 impl Graph {
-    pub fn add(&mut self, vertex: Vertex) -> VertexId {
+    pub fn add(&mut self, mut vertex: Vertex) -> VertexId {
+        vertex.name = redacted(&vertex.name).into_owned();
         self.vertices.push(vertex);
         VertexId(self.vertices.len() - 1)
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use brigantine_image::{Descriptor, Digest, Image, Reference, Store};
-use brigantine_registry::{Client, Credentials, Progress};
+use brigantine_registry::{Client, Credentials, Progress, redacted};
 use brigantine_session::Session;
 use brigantine_sys::SealedExe;
 
@@ -55,7 +55,7 @@ impl std::fmt::Debug for ContextSource {
             Self::Nothing => f.write_str("Nothing"),
             Self::Archive(_) => f.write_str("Archive"),
             Self::Folder(path) => write!(f, "Folder({})", path.display()),
-            Self::Remote(url) => write!(f, "Remote({url})"),
+            Self::Remote(url) => write!(f, "Remote({})", redacted(url)),
             Self::Session(session) => write!(f, "Session({})", session.id()),
             Self::Upload(_, url) => write!(f, "Upload({url})"),
         }

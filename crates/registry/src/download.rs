@@ -10,7 +10,7 @@ use http::header::LOCATION;
 use url::Url;
 
 use crate::hosts::Trust;
-use crate::{Client, Error};
+use crate::{Client, Error, redacted};
 
 /// As many as browsers follow.
 const REDIRECTS: usize = 20;
@@ -19,6 +19,8 @@ const REDIRECTS: usize = 20;
 pub struct Download {
     /// What the server says it is.
     pub length: Option<u64>,
+    /// Where it is from, fit for people.
+    pub from: String,
     answer: reqwest::Response,
 }
 
@@ -32,8 +34,9 @@ impl Download {
 impl Client {
     /// Starts fetching what is at `url`; without a scheme `http://` is meant.
     pub async fn download(&self, url: &str) -> Result<Download, Error> {
-        let bad = |why: String| Error::Invalid(format!("download {url}: {why}"));
         let whole = if url.contains("://") { url.to_owned() } else { format!("http://{url}") };
+        let from = redacted(&whole).into_owned();
+        let bad = |why: String| Error::Invalid(format!("download {from}: {why}"));
         let mut at = Url::parse(&whole).map_err(|error| bad(error.to_string()))?;
         let client = self.transport().client(&Trust::default())?;
         for _ in 0..=REDIRECTS {
@@ -42,7 +45,7 @@ impl Client {
             }
             let answer = client.get(at.clone()).send().await.map_err(|error| Error::Unreachable {
                 method: "Get",
-                url: whole.clone(),
+                url: from.clone(),
                 cause: chain(&error),
             })?;
             if answer.status().is_redirection()
@@ -54,7 +57,7 @@ impl Client {
             if !answer.status().is_success() {
                 return Err(bad(format!("the server answered {}", answer.status())));
             }
-            return Ok(Download { length: answer.content_length(), answer });
+            return Ok(Download { length: answer.content_length(), from, answer });
         }
         Err(bad(format!("more than {REDIRECTS} redirects")))
     }

@@ -230,7 +230,7 @@ async fn import_from(
 ) -> Result<Reply, Error> {
     let download = state.registry.download(&url).await?;
     Reply::progress(move |sink| async move {
-        sink.send(&json!({ "status": format!("Downloading from {url}") })).await;
+        sink.send(&json!({ "status": format!("Downloading from {}", download.from) })).await;
         let (total, mut fetched) = (download.length, 0_u64);
         let counts = sink.clone();
         let stream = futures_util::TryStreamExt::inspect_ok(download.into_stream(), move |chunk| {

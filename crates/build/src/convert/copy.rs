@@ -1,5 +1,7 @@
 //! COPY and ADD: sources of the context, of stages, images, the web and repositories, and heredocs.
 
+use brigantine_registry::redacted;
+
 use super::dispatch::{Conversion, StageError};
 use super::state::State;
 use super::{Resolver, at};
@@ -66,7 +68,7 @@ impl Conversion<'_> {
         {
             return Err(Fault::new(
                 span,
-                format!("source can't be a URL for COPY: {source} (ADD takes URLs)"),
+                format!("source can't be a URL for COPY: {} (ADD takes URLs)", redacted(source)),
             )
             .into());
         }
@@ -134,7 +136,7 @@ impl Conversion<'_> {
         let mut shown = vec![if copy.add { "ADD" } else { "COPY" }.to_owned()];
         shown.extend(how.owner.iter().map(|owner| format!("--chown={owner}")));
         shown.extend(how.chmod.iter().map(|mode| format!("--chmod={mode}")));
-        shown.extend(sources);
+        shown.extend(sources.iter().map(|source| redacted(source).into_owned()));
         shown.extend(copy.heredocs.iter().map(|heredoc| format!("<<{}", heredoc.name)));
         shown.push(written);
         shown.push("# buildkit".to_owned());

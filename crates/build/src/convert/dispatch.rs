@@ -6,6 +6,7 @@ use std::pin::Pin;
 
 use brigantine_image::model::RootFs;
 use brigantine_image::{Platform, Reference};
+use brigantine_registry::redacted;
 
 use super::state::State;
 use super::vars::{self, Globals};
@@ -87,7 +88,7 @@ impl<'f> Conversion<'f> {
     pub fn count_globals(&mut self) {
         for instruction in &self.file.globals {
             self.steps.push(Step {
-                text: instruction.original.clone(),
+                text: redacted(&instruction.original).into_owned(),
                 vertex: None,
                 ends_stage: false,
                 triggers: 0,
@@ -161,7 +162,7 @@ impl<'f> Conversion<'f> {
             let before = state.root;
             self.instruction(&mut state, number, instruction, resolver).await?;
             self.steps.push(Step {
-                text: instruction.original.clone(),
+                text: redacted(&instruction.original).into_owned(),
                 vertex: (state.root != before).then_some(state.root),
                 ends_stage: index + 1 == count,
                 triggers: 0,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use brigantine_image::Platform;
+use brigantine_registry::redacted;
 
 use super::{Options, from_parts, vars};
 use crate::dockerfile::{Command, Dockerfile, Shell};
@@ -55,5 +56,8 @@ pub(crate) fn only_source(file: &Dockerfile, options: &Options, number: usize) -
 }
 
 fn wrong(instruction: &str) -> String {
-    format!("the stage is to have one ADD of a URL or a repository, beside ARGs, and not {instruction:?}")
+    format!(
+        "the stage is to have one ADD of a URL or a repository, beside ARGs, and not {:?}",
+        redacted(instruction)
+    )
 }

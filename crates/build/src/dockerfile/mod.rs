@@ -3,8 +3,6 @@
 //! [`parse`] does what needs no build: directives, continuation lines, heredocs, flags, forms, stages. Variables are
 //! filled in later, by [`Shell`], when the stage's environment is known.
 
-use std::fmt::Write as _;
-
 pub mod checks;
 mod flags;
 pub mod instruction;
@@ -18,6 +16,10 @@ pub use instruction::{Command, Form, Instruction, Stage, parse_line};
 pub use lexer::{Directives, Heredoc, Line};
 pub use mount::{Mount, MountKind};
 pub use shell::Shell;
+
+use std::fmt::Write as _;
+
+use brigantine_registry::redacted;
 
 /// The most a Dockerfile may hold, in bytes.
 pub const MOST: usize = 16 << 20;
@@ -43,7 +45,7 @@ impl Fault {
         Self { message: message.into(), span }
     }
 
-    /// The message with the place and the lines around it.
+    /// The message with the place and the lines around it; passwords of URLs are not shown.
     pub fn excerpt(&self, file: &str, text: &str) -> String {
         let lines: Vec<&str> = text.lines().collect();
         let (first, last) = (self.span.first.max(1), self.span.last.max(self.span.first).max(1));
@@ -57,7 +59,7 @@ impl Fault {
             let shown: String = line.chars().take(200).collect();
             writeln!(out, "{number:4} | {mark} {shown}").unwrap_or_default();
         }
-        out
+        redacted(&out).into_owned()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Git repositories as sources.
 //!
 //! Invariants: a repository's hooks, filters and helpers never run; neither it nor its submodules can name a path of
-//! this machine; credentials are in no argument and no file.
+//! this machine; credentials are in no argument, no file and no message: also those that stand in the URL.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use brigantine_registry::redacted;
+use percent_encoding::percent_decode;
 
 use crate::access::Secrets;
 use crate::error::{Context as _, Error, Result, invalid};
@@ -38,10 +40,13 @@ pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Resul
         return Err(invalid("not a git source"));
     };
     if url.starts_with('-') || reference.starts_with('-') {
-        return Err(invalid(format!("git source {url}#{reference}: neither may begin with a dash")));
+        let shown = redacted(url);
+        return Err(invalid(format!("git source {shown}#{reference}: neither may begin with a dash")));
     }
+    let (bare, own) = without_credentials(url)?;
+    let url = bare.as_str();
     tokio::fs::create_dir_all(target).await.doing(|| format!("create {}", target.display()))?;
-    let git = Git { dir: target, header: authorization(url, secrets).await? };
+    let git = Git { dir: target, header: authorization(url, secrets).await?.or(own) };
     git.run(&["init", "-q", "."]).await?;
     let wanted = match (checksum.as_deref(), reference.as_str()) {
         (Some(commit), _) if commit.len() >= 40 => commit.to_owned(),
@@ -50,7 +55,7 @@ pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Resul
     };
     git.run(&["fetch", "-q", "--depth=1", "--no-tags", "--", url, &wanted])
         .await
-        .map_err(|error| invalid(format!("failed to fetch {wanted} of {url}: {error}")))?;
+        .map_err(|error| invalid(format!("failed to fetch {wanted} of {}: {error}", redacted(url))))?;
     git.run(&["checkout", "-q", "--detach", "FETCH_HEAD"]).await?;
     let shown = git.run(&["show", "-s", "--no-show-signature", "--format=%H %ct", "HEAD"]).await?;
     let (commit, time) = shown.trim().split_once(' ').unwrap_or_default();
@@ -65,7 +70,7 @@ pub(crate) async fn checkout(op: &Op, secrets: &Secrets, target: &Path) -> Resul
         git.run(&["remote", "add", "origin", url]).await?;
         git.run(&["submodule", "update", "-q", "--init", "--recursive", "--depth=1"])
             .await
-            .map_err(|error| invalid(format!("fetch the submodules of {url}: {error}")))?;
+            .map_err(|error| invalid(format!("fetch the submodules of {}: {error}", redacted(url))))?;
     }
     if !keep_git_dir {
         let dir = target.to_owned();
@@ -121,10 +126,28 @@ impl Git<'_> {
         })?;
         if !output.status.success() {
             let said = String::from_utf8_lossy(&output.stderr);
-            return Err(invalid(format!("git {}: {}", args[0], said.trim())));
+            return Err(invalid(format!("git {}: {}", args[0], redacted(said.trim()))));
         }
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
+}
+
+/// A URL of the web as git gets it, and what stood in it as a header for its origin.
+fn without_credentials(url: &str) -> Result<(String, Option<(String, String)>)> {
+    let Ok(mut parsed) = url::Url::parse(url) else { return Ok((url.to_owned(), None)) };
+    if !matches!(parsed.scheme(), "http" | "https")
+        || (parsed.username().is_empty() && parsed.password().is_none())
+    {
+        return Ok((url.to_owned(), None));
+    }
+    let both =
+        [parsed.username().as_bytes(), b":", parsed.password().unwrap_or_default().as_bytes()].concat();
+    let value = format!("basic {}", STANDARD.encode(percent_decode(&both).collect::<Vec<u8>>()));
+    let origin = parsed.origin().ascii_serialization() + "/";
+    if parsed.set_username("").is_err() || parsed.set_password(None).is_err() {
+        return Err(invalid(format!("{} cannot be the URL of a repository", redacted(url))));
+    }
+    Ok((parsed.to_string(), Some((origin, value))))
 }
 
 /// The secrets `GIT_AUTH_HEADER[.host]` and `GIT_AUTH_TOKEN[.host]`, as BuildKit's frontend names them, with the origin they
@@ -157,6 +180,17 @@ mod tests {
     fn secrets(all: &[(&str, &str)]) -> Secrets {
         let all = all.iter().map(|(name, value)| ((*name).to_owned(), value.as_bytes().to_vec()));
         Secrets::new(Arc::new(all.collect()), None)
+    }
+
+    #[test]
+    fn a_urls_own_credentials_become_a_header() {
+        let (url, header) = without_credentials("https://u:p%40s@one.example/x.git").unwrap();
+        assert_eq!(url, "https://one.example/x.git");
+        let wanted = ("https://one.example/".to_owned(), format!("basic {}", STANDARD.encode("u:p@s")));
+        assert_eq!(header, Some(wanted));
+        for plain in ["https://one.example/x.git", "ssh://git@one.example/x", "git@one.example:x"] {
+            assert_eq!(without_credentials(plain).unwrap(), (plain.to_owned(), None));
+        }
     }
 
     #[tokio::test]

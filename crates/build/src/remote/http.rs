@@ -8,6 +8,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use brigantine_registry::redacted;
 use reqwest::StatusCode;
 use reqwest::header::{
     AUTHORIZATION, ETAG, HeaderMap, HeaderValue, IF_MODIFIED_SINCE, IF_NONE_MATCH, LAST_MODIFIED,
@@ -74,7 +75,8 @@ impl Downloads {
         secrets: &Secrets,
         target: &Path,
     ) -> Result<Downloaded> {
-        let what = || format!("keep what {url} gives");
+        let shown = redacted(url);
+        let what = || format!("keep what {shown} gives");
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir).doing(what)?;
         let known = self.known(url);
         if let (Some(wanted), Some(note)) = (checksum, &known)
@@ -95,12 +97,13 @@ impl Downloads {
                 headers.insert(IF_MODIFIED_SINCE, time);
             }
         }
-        let failed = |error: reqwest::Error| invalid(format!("download {url}: {}", chain(&error)));
+        let failed =
+            |error: reqwest::Error| invalid(format!("download {shown}: {}", redacted(&chain(&error))));
         let response = client()?.get(url).headers(headers).send().await.map_err(failed)?;
         let note = match (response.status(), known) {
             (StatusCode::NOT_MODIFIED, Some(note)) => note,
             (status, _) if !status.is_success() => {
-                return Err(invalid(format!("download {url}: the server answered {status}")));
+                return Err(invalid(format!("download {shown}: the server answered {status}")));
             }
             _ => self.receive(url, response, private).await?,
         };
@@ -108,7 +111,7 @@ impl Downloads {
             && !is(wanted, &note.sha256)
         {
             return Err(invalid(format!(
-                "digest mismatch for {url}: sha256:{} instead of {wanted}",
+                "digest mismatch for {shown}: sha256:{} instead of {wanted}",
                 note.sha256
             )));
         }
@@ -118,7 +121,9 @@ impl Downloads {
     }
 
     async fn receive(&self, url: &str, mut response: reqwest::Response, private: bool) -> Result<Note> {
-        let failed = |error: reqwest::Error| invalid(format!("download {url}: {}", chain(&error)));
+        let shown = redacted(url);
+        let failed =
+            |error: reqwest::Error| invalid(format!("download {shown}: {}", redacted(&chain(&error))));
         let header =
             |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (etag, last_modified) = (header(ETAG), header(LAST_MODIFIED));
@@ -130,7 +135,7 @@ impl Downloads {
         while let Some(chunk) = response.chunk().await.map_err(failed)? {
             total += chunk.len() as u64;
             if total > MOST {
-                return Err(invalid(format!("download {url}: more than {MOST} bytes")));
+                return Err(invalid(format!("download {shown}: more than {MOST} bytes")));
             }
             hasher.update(&chunk);
             file.write_all(&chunk).await.doing(what)?;
@@ -147,7 +152,7 @@ impl Downloads {
         };
         fs::rename(&new.0, self.content(&note.sha256)).doing(what)?;
         let text = serde_json::to_vec(&note)
-            .map_err(|error| Error::Executor(format!("note what {url} gave: {error}")))?;
+            .map_err(|error| Error::Executor(format!("note what {shown} gave: {error}")))?;
         let beside = New(self.dir.join(format!("new-{}", crate::ids::new())));
         fs::write(&beside.0, text).doing(what)?;
         fs::rename(&beside.0, self.note(url)).doing(what)?;
@@ -170,7 +175,7 @@ impl Downloads {
 
     /// A second name for the file, which stays when the first goes.
     fn hand_out(&self, note: &Note, target: &Path) -> Result<()> {
-        let what = || format!("take {} out of what is kept", note.url);
+        let what = || format!("take {} out of what is kept", redacted(&note.url));
         let content = self.content(&note.sha256);
         let used = fs::File::options()
             .append(true)

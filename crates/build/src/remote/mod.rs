@@ -15,15 +15,6 @@ pub(crate) fn is_remote(source: &str) -> bool {
     is_http(source) || is_git(source)
 }
 
-/// An address for people: without a password.
-pub(crate) fn shown(source: &str) -> String {
-    let Ok(mut url) = url::Url::parse(source) else { return source.to_owned() };
-    if url.password().is_some() && url.set_password(Some("xxxxx")).is_ok() {
-        return url.to_string();
-    }
-    source.to_owned()
-}
-
 fn is_http(source: &str) -> bool {
     source.starts_with("http://") || source.starts_with("https://")
 }
@@ -121,8 +112,6 @@ mod tests {
             panic!()
         };
         assert_eq!((reference.as_str(), checksum.as_deref(), keep_git_dir), ("v2", Some("abc"), true));
-        assert_eq!(shown("https://u:p@x/r.git#v1"), "https://u:xxxxx@x/r.git#v1");
-        assert_eq!(shown("git@host:a/b"), "git@host:a/b");
         assert!(is_remote("git@host:a/b") && !is_remote("src/http") && !is_remote("./x"));
         let mut op = source("https://x/y");
         assert!(with_flags(&mut op, Some("md5:1".into()), false).is_err());

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use brigantine_image::{Lower, Replica, Storage};
+use brigantine_registry::redacted;
 use futures_util::FutureExt as _;
 use rustix::fs::FileType;
 
@@ -232,7 +233,7 @@ impl Job {
         drop(lent);
         if exit.exit_code != 0 {
             return Err(Error::Exit {
-                command: run.around.shown.clone(),
+                command: redacted(&run.around.shown).into_owned(),
                 code: exit.exit_code,
                 oom: exit.oom_killed,
             });

@@ -71,6 +71,7 @@ fn answer(mut stream: TcpStream, port: u16, text: &Mutex<String>, asked: &Mutex<
     let reply = match request.path.as_str() {
         "/moved" => empty("302 Found", &format!("location: http://localhost:{port}/file\r\n")),
         "/private" if request.authorization.is_none() => empty("401 Unauthorized", ""),
+        "/gone" => empty("404 Not Found", ""),
         _ if request.etag.as_deref() == Some(etag.as_str()) => empty("304 Not Modified", ""),
         _ => format!(
             "HTTP/1.1 200 OK\r\netag: {etag}\r\nlast-modified: Thu, 01 Jan 1998 00:00:00 GMT\r\n\
@@ -305,4 +306,60 @@ fn repositories_with_submodules() {
     yard.shows_with(dockerfile, &none(), &["--build-context", &named], "cat /one /two", "outer\nouter");
     server.kill().unwrap();
     server.wait().unwrap();
+}
+
+/// A password in a source's URL goes to its server, and nowhere else.
+#[test]
+fn passwords_in_urls_are_shown_nowhere() {
+    const SECRET: &str = "s3cr3t";
+    const BASIC: &str = "Basic dTpzM2NyM3Q=";
+    let yard = Yard::new();
+    let web = Web::start(&yard);
+    let url = |path: &str| format!("http://u:{SECRET}@127.0.0.1:{}{path}", web.port);
+    let authorized = || -> Vec<_> {
+        web.heard().into_iter().map(|asked| asked.authorization.unwrap_or_default().to_lowercase()).collect()
+    };
+    let silent = |said: &str| assert!(!said.contains(SECRET), "{said}");
+    let hides = |said: &str| {
+        silent(said);
+        assert!(said.contains("u:xxxxx@"), "{said}");
+    };
+    // What is built tells of it in its progress, its history, its provenance and the cache.
+    let dockerfile = format!("FROM busybox\nADD {} /f\nRUN cat /f\n", url("/private"));
+    let attest = ["--provenance=mode=max", "--progress=plain"];
+    let (built, tag) = yard.build(dockerfile.as_bytes(), &[], &attest);
+    assert_eq!(built.code, 0, "{built}");
+    assert_eq!(authorized(), [BASIC.to_lowercase()]);
+    hides(&built.to_string());
+    hides(&yard.host.cli(["history", "--no-trunc", &tag]).ok());
+    hides(&yard.host.cli(["builder", "du", "--format", "json"]).ok());
+    hides(&yard.host.get("/build/history").to_string());
+    let saved = yard.host.dir().join("saved.tar");
+    yard.host.cli(["save", "-o", saved.to_str().unwrap(), &tag]).ok();
+    let raw = String::from_utf8_lossy(&std::fs::read(&saved).unwrap()).into_owned();
+    assert!(raw.contains("slsa"), "no provenance was saved");
+    hides(&raw);
+    // What fails does, too: a file, a repository (which git says more of), a context, an import.
+    for line in ["ADD {}/nobody /f", "ADD {}/r.git /f", "COPY {}/f /f"] {
+        let dockerfile = format!("FROM busybox\n{}\n", line.replace("{}", &url("")));
+        let wrong = dockerfile.replace("/nobody", "/private").replace(&format!(":{}", web.port), ":1");
+        for dockerfile in [dockerfile.replace("/nobody", "/gone"), wrong] {
+            let (built, _) = yard.build(dockerfile.as_bytes(), &[], &["--progress=plain"]);
+            assert_ne!(built.code, 0, "{built}");
+            hides(&built.to_string());
+        }
+    }
+    assert!(authorized().iter().all(|given| *given == BASIC.to_lowercase()));
+    for context in [url("/r.git"), url("/gone"), format!("http://u:{SECRET}@127.0.0.1:1/x")] {
+        let built = yard.host.cli(["build", "--progress=plain", &context]).run();
+        assert_ne!(built.code, 0, "{built}");
+        silent(&(built.stdout + &built.stderr));
+    }
+    assert!(authorized().iter().all(|given| *given == BASIC.to_lowercase()));
+    for from in [url("/gone"), format!("http://u:{SECRET}@127.0.0.1:1/x"), url("/private")] {
+        let imported = yard.host.cli(["import", &from, "imported"]).run();
+        silent(&(imported.stdout + &imported.stderr));
+    }
+    // What the engine keeps.
+    hides(&yard.host.get("/build/history").to_string());
 }
