@@ -9,7 +9,7 @@ mod carry;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use brigantine_image::{Algorithm, layer};
@@ -56,6 +56,8 @@ pub struct MountName {
 #[serde(rename_all = "PascalCase")]
 pub struct CacheMount {
     pub id: String,
+    /// See [`MountName`].
+    pub namespace: String,
     /// Bytes on disk.
     pub size: u64,
     pub in_use: bool,
@@ -121,7 +123,7 @@ impl Caches {
                     self.dir.join(&name).join("data")
                 }
             };
-            self.prepare(&name, &id, &path, mount)?;
+            self.prepare(&name, namespace, &id, &path, mount)?;
             here.insert(name, path.clone());
             taken.paths.insert(index, path);
         }
@@ -143,11 +145,11 @@ impl Caches {
         }
     }
 
-    fn prepare(&self, name: &str, id: &str, path: &PathBuf, mount: &RunMount) -> Result<()> {
+    fn prepare(&self, name: &str, namespace: &str, id: &str, path: &PathBuf, mount: &RunMount) -> Result<()> {
         let top = self.dir.join(name);
         let what = || format!("make the cache mount {id}");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&top).doing(what)?;
-        std::fs::write(top.join("id"), id).doing(what)?;
+        label(&top, namespace, id).doing(what)?;
         if mount.input.is_some() {
             return Ok(());
         }
@@ -166,7 +168,8 @@ impl Caches {
         let Ok(entries) = std::fs::read_dir(&self.dir) else { return found };
         for entry in entries.flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let id = std::fs::read_to_string(entry.path().join("id")).unwrap_or_default();
+            let text = |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+            let (id, namespace) = (text("id"), text("namespace"));
             let used = std::fs::metadata(entry.path().join("id"))
                 .and_then(|metadata| metadata.modified())
                 .ok()
@@ -174,7 +177,7 @@ impl Caches {
                 .map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX));
             let in_use = self.whole(&name).try_write().is_err();
             let size = crate::snapshot::disk_usage(&entry.path());
-            found.push((name, CacheMount { id, size, in_use, used }));
+            found.push((name, CacheMount { id, namespace, size, in_use, used }));
         }
         found
     }
@@ -217,11 +220,11 @@ impl Caches {
         crate::snapshot::remove_tree(&new);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&top).doing(what)?;
         std::fs::DirBuilder::new().mode(0o755).create(&new).doing(what)?;
-        if let Err(error) = layer::apply(input, &new, Algorithm::Sha256) {
+        if let Err(error) = layer::apply_tree(input, &new, Algorithm::Sha256) {
             crate::snapshot::remove_tree(&new);
             return Err(invalid(format!("import the cache mount {id}: {error}")));
         }
-        std::fs::write(top.join("id"), id).doing(what)?;
+        label(&top, namespace, id).doing(what)?;
         // At once: there is never a moment without either.
         let data = top.join("data");
         if data.is_dir() {
@@ -244,6 +247,14 @@ impl Caches {
         crate::snapshot::remove_tree(&path);
         size
     }
+}
+
+/// Notes beside a mount's data which one it is, for people: its directory's name is a digest of both.
+fn label(top: &Path, namespace: &str, id: &str) -> std::io::Result<()> {
+    if !namespace.is_empty() {
+        std::fs::write(top.join("namespace"), namespace)?;
+    }
+    std::fs::write(top.join("id"), id)
 }
 
 fn in_use(id: &str) -> Error {
@@ -279,12 +290,15 @@ mod tests {
         assert!(caches.import("other", "/d", &b"no archive at all"[..]).is_err());
         assert_eq!(std::fs::read_to_string(&copy).unwrap(), "kept");
         let names: Vec<_> = std::fs::read_dir(copy.parent().unwrap().parent().unwrap()).unwrap().collect();
-        assert_eq!(names.len(), 2, "only the data and its id are left: {names:?}");
+        assert_eq!(names.len(), 3, "only the data and its names are left: {names:?}");
         std::fs::write(&copy, "changed").unwrap();
         caches.import("other", "/d", &archive[..]).unwrap();
         assert_eq!(std::fs::read_to_string(&copy).unwrap(), "kept");
         let names = std::fs::read_dir(copy.parent().unwrap().parent().unwrap()).unwrap();
-        assert_eq!(names.count(), 2, "what was replaced is gone");
+        assert_eq!(names.count(), 3, "what was replaced is gone");
+        let listed: Vec<_> =
+            caches.list().into_iter().map(|(_, mount)| (mount.namespace, mount.id)).collect();
+        assert!(listed.contains(&("other".to_owned(), "/d".to_owned())), "{listed:?}");
         let whole = caches.whole(&name("", "/c"));
         let _held = whole.try_read().unwrap();
         assert!(matches!(caches.export("", "/c", std::io::sink()), Err(Error::Busy(_))));

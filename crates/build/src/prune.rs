@@ -101,6 +101,15 @@ impl Chosen {
     }
 }
 
+fn described(cache: &CacheMount) -> String {
+    let CacheMount { id, namespace, .. } = cache;
+    if namespace.is_empty() {
+        format!("cache mount {id}")
+    } else {
+        format!("cache mount {id} in the namespace {namespace}")
+    }
+}
+
 impl Builder {
     /// Everything the cache holds, least recently used first. Blocks.
     pub fn usage(&self) -> Result<Vec<Entry>> {
@@ -127,7 +136,7 @@ impl Builder {
         entries.extend(solver.caches.list().into_iter().map(|(id, cache)| Entry {
             id,
             kind: "exec.cachemount".to_owned(),
-            description: format!("cache mount {}", cache.id),
+            description: described(&cache),
             in_use: cache.in_use,
             shared: false,
             size: cache.size,

@@ -32,6 +32,23 @@ fn extract(archive: &[u8]) -> (tempfile::TempDir, Result<layer::Applied, LayerEr
     (dir, result)
 }
 
+/// What is packed as a whole tree comes back with every name, also where a layer's would hide something.
+#[test]
+fn a_trees_names_are_names() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+    for made in ["a", ".wh.gone", ".wh..", "d/.wh..wh..opq", "d/.wh.f", "d/f", ".wh..wh.plnk/1", ".wh.d/x"] {
+        let path = from.join(made);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("a directory");
+        fs::write(path, made).expect("a file");
+    }
+    fs::create_dir(&to).expect("a target");
+    let mut archive = Vec::new();
+    layer::pack(&from, &mut archive).expect("an archive");
+    layer::apply_tree(&archive[..], &to, Algorithm::Sha256).expect("it comes back");
+    assert_eq!(listing(&to), listing(&from));
+}
+
 /// Every archive of these tests is indexed as well: what is refused must be refused in the same words, and what is not
 /// must mount as the very tree that was extracted.
 #[track_caller]

@@ -172,6 +172,17 @@ fn a_folder_keeps_a_cache_mount_and_tools_take_it_from_there() {
     assert_eq!(output.code, 0, "{output}");
     assert_there(&engine, "/c", &["--build-arg", "BUILDKIT_CACHE_MOUNT_NS=team"]);
     assert_ne!(build(&engine, READ, &[]).code, 0, "others do not see it");
+    // Those others have one of that id by now: the namespace tells which is which.
+    let shown = |format: &str| engine.brig(["builder", "cache", "ls", "--format", format]).ok();
+    let mut listed: Vec<String> = shown("{{.ID}} {{.Namespace}}").lines().map(str::to_owned).collect();
+    listed.sort();
+    assert_eq!(listed, ["/c ", "/c team"]);
+    assert!(shown("table").starts_with("CACHE ID   NAMESPACE   SIZE"), "{}", shown("table"));
+    assert_eq!(shown("json").matches("\"Namespace\":\"team\"").count(), 1, "{}", shown("json"));
+    let api = engine.get("/build/caches").to_string();
+    assert_eq!(api.matches("\"Namespace\":\"team\"").count(), 1, "{api}");
+    let du = engine.brig(["builder", "du", "--format", "{{.Description}}"]).ok();
+    assert!(du.contains("cache mount /c in the namespace team"), "{du}");
     let output = cache(&engine, &["import", "--from", &place("src", "plain")]);
     assert_eq!(output.code, 0, "{output}");
     assert_there(&engine, "/c", &[]);
@@ -179,6 +190,42 @@ fn a_folder_keeps_a_cache_mount_and_tools_take_it_from_there() {
     assert_eq!(cache(&engine, &other).code, 0);
     assert_there(&engine, "/other", &["--build-arg", "BUILDKIT_CACHE_MOUNT_NS=n"]);
     refused(&engine, &["import", "--from", &place("src", "none")], "there is no cache \"none\"");
+}
+
+/// A layer's whiteouts are files like others where no layer is below.
+#[test]
+fn files_named_like_whiteouts_come_back() {
+    let mut engine = Engine::with_busybox();
+    let registry = Registry::start(&engine);
+    let fill = "FROM busybox\nRUN --mount=type=cache,target=/c mkdir /c/d && cd /c && \
+         for f in a .wh.a .wh.b .wh..wh.x d/.wh..wh..opq d/f d/.wh.f; do echo $f > $f; done\n";
+    assert_eq!(build(&engine, fill, &[]).code, 0);
+    let name = format!("{}/cache:x", registry.address());
+    let folder = engine.dir().join("kept");
+    let archive = engine.dir().join("archive.tar");
+    let archive = archive.to_str().unwrap();
+    let (to, from) =
+        (format!("type=local,dest={}", folder.display()), format!("type=local,src={}", folder.display()));
+    for export in [
+        &["export", "--to", &name, "/c"][..],
+        &["export", "--to", &to, "/c"],
+        &["export", "-o", archive, "/c"],
+    ] {
+        let output = cache(&engine, export);
+        assert_eq!(output.code, 0, "{output}");
+    }
+    made_new(&mut engine);
+    let read =
+        "FROM busybox\nRUN --mount=type=cache,target=/c cd /c && echo found $(find . -type f | sort)\n";
+    for import in [&["import", "--from", &name][..], &["import", "--from", &from], &["import", "/c", archive]]
+    {
+        let output = cache(&engine, import);
+        assert_eq!(output.code, 0, "{output}");
+        let read = build(&engine, read, &[]);
+        let found = "found ./.wh..wh.x ./.wh.a ./.wh.b ./a ./d/.wh..wh..opq ./d/.wh.f ./d/f";
+        assert!(read.stdout.contains(found), "{import:?}: {read}");
+        engine.brig(["builder", "prune", "-af"]).ok();
+    }
 }
 
 #[test]

@@ -70,13 +70,20 @@ static IMPORT: Command = Command {
 async fn list(context: &Context, matches: Matches) -> Outcome {
     let listing = Listing {
         kind: "*build.cacheMount",
-        titles: &[("ID", "CACHE ID"), ("Size", "SIZE"), ("LastUsedSince", "LAST USED"), ("InUse", "IN USE")],
-        table: "{{.ID}}\t{{.Size}}\t{{.LastUsedSince}}\t{{.InUse}}",
+        titles: &[
+            ("ID", "CACHE ID"),
+            ("Namespace", "NAMESPACE"),
+            ("Size", "SIZE"),
+            ("LastUsedSince", "LAST USED"),
+            ("InUse", "IN USE"),
+        ],
+        table: "{{.ID}}\t{{.Namespace}}\t{{.Size}}\t{{.LastUsedSince}}\t{{.InUse}}",
     };
     let all = context.client.get("/build/caches").send().await?.value().await?;
     let rows = all.list().iter().map(|mount| {
         Row::new()
             .with("ID", mount.at("Id").text())
+            .with("Namespace", mount.at("Namespace").text())
             .with("Size", units::human_size(mount.at("Size").float(), 3))
             .with("LastUsedSince", units::ago(mount.at("LastUsed").int() / 1_000_000_000))
             .with("InUse", mount.at("InUse").bool().to_string())

@@ -42,24 +42,40 @@ pub struct Applied {
 /// Extracts the archive `reader` yields (compressed or not) into the empty directory `target`.
 /// The caller compares the digest; until it has, and the directory is where it belongs, nobody may use the tree.
 pub fn apply(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
-    run(reader, target, DiffId::Hashed(algorithm), None)
+    run(reader, target, DiffId::Hashed(algorithm), Names::Layers, None)
 }
 
 /// The same, with the digest from where the caller says.
 pub(crate) fn apply_named(reader: impl Read, target: &Path, diff_id: DiffId<'_>) -> Result<Applied> {
-    run(reader, target, diff_id, None)
+    run(reader, target, diff_id, Names::Layers, None)
+}
+
+/// Extracts the archive of a whole tree, as [`super::pack`] writes it, into the empty directory `target`: there is nothing
+/// below it, so nothing in it is a whiteout, and each name is a name.
+pub fn apply_tree(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
+    run(reader, target, DiffId::Hashed(algorithm), Names::Literal, None)
 }
 
 /// Extracts the archive over what the layers below it have left in `target`: what it hides is removed. Of what was found
 /// `disk` tells nothing.
 pub fn apply_over(reader: impl Read, target: &Path, algorithm: Algorithm) -> Result<Applied> {
-    run(reader, target, DiffId::Hashed(algorithm), Some(HashSet::new()))
+    run(reader, target, DiffId::Hashed(algorithm), Names::Layers, Some(HashSet::new()))
+}
+
+/// What names that begin with `.wh.` are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Names {
+    /// Whiteouts and marks.
+    Layers,
+    /// Files like others.
+    Literal,
 }
 
 fn run(
     reader: impl Read,
     target: &Path,
     diff_id: DiffId<'_>,
+    names: Names,
     over: Option<HashSet<Vec<u8>>>,
 ) -> Result<Applied> {
     let mut decoded = compress::decode(reader).map_err(LayerError::Read)?;
@@ -69,7 +85,7 @@ fn run(
         let writer = scope.spawn(move || {
             // Without it (a sandbox may forbid it) every mode is set once more.
             let exact_modes = brigantine_sys::umask::clear_for_this_thread().is_ok();
-            extract(chunks, target, exact_modes, over)
+            extract(chunks, target, exact_modes, names, over)
         });
         feed.run(&mut decoded, |chunk| {
             if let Some(hasher) = &mut hasher {
@@ -96,6 +112,7 @@ fn extract(
     chunks: Chunks,
     target: &Path,
     exact_modes: bool,
+    names: Names,
     over: Option<HashSet<Vec<u8>>>,
 ) -> Result<Found> {
     let place = Target::open(target, exact_modes, over.is_some()).map_err(|source| LayerError::Os {
@@ -103,7 +120,7 @@ fn extract(
         entry: target.display().to_string(),
         source,
     })?;
-    let mut extraction = Extraction { place, directories: Vec::new(), found: Found::default(), over };
+    let mut extraction = Extraction { place, directories: Vec::new(), found: Found::default(), names, over };
     rustix::fs::fchmod(extraction.place.root(), Mode::from_raw_mode(0o755))
         .map_err(|error| os("chmod", b"/", error))?;
     let mut reader = Reader::new(chunks);
@@ -133,6 +150,7 @@ struct Extraction {
     place: Target,
     directories: Vec<Directory>,
     found: Found,
+    names: Names,
     /// The paths this layer has, where there are others below it: a whiteout speaks of those only.
     over: Option<HashSet<Vec<u8>>>,
 }
@@ -147,7 +165,8 @@ impl Extraction {
             return Ok(());
         }
         let (parent_path, name) = split(path);
-        if name.starts_with(WHITEOUT) || parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK)) {
+        let marked = || parent_path.split(|&b| b == b'/').any(|c| c.starts_with(MARK));
+        if self.names == Names::Layers && (name.starts_with(WHITEOUT) || marked()) {
             return self.whiteout(path);
         }
         let parent = self.parent(parent_path)?;
@@ -313,7 +332,7 @@ impl Extraction {
                     })?;
                     self.found.disk += DISK_BLOCK;
                     self.disinherit(path, parent, name)?;
-                    if self.over.is_none() && is_whiteout(&stat) {
+                    if self.over.is_none() && self.names == Names::Layers && is_whiteout(&stat) {
                         set_opaque(parent, name).map_err(|error| os("mark opaque", path, error))?;
                     }
                 }

@@ -13,7 +13,7 @@ use crate::digest::{Algorithm, Digest, Hasher};
 use crate::tar::TarError;
 
 pub(crate) use apply::apply_named;
-pub use apply::{Applied, apply, apply_over};
+pub use apply::{Applied, apply, apply_over, apply_tree};
 pub use diff::{Owners, Packed, pack, pack_as, pack_upper, pack_upper_without};
 pub(crate) use diff::{pack_changes, xattrs};
 pub use index::{ARCHIVE, INDEX, Indexed, index, index_in_place, inspect};
