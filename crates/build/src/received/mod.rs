@@ -33,8 +33,10 @@ use crate::source::{Source, ignore_rules, read_dockerfile};
 use crate::tree::Tree;
 use crate::{Event, Side, send};
 
-/// Contexts of one folder that are kept when several builds of it ran at once.
-const KEPT: u32 = 2;
+/// Contexts of one folder that are kept when several builds of it ran at once: so many of the next ones that run at once
+/// are sent what differs. Each build has one to itself, because what is sent changes it in place, and none can wait for
+/// another's to be whole: its client may be slow, or silent. Further builds are sent everything, every time.
+const KEPT: u32 = 8;
 /// How long a context is kept without a build.
 const LASTING: Duration = Duration::from_hours(7 * 24);
 /// The most bytes of a Dockerfile and its ignore file.
@@ -422,5 +424,29 @@ impl std::io::Read for Upload {
         let n = buf.len().min(self.current.len());
         buf[..n].copy_from_slice(&self.current.split_to(n));
         Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn builds_at_once_find_what_was_kept_for_as_many() {
+        let dir = tempfile::tempdir().unwrap();
+        let contexts = Contexts::new(dir.path().to_owned());
+        let take = |count: u32| (0..count).map(|_| contexts.take("a folder").unwrap()).collect::<Vec<_>>();
+        for taken in take(9) {
+            fs::write(taken.dir().join("index"), "").unwrap();
+        }
+        contexts.sweep();
+        let again = take(9);
+        let known: Vec<_> = again.iter().map(|taken| taken.dir().join("index").exists()).collect();
+        let (last, others) = known.split_last().unwrap();
+        assert!(others.iter().all(|known| *known) && !last, "{known:?}");
+        drop(again);
+        let other = contexts.take("another folder").unwrap();
+        assert!(!other.dir().join("index").exists());
+        assert_eq!(contexts.list().iter().filter(|kept| kept.in_use).count(), 1);
     }
 }
