@@ -2,12 +2,13 @@
 //! itself the extracted layer.
 //!
 //! Invariant: the directory is moved, not copied, and only when its archive is in the store; nobody may write to it
-//! any more.
+//! any more. What was made of one that could not become a layer is gone when the caller hears of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::io::{self, Write};
 use std::path::Path;
 
+use crate::archive::undone;
 use crate::digest::{Algorithm, Digest};
 use crate::error::{Error, IoContext as _, Result, json};
 use crate::layer;
@@ -25,9 +26,12 @@ impl Store {
     /// Makes a layer of an upper directory, which is moved into the store. `None`, and nothing moved, when there is
     /// nothing in it.
     pub fn adopt_upper(&self, lease: &Lease, upper: &Path) -> Result<Option<(Descriptor, LayerInfo)>> {
-        let Some((descriptor, packed)) = self.pack_layer(lease, upper)? else { return Ok(None) };
-        let info = self.layers().adopt(&descriptor.digest, upper, packed, self.content())?;
-        Ok(Some((descriptor, info)))
+        undone(self, |own, fresh| {
+            let Some((descriptor, packed)) = self.pack_layer(own, fresh, upper)? else { return Ok(None) };
+            let info = self.layers().adopt(&descriptor.digest, upper, packed, self.content())?;
+            lease.hold(&descriptor.digest)?;
+            Ok(Some((descriptor, info)))
+        })
     }
 
     /// Makes a layer of what has changed in a plain copy. `None` when nothing has.
@@ -37,12 +41,14 @@ impl Store {
         replica: &Replica,
         without: &[Vec<u8>],
     ) -> Result<Option<(Descriptor, LayerInfo)>> {
-        let Some((descriptor, _)) = self.packed(lease, |output| replica.pack(without, output))? else {
-            return Ok(None);
-        };
-        let digest = &descriptor.digest;
-        let (info, _) = self.layers().make_of_blob(digest, digest, self.content())?;
-        Ok(Some((descriptor, info)))
+        undone(self, |own, fresh| {
+            let packed = self.packed(own, fresh, |output| replica.pack(without, output))?;
+            let Some((descriptor, _)) = packed else { return Ok(None) };
+            let digest = &descriptor.digest;
+            let (info, _) = self.layers().make_of_blob(digest, digest, self.content())?;
+            lease.hold(digest)?;
+            Ok(Some((descriptor, info)))
+        })
     }
 
     /// The blob of a layer that is there as a directory only: made again if it is gone.
@@ -53,10 +59,12 @@ impl Store {
             return Ok(Descriptor::new(media::OCI_LAYER, diff_id.clone(), size));
         }
         match self.layers().files(diff_id)? {
-            LayerFiles::Directory(tree) => match self.pack_layer(lease, &tree)? {
-                Some((descriptor, _)) if descriptor.digest == *diff_id => Ok(descriptor),
-                _ => Err(Error::NoSuchContent(diff_id.clone())),
-            },
+            LayerFiles::Directory(tree) => {
+                undone(self, |own, fresh| match self.pack_layer(own, fresh, &tree)? {
+                    Some((descriptor, _)) if descriptor.digest == *diff_id => Ok(descriptor),
+                    _ => Err(Error::NoSuchContent(diff_id.clone())),
+                })
+            }
             LayerFiles::Erofs { archive, .. } => {
                 if let Some(size) = self.content().link(lease, diff_id, &archive)? {
                     return Ok(Descriptor::new(media::OCI_LAYER, diff_id.clone(), size));
@@ -128,16 +136,23 @@ impl Store {
     }
 
     /// The blob of an upper directory.
-    fn pack_layer(&self, lease: &Lease, upper: &Path) -> Result<Option<(Descriptor, layer::Packed)>> {
+    fn pack_layer(
+        &self,
+        lease: &Lease,
+        fresh: &mut HashSet<Digest>,
+        upper: &Path,
+    ) -> Result<Option<(Descriptor, layer::Packed)>> {
         let failed = |source| Error::Layer { layer: "of the build".to_owned(), source };
-        self.packed(lease, |output| layer::pack_upper(upper, output).map_err(failed))
+        self.packed(lease, fresh, |output| layer::pack_upper(upper, output).map_err(failed))
     }
 
     /// The blob of the archive that `pack` writes; `None` when nothing is in it. Where layers are kept as their archives,
-    /// it is the layer as well: written, hashed and indexed in one go.
+    /// it is the layer as well: written, hashed and indexed in one go. It is in `fresh` before it has its name, unless it
+    /// is a layer already.
     pub(crate) fn packed(
         &self,
         lease: &Lease,
+        fresh: &mut HashSet<Digest>,
         pack: impl FnOnce(&mut (dyn Write + Send)) -> Result<layer::Packed> + Send,
     ) -> Result<Option<(Descriptor, layer::Packed)>> {
         if self.storage() != Storage::Erofs {
@@ -148,6 +163,7 @@ impl Store {
             }
             let size = ingest.offset();
             let digest = ingest.commit()?;
+            self.note_fresh(&digest, fresh)?;
             return Ok(Some((Descriptor::new(media::OCI_LAYER, digest, size), packed)));
         }
         let dir = TempDir::create(self.content().tmp(), "packed")?;
@@ -174,10 +190,19 @@ impl Store {
             return Ok(None);
         }
         let digest = kept.digest;
+        self.note_fresh(&digest, fresh)?;
         let size = self.content().take(lease, &digest, &path)?;
         if let Some(prepared) = kept.unindexed.map(Unindexed::index).transpose()?.flatten() {
             self.layers().place(prepared)?;
         }
         Ok(Some((Descriptor::new(media::OCI_LAYER, digest, size), packed)))
+    }
+
+    /// Whoever has the same layer already is not known here: that one stays.
+    fn note_fresh(&self, digest: &Digest, fresh: &mut HashSet<Digest>) -> Result<()> {
+        if self.layers().get(digest)?.is_none() {
+            fresh.insert(digest.clone());
+        }
+        Ok(())
     }
 }

@@ -40,6 +40,39 @@ fn a_plain_layer_is_handled_once() {
     }
 }
 
+/// What could not become a layer leaves no blob, and what is a layer already keeps its own.
+#[test]
+fn a_packed_layer_that_cannot_be_placed_leaves_nothing() {
+    for storage in [Storage::Erofs, Storage::Overlay] {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("image");
+        let store = Store::open_with(&root, Some(storage)).unwrap();
+        let upper = |text: &str| {
+            let upper = dir.path().join("upper");
+            std::fs::create_dir_all(&upper).unwrap();
+            std::fs::write(upper.join("f"), text).unwrap();
+            upper
+        };
+        let blobs = || store.content().walk().unwrap().iter().map(Digest::to_string).collect::<Vec<_>>();
+        let lease = store.lease().unwrap();
+        let (first, _) = store.adopt_upper(&lease, &upper("one")).unwrap().unwrap();
+        drop(lease);
+        let kept = [first.digest.to_string()];
+        assert_eq!(blobs(), kept);
+        // No place for layers.
+        let (layers, away) = (root.join("layers"), root.join("away"));
+        std::fs::rename(&layers, &away).unwrap();
+        let lease = store.lease().unwrap();
+        let failed = store.adopt_upper(&lease, &upper("two"));
+        std::fs::rename(&away, &layers).unwrap();
+        assert!(failed.is_err(), "{storage}: {failed:?}");
+        assert_eq!(blobs(), kept, "{storage}");
+        // The next time there is one.
+        let (second, _) = store.adopt_upper(&lease, &upper("two")).unwrap().unwrap();
+        assert!(store.content().has(&second.digest));
+    }
+}
+
 /// What a builder has made is read once and written once, as blob and layer alike.
 #[test]
 fn a_packed_layer_is_handled_once() {

@@ -136,15 +136,16 @@ fn changed(
     let failed = |source| Error::Layer { layer: "of the commit".to_owned(), source };
     let without = &commit.without;
     let packed = match (&commit.upper, &commit.replica) {
-        (_, Some(replica)) => store.packed(lease, |output| replica.pack(without, output))?,
+        (_, Some(replica)) => store.packed(lease, fresh, |output| replica.pack(without, output))?,
         (Some(upper), None) => {
-            store.packed(lease, |output| layer::pack_upper_without(upper, without, output).map_err(failed))?
+            let pack = |output: &mut (dyn io::Write + Send)| {
+                layer::pack_upper_without(upper, without, output).map_err(failed)
+            };
+            store.packed(lease, fresh, pack)?
         }
         (None, None) => return Ok(None),
     };
-    let Some((layer, _)) = packed else { return Ok(None) };
-    fresh.insert(layer.digest.clone());
-    Ok(Some(layer))
+    Ok(packed.map(|(layer, _)| layer))
 }
 
 /// A layer as its blob and its files.
@@ -194,7 +195,7 @@ fn target(name: Option<&Reference>) -> Result<Option<Reference>> {
 }
 
 /// Runs an addition; what it brought is removed when it fails.
-pub(super) fn undone<T>(
+pub(crate) fn undone<T>(
     store: &Store,
     addition: impl FnOnce(&Lease, &mut HashSet<Digest>) -> Result<T>,
 ) -> Result<T> {

@@ -15,6 +15,7 @@ use crate::reference::Reference;
 
 pub use changes::apply_changes;
 pub use compose::{Compose, Edit, compose};
+pub(crate) use create::undone;
 pub use create::{Commit, Import, commit, import};
 pub(crate) use load::make_manifest;
 pub use load::{load, load_for, load_nameless};
