@@ -26,8 +26,8 @@ use crate::messages::{
 const CREDENTIALS: &str = "/moby.filesync.v1.Auth/Credentials";
 const TOKEN: &str = "/moby.filesync.v1.Auth/FetchToken";
 
-/// How long one answer may take: a client may ask a person, or a helper program.
-const ANSWER: Duration = Duration::from_mins(1);
+/// How long one answer may take: a client may ask a person, or a helper program, or be stopped for a while.
+pub(crate) const ANSWER: Duration = Duration::from_mins(2);
 /// How long a connection that breaks may take from the first sign of it, a stream's error, to its end.
 const BREAKING: Duration = Duration::from_millis(500);
 /// The largest message taken, in bytes; clients send files in pieces of 32 KiB.

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, watch};
 
 use crate::error::{Error, Result};
-use crate::session::Session;
+use crate::session::{ANSWER, Session};
 
 /// The most sessions at once.
 const MOST: usize = 1000;
@@ -21,9 +21,14 @@ const MOST: usize = 1000;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long a session may be open without a build.
 const IDLE: Duration = Duration::from_mins(10);
-/// How often a client is pinged, and how long it may take to answer.
+/// How often a client is pinged, and how long it may take to answer: one that is stopped (Ctrl-Z) and goes on within that
+/// time loses nothing. BuildKit gives a client up after two failed checks of its health, some 80 seconds; here it is as
+/// long as for anything else that is asked of it. One whose end the kernel tells, a process of this machine, is not
+/// waited for.
 const PING: Duration = Duration::from_secs(10);
-const PONG: Duration = Duration::from_secs(20);
+const PONG: Duration = ANSWER;
+/// How long a connection may take to begin.
+const BEGINNING: Duration = Duration::from_secs(20);
 /// Bytes in flight of one stream, and of all.
 const WINDOW: u32 = 4 << 20;
 
@@ -120,7 +125,7 @@ impl Seat {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW)
             .initial_connection_window_size(WINDOW);
-        let made = tokio::time::timeout(PONG, builder.handshake(TokioIo::new(io))).await;
+        let made = tokio::time::timeout(BEGINNING, builder.handshake(TokioIo::new(io))).await;
         let (sender, connection) = match made {
             Ok(Ok(made)) => made,
             Ok(Err(error)) => return tracing::debug!(session = id, %error, "a session did not begin"),

@@ -285,6 +285,60 @@ async fn a_client_that_falls_silent_is_given_up() {
     assert!(matches!(error, Error::Silent { seconds: 120, .. }), "{error}");
 }
 
+/// What a client does, but for the time in which it is stopped.
+struct Stoppable<F> {
+    inner: Pin<Box<F>>,
+    stopped: tokio::sync::watch::Receiver<bool>,
+}
+
+impl<F: Future> Stoppable<F> {
+    async fn run(mut self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = async { drop(self.stopped.wait_for(|stopped| *stopped).await) } => {}
+                _ = &mut self.inner => return,
+            }
+            if self.stopped.wait_for(|stopped| !stopped).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_may_be_stopped_for_a_while() {
+    let (ours, theirs) = tokio::io::duplex(1 << 16);
+    let service = service_fn(move |request| async move {
+        Ok::<_, Infallible>(answer(request, Vec::new(), Arc::default()).await)
+    });
+    let (signal, stopped) = tokio::sync::watch::channel(false);
+    let builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    let inner = Box::pin(builder.serve_connection(TokioIo::new(theirs), service));
+    tokio::spawn(Stoppable { inner, stopped }.run());
+    let sessions = Sessions::default();
+    let introduction = Introduction { id: "one".into(), methods: vec![SECRET.into()], ..Default::default() };
+    tokio::spawn(sessions.admit(introduction).unwrap().run(ours));
+    let session = sessions.get("one").await.unwrap();
+    let stop = async |seconds| {
+        signal.send_replace(true);
+        tokio::time::sleep(Duration::from_secs(seconds)).await;
+        signal.send_replace(false);
+        session.secret("small").await
+    };
+    // Idle, and while it is asked something.
+    for _ in 0..3 {
+        assert_eq!(stop(100).await.unwrap().unwrap(), b"s3cret");
+    }
+    signal.send_replace(true);
+    let (asked, ()) = tokio::join!(session.secret("small"), async {
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        signal.send_replace(false);
+    });
+    assert_eq!(asked.unwrap().unwrap(), b"s3cret");
+    assert_eq!(stop(300).await, Err(Error::Ended));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn secrets_are_found_or_not_and_are_not_large() {
     let (session, _, _) = session(Vec::new()).await;

@@ -403,7 +403,7 @@ async fn build(state: State, mut request: Request) -> Result<Reply, Error> {
     };
     match call {
         None => {}
-        Some("check" | "lint") => return build_call::check(&state, build).await,
+        Some("check" | "lint") => return Box::pin(build_call::check(&state, build)).await,
         Some("outline") => return build_call::outline(&state, build).await,
         Some("targets") => return build_call::targets(&state, build).await,
         Some(other) => {
