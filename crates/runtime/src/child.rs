@@ -91,6 +91,10 @@ pub(crate) fn run(plan: &mut Plan, channel: BorrowedFd<'_>) -> i32 {
         return fail(channel, Place::Last(Last::Executable, 0), e);
     }
     rustix::process::umask(Mode::empty());
+    if let Some(processors) = &plan.processors {
+        // Where that may not be, it takes longer.
+        rustix::thread::sched_setaffinity(None, processors).ok();
+    }
     let mut stage = Stage {
         channel,
         at: 0,

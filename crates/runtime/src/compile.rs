@@ -14,9 +14,10 @@ use rustix::process::{Gid, Uid};
 use crate::cgroup::Cgroup;
 use crate::error::Error;
 use crate::handover::{Hand, MOST};
-use crate::launch::{LateSeccomp, Launch, Stdio};
+use crate::launch::{Launch, Stdio};
 use crate::mounts::{self, Draft, c_string, parse_propagation, target};
 use crate::plan::{Filter, Gate, Node, Plan, Step, Terminal};
+use crate::seccomp::LateSeccomp;
 use crate::spec::{LinuxDevice, LinuxDeviceType, LinuxNamespaceType, Spec};
 use crate::{covers, hooks, identity, idmap, netdev, seccomp};
 
@@ -192,8 +193,6 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
         }
     }
     let steps = &mut draft.steps;
-    // What the caller's processors were is not the container's business.
-    steps.push(Step::Affinity { mask: vec![u64::MAX; 16], tried: true });
     if user_namespace {
         steps.push(Step::BecomeRoot);
     }
@@ -298,6 +297,8 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
     let moved = launch.no_pivot.then(|| mounts::exposed(&root)).transpose()?;
     steps.push(Step::PivotRoot { propagation: propagation.unwrap_or(0), readonly, moved });
     steps.push(Step::AwaitCgroup { new_namespace: new_cgroup_namespace });
+    // What the caller's processors were is not the container's business.
+    steps.push(Step::Affinity { mask: vec![u64::MAX; 16], tried: true });
     if let Some(namespace) = own_cgroup_namespace {
         steps.push(Step::Enter { namespace, bit: ns::CGROUP, name: "cgroup" });
     }
@@ -350,6 +351,12 @@ pub(crate) fn compile(launch: Launch, cgroup: &Cgroup, gate: Gate) -> Result<Com
             proc: host_proc()?,
             gate,
             hide: false,
+            // A hook is not to be kept to these.
+            processors: launch
+                .network
+                .as_ref()
+                .filter(|_| spec.hooks().is_none())
+                .and_then(Coming::processors_beside),
         },
         new,
         around,

@@ -21,14 +21,15 @@ use crate::describe::Subject;
 use crate::error::{Error, Kind};
 use crate::listener::Listener;
 use crate::plan::{Gate, Message};
+use crate::seccomp::{self, LateSeccomp};
 use crate::spec::{
     LinuxMemoryPolicy, LinuxNamespace, LinuxNamespaceType, LinuxPersonality, LinuxSeccomp, Spec,
 };
-use crate::{hooks, identity, seccomp};
+use crate::{hooks, identity};
 pub use enter::{ExecRequest, Execed, exec};
-use meanwhile::Meanwhile;
+use meanwhile::{Meanwhile, hand_groups_over, make_groups};
 use setup::{Setup, executed, failed_with_more, receive, silenced};
-use spawning::{spawn_plan, write_maps};
+use spawning::{pair, spawn_plan, write_maps};
 
 /// Where the container's root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -141,30 +142,6 @@ impl Launch {
     }
 }
 
-/// A seccomp section as it is in the file: long, and not needed before everything else of the container. One without a
-/// listener, whose spec has none.
-#[derive(Debug, Clone)]
-pub struct LateSeccomp {
-    text: Vec<u8>,
-    /// For errors.
-    file: PathBuf,
-}
-
-impl LateSeccomp {
-    /// `None` if more of it may have to be known beforehand.
-    pub fn new(text: &str, file: PathBuf) -> Option<Self> {
-        // An escape might hide the word.
-        let plain =
-            !["\\", "SCMP_ACT_NOTIFY", "listener"].iter().any(|word| text.contains(word)) && text != "null";
-        plain.then(|| Self { text: text.as_bytes().to_owned(), file })
-    }
-
-    fn read(&self) -> Result<LinuxSeccomp, Error> {
-        serde_json::from_slice(&self.text)
-            .map_err(|e| Error::invalid(format!("reading {}: linux.seccomp: {e}", self.file.display())))
-    }
-}
-
 /// Whether a spec's list asks for a new network namespace that can be made before anything else ([`Launch::network`]).
 pub(crate) fn is_network_apart(list: &[LinuxNamespace]) -> bool {
     use LinuxNamespaceType as T;
@@ -182,7 +159,7 @@ pub struct Created {
     pidfd: OwnedFd,
     terminal: Option<OwnedFd>,
     cgroup: Cgroup,
-    channel: OwnedFd,
+    channel: Arc<OwnedFd>,
     subject: Subject,
     /// The process is somebody's: it has started, or others will start it.
     released: bool,
@@ -328,27 +305,27 @@ impl Common {
 
 /// Everything up to right before the exec. The process is a child of the caller.
 pub fn create(launch: Launch) -> Result<Created, Error> {
-    create_beside(launch, |_, _, _| Ok(()))
+    create_beside(launch, |_, _| Ok(()))
 }
 
-/// The same, and `beside` is done while the process sets itself up: it gets the process's number, its group, and what
-/// [`Launch::late_seccomp`] says. Its failure ends the process.
+/// The same, and `beside` is done while the process sets itself up: it gets the process's number and its group. Its failure
+/// ends the process.
 pub(crate) fn create_beside(
     launch: Launch,
-    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error> + Send,
+    beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error> + Send,
 ) -> Result<Created, Error> {
     check_id(&launch.id)?;
     if let Some(list) = launch.spec.hooks() {
         hooks::check_all(list)?;
     }
-    let group = Making::begin(&launch.id, &launch.spec, launch.systemd_cgroup, launch.rootless)?;
-    create_in(launch, group, beside)
+    let making = Making::begin(&launch.id, &launch.spec, launch.systemd_cgroup, launch.rootless)?;
+    create_in(launch, making, beside)
 }
 
 fn create_in(
     mut launch: Launch,
-    mut group: Making,
-    beside: impl FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error> + Send,
+    making: Making,
+    beside: impl FnOnce(i32, &Cgroup) -> Result<(), Error> + Send,
 ) -> Result<Created, Error> {
     let id = launch.id.clone();
     let spec_hooks = launch.spec.hooks().clone();
@@ -359,13 +336,21 @@ fn create_in(
         launch.at_once && launch.start_listener.is_none() && spec_hooks.is_none() && listener.is_none();
     let gate = launch.start_listener.take().map_or(Gate::Channel, Gate::Listener);
     let spec = Arc::clone(&launch.spec);
-    let mut compiled = compile::compile(launch, group.planned(), gate)?;
+    let (channel, theirs) = pair()?;
+    let channel = Arc::new(channel);
+    let planned = making.planned().clone();
+    let groups = make_groups(making, launch.network.as_ref(), &channel);
+    let mut compiled = compile::compile(launch, &planned, gate)?;
     compiled.plan.process.listened_early = listener.is_some();
     let subject = Subject::of(&compiled.plan);
-    let target = group.planned().clone_target()?;
-    let (channel, child) = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd))?;
+    let target = planned.clone_target()?;
+    let hands = std::mem::take(&mut compiled.hands);
+    let groups = hand_groups_over(groups, hands, compiled.network.as_ref(), &channel);
+    let child = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd), ((*channel).as_fd(), theirs))?;
+    // Removed after the process has been ended, if it comes to that.
+    let mut group = None;
     let mut setup = Setup {
-        channel: channel.as_fd(),
+        channel: (*channel).as_fd(),
         plan: &compiled.plan,
         subject: &subject,
         process: (child.pid, child.pidfd.as_fd()),
@@ -380,10 +365,10 @@ fn create_in(
         }
         let meanwhile = Meanwhile {
             setup: &setup,
+            groups,
             group: &mut group,
             spec,
             net_devices: &compiled.net_devices,
-            hands: &compiled.hands,
             oom_score: compiled.oom_score,
             filter: compiled.filter.take(),
             hooks_first: spec_hooks.as_ref().is_some_and(hooks::any_before_pivot),
@@ -393,10 +378,10 @@ fn create_in(
         match compiled.network.take() {
             // Devices are moved from the host's namespace, which that thread has left.
             Some(coming) if !compiled.net_devices.is_empty() => {
-                meanwhile.run(Some(coming.get().map_err(failed)?))
+                meanwhile.run(Some(&coming.get().map_err(failed)?))
             }
             // That thread is awake on a processor of its own, and the process, a clone of this one, stays on this one's.
-            Some(coming) => coming.then(|made| meanwhile.run(Some(made.map_err(failed)?))),
+            Some(coming) => coming.then(|made| meanwhile.run(Some(made.as_ref().map_err(|e| failed(*e))?))),
             None => meanwhile.run(None),
         }?;
         setup.until_ready(|| {
@@ -414,10 +399,10 @@ fn create_in(
     let terminal = setup.terminal.take();
     // A child that has already said what is wrong says it better than a broken pipe does.
     let result = result.map_err(|e| setup.better(e));
-    if let Err(error) = result {
+    let (Ok(()), Some(group)) = (&result, group) else {
         end(&child.pidfd);
-        return Err(error);
-    }
+        return Err(result.err().unwrap_or_else(|| Error::invalid("the container has no group")));
+    };
     // Whoever reads what the container writes hears of its end.
     compiled.plan.stdio = None;
     Ok(Created {
@@ -453,29 +438,4 @@ fn end(pidfd: &OwnedFd) {
     // Either it is gone already, or it dies now; both are what is wanted.
     rustix::process::pidfd_send_signal(pidfd, Signal::KILL).ok();
     while let Err(rustix::io::Errno::INTR) = waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_filter_waits_to_be_read_unless_it_may_have_a_listener() {
-        let late = |text: &str| LateSeccomp::new(text, PathBuf::from("/b/config.json"));
-        let read = late(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap().read().unwrap();
-        assert_eq!(read.default_action(), crate::spec::LinuxSeccompAction::ScmpActAllow);
-        for known_before in [
-            "null",
-            r#"{"listenerPath": "/l"}"#,
-            r#"{"syscalls": [{"names": ["a"], "action": "SCMP_ACT_NOTIFY"}]}"#,
-            r#"{"syscalls": [{"names": ["a"], "action": "SCMP_\u0041CT_NOTIFY"}]}"#,
-        ] {
-            assert!(late(known_before).is_none(), "{known_before}");
-        }
-        let error = late(r#"{"defaultAction": "SCMP_ACT_JUMP"}"#).unwrap().read().unwrap_err().to_string();
-        assert!(
-            error.starts_with("reading /b/config.json: linux.seccomp: ") && error.contains("SCMP_ACT_JUMP"),
-            "{error}"
-        );
-    }
 }

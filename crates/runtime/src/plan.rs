@@ -13,7 +13,7 @@ use brigantine_sys::mount::Change;
 use brigantine_sys::process::Scheduling;
 use brigantine_sys::seccomp::{Instruction, Reader};
 use rustix::process::{Gid, Resource, Rlimit, Uid};
-use rustix::thread::CapabilitySets;
+use rustix::thread::{CapabilitySets, CpuSet};
 
 /// What the child does, in order.
 #[derive(Debug)]
@@ -28,6 +28,8 @@ pub(crate) struct Plan {
     pub proc: OwnedFd,
     pub gate: Gate,
     pub hide: bool,
+    /// Where the child runs while it sets itself up.
+    pub processors: Option<CpuSet>,
 }
 
 /// What the child waits on before its exec.

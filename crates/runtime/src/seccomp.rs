@@ -4,6 +4,8 @@
 //! (ranges with the same action are one leaf), then the argument tests of those that have them.
 
 mod assemble;
+mod kept;
+mod late;
 
 use brigantine_sys::seccomp::{Instruction, flag};
 use serde::{Deserialize, Serialize};
@@ -15,6 +17,7 @@ use crate::spec::{
 };
 
 use assemble::assemble;
+pub use late::LateSeccomp;
 
 /// A compiled filter with its load flags. Plain data: cache it by the spec it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +47,17 @@ impl Program {
 
     pub fn is_empty(&self) -> bool {
         self.code.is_empty()
+    }
+
+    /// What [`Self::to_bytes`] gives, of as many instructions as the kernel takes.
+    pub(crate) fn from_bytes(bytes: &[u8], flags: u32) -> Option<Self> {
+        let (whole, []) = bytes.as_chunks::<8>() else { return None };
+        let code = whole.iter().map(|&[c0, c1, jt, jf, k0, k1, k2, k3]| {
+            (u16::from_ne_bytes([c0, c1]), jt, jf, u32::from_ne_bytes([k0, k1, k2, k3]))
+        });
+        (1..=brigantine_sys::seccomp::MOST)
+            .contains(&whole.len())
+            .then(|| Self { code: code.collect(), flags })
     }
 
     /// The program as `struct sock_filter` bytes in this machine's byte order.

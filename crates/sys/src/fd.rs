@@ -33,6 +33,12 @@ pub fn close_on_exec_from(first: u32) -> Result<(), Errno> {
     check(result).map(drop)
 }
 
+/// Closes a descriptor that this copy of a process has inherited, and whose owner is in the original. Usable after a clone.
+pub fn close_inherited(fd: BorrowedFd<'_>) {
+    // SAFETY: no memory is touched; in this process nobody uses it, nor is there anybody who would close it again.
+    unsafe { libc::close(fd.as_raw_fd()) };
+}
+
 /// Closes every descriptor from `first` up but those in `kept`, whoever in this process believes to own them. For a process
 /// that uses and drops none of them any more: a copy that will be another program or end. Usable after a clone.
 pub fn close_all_but(first: u32, kept: &mut [u32]) -> Result<(), Errno> {

@@ -2,15 +2,17 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 use rustix::thread::{
-    CpuSet, LinkNameSpaceType, UnshareFlags, move_into_link_name_space, sched_getaffinity, sched_getcpu,
-    sched_setaffinity,
+    CpuSet, LinkNameSpaceType, UnshareFlags, gettid, move_into_link_name_space, sched_getaffinity,
+    sched_getcpu, sched_setaffinity,
 };
 
 use crate::check;
@@ -81,16 +83,32 @@ pub fn create_owned(uid_map: &str, gid_map: &str) -> Result<(OwnedFd, OwnedFd), 
 }
 
 /// A new network namespace ([`create`]) that is being made meanwhile, which takes the kernel half a millisecond, on a
-/// thread that can go on with something else ([`Self::then`]).
+/// thread that goes on with what is queued ([`Self::queue`], [`Self::then`]).
 #[derive(Debug)]
 pub struct Coming {
-    thread: JoinHandle<()>,
-    task: SyncSender<Task>,
+    thread: Option<JoinHandle<()>>,
+    /// Gone when nothing more is to be queued.
+    tasks: Option<Sender<Task>>,
+    /// The processors that its maker may use.
+    allowed: Option<CpuSet>,
+    /// The processor that the thread was first on, or none yet.
+    on: Arc<AtomicUsize>,
 }
 
 /// What the thread does with what it has made.
-type Short<'a> = dyn FnOnce(Result<OwnedFd, Errno>) + Send + 'a;
+type Short<'a> = dyn FnOnce(&Result<OwnedFd, Errno>) + Send + 'a;
 type Task = Box<Short<'static>>;
+
+/// What the thread has been asked for.
+#[derive(Debug)]
+pub struct Asked<T>(Receiver<T>);
+
+impl<T> Asked<T> {
+    /// Waits for it; nothing, if the thread has gone instead.
+    pub fn get(self) -> Option<T> {
+        self.0.recv().ok()
+    }
+}
 
 impl Coming {
     /// Fails where no thread can be had.
@@ -101,72 +119,133 @@ impl Coming {
     /// The same thread does `first` before; if that says so, no namespace is made ([`Self::get`] then fails with
     /// `ECANCELED`).
     pub fn begin_after(first: impl FnOnce() -> bool + Send + 'static) -> Result<Self, Errno> {
-        let (task, tasks) = sync_channel::<Task>(1);
-        let allowed = sched_getaffinity(None).ok();
+        let (sender, tasks) = channel::<Task>();
+        let on = Arc::new(AtomicUsize::new(usize::MAX));
+        let told = Arc::clone(&on);
         let work = move || {
             // They are for the thread that waits for them, and for one that blocks them later.
             crate::signals::block_all();
+            told.store(sched_getcpu(), Ordering::Relaxed);
             let made = if first() { made_here() } else { Err(Errno::CANCELED) };
-            // Whoever is not there any more has nothing to be done.
-            if let Ok(task) = tasks.recv() {
-                if let Some(allowed) = allowed {
-                    // It was allowed before.
-                    sched_setaffinity(None, &allowed).ok();
-                }
-                task(made);
+            for task in tasks {
+                task(&made);
             }
         };
         let thread = std::thread::Builder::new().stack_size(DEEP_STACK).spawn(work);
         let thread = thread.map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::AGAIN))?;
+        let allowed = sched_getaffinity(None).ok();
         if let Some(allowed) = &allowed {
             keep_apart(&thread, allowed);
         }
-        Ok(Self { thread, task })
+        Ok(Self { thread: Some(thread), tasks: Some(sender), allowed, on })
     }
 
     /// Waits for it; the thread that made it is gone then.
     pub fn get(self) -> Result<OwnedFd, Errno> {
-        self.then(|made| made)
+        self.then(|made| {
+            made.as_ref()
+                .map_err(|e| *e)?
+                .try_clone()
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::MFILE))
+        })
     }
 
-    /// Has the thread that makes it go on with `task`, which runs in the new namespace and on a processor that is awake,
-    /// and waits for that.
-    pub fn then<T: Send>(self, task: impl FnOnce(Result<OwnedFd, Errno>) -> T + Send) -> T {
+    /// Has the thread do something in the new namespace, when it has made it and done what it was asked for before.
+    pub fn queue<T: Send + 'static>(
+        &self,
+        task: impl FnOnce(&Result<OwnedFd, Errno>) -> T + Send + 'static,
+    ) -> Asked<T> {
+        let (result, asked) = sync_channel(1);
+        // Whoever does not wait for it any more does not need it.
+        let task: Task = Box::new(move |made| drop(result.send(task(made))));
+        if let Some(tasks) = &self.tasks {
+            // If the thread has gone, there will be no answer.
+            tasks.send(task).ok();
+        }
+        Asked(asked)
+    }
+
+    /// The processors that are left beside the thread's, if its maker has others: one that the thread wakes up where it
+    /// runs itself would wait there until the thread has done everything.
+    pub fn processors_beside(&self) -> Option<CpuSet> {
+        let on = self.on.load(Ordering::Relaxed);
+        self.allowed.as_ref().filter(|_| on < CpuSet::MAX_CPU).and_then(|allowed| without(allowed, on))
+    }
+
+    /// Has the thread do a last thing, and waits for it. It may borrow what its caller has.
+    ///
+    /// The caller wakes up on another processor than the one it is on, which a clone of it may have meanwhile, and is to
+    /// keep: on that of the thread, say, which has nothing left to do.
+    pub fn then<T: Send>(mut self, task: impl FnOnce(&Result<OwnedFd, Errno>) -> T + Send) -> T {
+        let allowed = self.allowed;
+        let aside = allowed.as_ref().and_then(|allowed| without(allowed, sched_getcpu()));
+        let caller = gettid();
         let mut result = None;
         let slot = &mut result;
-        let task: Box<Short<'_>> = Box::new(move |made| *slot = Some(task(made)));
+        let task: Box<Short<'_>> = Box::new(move |made| {
+            *slot = Some(task(made));
+            // It sleeps: this decides where it wakes up. Where that may not be, it wakes up where it was.
+            if let Some(aside) = &aside {
+                sched_setaffinity(Some(caller), aside).ok();
+            }
+        });
         // SAFETY: the two types differ in a lifetime alone. What the task borrows is there until this function is left,
         // which is after the thread has ended, and the task with it, or right after nobody took it.
         let task = unsafe { std::mem::transmute::<Box<Short<'_>>, Task>(task) };
-        // A thread that has gone says why when it is waited for.
-        drop(self.task.send(task));
-        match (self.thread.join(), result) {
-            (Ok(()), Some(result)) => result,
-            (Ok(()), None) => unreachable!("the thread has ended without its task"),
-            (Err(panic), _) => std::panic::resume_unwind(panic),
+        if let Some(tasks) = self.tasks.take() {
+            // A thread that has gone says why when it is waited for.
+            drop(tasks.send(task));
         }
+        self.wait();
+        if let Some(allowed) = allowed.filter(|_| aside.is_some()) {
+            sched_setaffinity(None, &allowed).ok();
+        }
+        match result {
+            Some(result) => result,
+            None => unreachable!("the thread has ended without its task"),
+        }
+    }
+
+    /// Until the thread has done everything and is gone; with its panic, if it ended so.
+    fn wait(&mut self) {
+        self.tasks = None;
+        if let Some(Err(panic)) = self.thread.take().map(JoinHandle::join)
+            && !std::thread::panicking()
+        {
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Coming {
+    /// What the thread has begun is not left half-made.
+    fn drop(&mut self) {
+        self.wait();
     }
 }
 
 /// Has a fresh thread run beside its maker, if there is another processor: where the scheduler finds all busy, it puts it
 /// behind its maker, until that sleeps.
 fn keep_apart(thread: &JoinHandle<()>, allowed: &CpuSet) {
-    let here = sched_getcpu();
+    let Some(others) = without(allowed, sched_getcpu()) else { return };
     // SAFETY: a set of processors is plain bits, for which all-zero is the empty one.
-    let mut others: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    let mut count = 0;
-    for number in (0..CpuSet::MAX_CPU).filter(|n| *n != here && allowed.is_set(*n)) {
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    for number in (0..CpuSet::MAX_CPU).filter(|n| others.is_set(*n)) {
         // SAFETY: the number is below the set's size.
-        unsafe { libc::CPU_SET(number, &mut others) };
-        count += 1;
+        unsafe { libc::CPU_SET(number, &mut set) };
     }
-    if count > 0 {
-        let size = size_of::<libc::cpu_set_t>();
-        // SAFETY: the thread is not joined yet, and the set is live. Where it may not be moved, it stays.
-        unsafe {
-            libc::pthread_setaffinity_np(thread.as_pthread_t() as libc::pthread_t, size, &raw const others)
-        };
+    let size = size_of::<libc::cpu_set_t>();
+    // SAFETY: the thread is not joined yet, and the set is live. Where it may not be moved, it stays.
+    unsafe { libc::pthread_setaffinity_np(thread.as_pthread_t() as libc::pthread_t, size, &raw const set) };
+}
+
+/// What is left of a set of processors, if anything.
+fn without(allowed: &CpuSet, one: usize) -> Option<CpuSet> {
+    let mut others = *allowed;
+    if others.is_set(one) {
+        others.unset(one);
     }
+    (others.count() > 0).then_some(others)
 }
 
 /// Of the calling thread, which is to end soon.
@@ -228,18 +307,51 @@ mod tests {
         let coming = Coming::begin_after(|| false).unwrap();
         let answer = coming.then(|made| {
             seen = Some(std::thread::current().id());
-            (made.unwrap_err(), 42)
+            (made.as_ref().err().copied(), 42)
         });
-        assert_eq!(answer, (Errno::CANCELED, 42));
+        assert_eq!(answer, (Some(Errno::CANCELED), 42));
         assert!(seen.is_some_and(|thread| thread != own));
         let failed = std::panic::catch_unwind(|| {
-            Coming::begin_after(|| panic!("on purpose")).unwrap().then(|made| made.is_ok())
+            Coming::begin_after(|| panic!("on purpose")).unwrap().then(Result::is_ok)
         });
         assert_eq!(failed.unwrap_err().downcast_ref(), Some(&"on purpose"));
         let failed = std::panic::catch_unwind(|| {
             Coming::begin_after(|| false).unwrap().then(|_made| -> u8 { panic!("in the task") })
         });
         assert_eq!(failed.unwrap_err().downcast_ref(), Some(&"in the task"));
+    }
+
+    #[test]
+    fn what_is_queued_is_done_in_its_order_whether_anybody_waits_or_not() {
+        let (done, seen) = channel();
+        let coming = Coming::begin_after(|| false).unwrap();
+        let (first, second) = (done.clone(), done.clone());
+        let one = coming.queue(move |_made| {
+            first.send(1).unwrap();
+            "one"
+        });
+        drop(coming.queue(move |_made| second.send(2).unwrap()));
+        assert_eq!(one.get(), Some("one"));
+        drop(coming.queue(move |_made| done.send(3).unwrap()));
+        drop(coming);
+        assert_eq!(seen.iter().collect::<Vec<_>>(), [1, 2, 3]);
+        let gone = Coming::begin_after(|| panic!("on purpose")).unwrap();
+        let asked = gone.queue(|_made| 1);
+        assert_eq!(asked.get(), None);
+        let failed = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(gone)));
+        assert_eq!(failed.unwrap_err().downcast_ref(), Some(&"on purpose"));
+    }
+
+    #[test]
+    fn whoever_waits_is_where_it_may_be_again() {
+        let allowed = sched_getaffinity(None).unwrap();
+        let coming = Coming::begin_after(|| false).unwrap();
+        coming.queue(|_made| ()).get();
+        let beside = coming.processors_beside();
+        assert_eq!(beside.is_some(), allowed.count() > 1);
+        assert!(beside.is_none_or(|beside| beside.count() + 1 == allowed.count()));
+        coming.then(|_made| ());
+        assert_eq!(sched_getaffinity(None).unwrap(), allowed);
     }
 
     #[test]

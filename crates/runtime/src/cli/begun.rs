@@ -3,18 +3,19 @@
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::sync_channel;
 
 use brigantine_sys::netns::Coming;
 use serde_json::value::RawValue;
 
 use super::options::Options;
-use super::{Cover, Global, lenient};
+use super::{Cover, Global, commands, lenient, notify};
 use crate::cgroup::Cgroup;
 use crate::compile::privileged;
 use crate::error::Error;
 use crate::identity;
-use crate::launch::{LateSeccomp, is_network_apart};
+use crate::launch::is_network_apart;
+use crate::seccomp::LateSeccomp;
 use crate::spec::{LinuxNamespace, Spec};
 
 /// A bundle's `config.json`, as it is in the file, and what was looked for before all else of it.
@@ -55,19 +56,33 @@ impl Config {
     }
 
     /// All of it; or all but a long part that can be read later.
-    pub fn parse(&self, global: &Global) -> Result<(Spec, Option<LateSeccomp>), Error> {
-        if let Some(part) = self.seccomp.clone().filter(|_| !global.debug)
-            && let Ok(text) = std::str::from_utf8(&self.bytes[part.clone()])
-            && let Some(late) = LateSeccomp::new(text, self.bundle.join("config.json"))
+    pub fn parse(self, global: &Global) -> Result<Parsed, Error> {
+        let Self { bundle, bytes, seccomp, .. } = self;
+        // What this process adds to the spec is not in the file.
+        let as_it_is = !global.debug && commands::listen_fds() == 0 && !notify::is_wanted();
+        if let Some(part) = seccomp.filter(|_| as_it_is)
+            && let Ok(text) = std::str::from_utf8(&bytes[part.clone()])
+            && let Some(late) = LateSeccomp::new(text, bundle.join("config.json"), &global.root())
         {
-            let rest = [&self.bytes[..part.start], b"null", &self.bytes[part.end..]].concat();
+            let rest = [&bytes[..part.start], b"null", &bytes[part.end..]].concat();
             // If anything is wrong with it, the whole tells where.
-            if let Ok(spec) = parse_config(&self.bundle, &rest, global) {
-                return Ok((spec, Some(late)));
+            if let Ok((spec, true)) = parse_config(&bundle, &rest, global) {
+                return Ok(Parsed { bundle, spec, text: Some(bytes), late_seccomp: Some(late) });
             }
         }
-        parse_config(&self.bundle, &self.bytes, global).map(|spec| (spec, None))
+        let (spec, plain) = parse_config(&bundle, &bytes, global)?;
+        Ok(Parsed { bundle, spec, text: (plain && as_it_is).then_some(bytes), late_seccomp: None })
     }
+}
+
+/// What a bundle's `config.json` says.
+pub(super) struct Parsed {
+    pub bundle: PathBuf,
+    pub spec: Spec,
+    /// All of it to the letter, if that says the same to whoever reads it again.
+    pub text: Option<Vec<u8>>,
+    /// What the spec lacks.
+    pub late_seccomp: Option<LateSeccomp>,
 }
 
 fn read_config(bundle: &Path) -> Result<Vec<u8>, Error> {
@@ -82,12 +97,14 @@ fn read_config(bundle: &Path) -> Result<Vec<u8>, Error> {
 }
 
 pub(super) fn load_spec(bundle: &Path, global: &Global) -> Result<Spec, Error> {
-    parse_config(bundle, &read_config(bundle)?, global)
+    parse_config(bundle, &read_config(bundle)?, global).map(|(spec, _)| spec)
 }
 
-fn parse_config(bundle: &Path, bytes: &[u8], global: &Global) -> Result<Spec, Error> {
+/// And whether nothing in it had to be forgiven.
+fn parse_config(bundle: &Path, bytes: &[u8], global: &Global) -> Result<(Spec, bool), Error> {
     let what = || format!("reading {}", bundle.join("config.json").display());
-    let spec = lenient::spec(bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())))?;
+    let (spec, plain) =
+        lenient::spec(bytes, global).map_err(|e| Error::invalid(format!("{}: {e}", what())))?;
     let version = spec.version();
     let numbers = version.split(['-', '+']).next().unwrap_or_default().split('.');
     if numbers.clone().count() != 3 || !numbers.clone().all(|n| n.parse::<u32>().is_ok()) {
@@ -100,52 +117,30 @@ fn parse_config(bundle: &Path, bytes: &[u8], global: &Global) -> Result<Spec, Er
         let why = "it is not permitted and inheritable as well";
         global.write(&format!("can't raise ambient capability {name}: {why}"), "warning");
     }
-    Ok(spec)
+    Ok((spec, plain))
 }
 
 /// What was begun before anything else of a container.
 pub(super) struct Begun {
     pub config: Config,
-    pub cover: Beside<Cover>,
+    pub cover: Cover,
     pub network: Option<Coming>,
 }
 
 impl Begun {
-    /// What takes longest, the executable's cover and the network namespace, is made on a thread of its own meanwhile.
+    /// What takes longest, the network namespace, is made on a thread of its own meanwhile.
     pub fn begin(options: &Options) -> Result<Self, Error> {
-        let (found, cover) = sync_channel(1);
         let (wish, wanted) = sync_channel(1);
         let work = move || {
-            // Whoever is not there any more does not need them.
-            let there = found.send(Cover::find()).is_ok();
-            // Which hierarchies there are, is asked for next; an error is told then.
+            // Which hierarchies there are, is asked for soon; an error is told then.
             Cgroup::version_2_alone().ok();
-            there && wanted.recv() == Ok(true)
+            wanted.recv() == Ok(true)
         };
         let thread = privileged().then(|| Coming::begin_after(work));
         let config = Config::read(options)?;
-        let Some(Ok(coming)) = thread else {
-            return Ok(Self { config, cover: Beside::Done(Cover::find()?), network: None });
-        };
         let wants = is_network_apart(&config.namespaces);
         wish.send(wants).ok();
-        Ok(Self { config, cover: Beside::Coming(cover), network: wants.then_some(coming) })
-    }
-}
-
-/// What is made on another thread.
-pub(super) enum Beside<T> {
-    Done(T),
-    Coming(Receiver<Result<T, Error>>),
-}
-
-impl<T> Beside<T> {
-    pub fn get(self) -> Result<T, Error> {
-        match self {
-            Self::Done(done) => Ok(done),
-            Self::Coming(coming) => {
-                coming.recv().map_err(|_gone| Error::invalid("a thread of the runtime's has gone"))?
-            }
-        }
+        let network = thread.and_then(Result::ok).filter(|_| wants);
+        Ok(Self { config, cover: Cover::find()?, network })
     }
 }

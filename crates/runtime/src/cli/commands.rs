@@ -12,7 +12,7 @@ use lexopt::{Arg, Parser, ValueExt};
 use rustix::process::{Pid, PidfdFlags};
 
 use super::attend::{attend, ends_within, forwarded};
-use super::begun::Begun;
+use super::begun::{Begun, Parsed};
 use super::notify::{self, Proxy};
 use super::options::{COMMANDS, Command, Options, parse, signal, wrong};
 use super::record::{Dir, Record, Status, started, timestamp};
@@ -176,7 +176,7 @@ pub(super) fn preserved(options: &Options) -> Result<u32, Error> {
     Ok(options.number::<u32>("preserve-fds")?.unwrap_or_default() + listen_fds())
 }
 
-fn listen_fds() -> u32 {
+pub(super) fn listen_fds() -> u32 {
     let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u32>().ok());
     let ours = number("LISTEN_PID") == Some(std::process::id());
     number("LISTEN_FDS").filter(|n| ours && *n < 1024).unwrap_or_default()
@@ -230,8 +230,7 @@ struct Made {
 fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Result<Made, Error> {
     let id = options.id()?;
     let Begun { config, cover, network } = begun;
-    let (mut spec, late_seccomp) = config.parse(global)?;
-    let bundle = config.bundle;
+    let Parsed { bundle, mut spec, text, late_seccomp } = config.parse(global)?;
     let root = spec.root().as_ref().ok_or_else(|| Error::invalid("the spec has no root"))?;
     let rootfs = bundle.join(root.path());
     let wants_terminal = spec.process().as_ref().and_then(Process::terminal).unwrap_or_default();
@@ -240,7 +239,7 @@ fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Resu
     let root = global.root();
     let dir = Dir::new(&root, id);
     // It may execute this anew: nothing that has to be undone comes before.
-    let executable = cover.get()?.seal()?;
+    let executable = cover.seal()?;
     dir.claim(&root, id)?;
     let made = (|| {
         hand_on_listen_fds(&mut spec);
@@ -273,11 +272,7 @@ fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Resu
             && !["pid-file", "pidfd-socket"].iter().any(|flag| options.has(flag));
         let at_once = launch.at_once;
         let mut record = None;
-        let mut created = create_beside(launch, |pid, cgroup, seccomp| {
-            let mut spec = spec;
-            if let (Some(seccomp), Some(linux)) = (seccomp, Arc::make_mut(&mut spec).linux_mut()) {
-                linux.set_seccomp(Some(seccomp));
-            }
+        let mut created = create_beside(launch, |pid, cgroup| {
             let of_container = Record {
                 version: 1,
                 id: id.to_owned(),
@@ -289,7 +284,7 @@ fn make(global: &Global, options: &Options, begun: Begun, waiting: bool) -> Resu
                 cgroup: cgroup.clone(),
                 spec,
             };
-            dir.prepare(&of_container)?;
+            dir.prepare(&of_container, text.as_deref())?;
             if at_once {
                 dir.publish()?;
             }

@@ -7,21 +7,22 @@ use serde_json::{Value, json};
 use super::Global;
 use crate::spec::{Capability, LinuxMemoryPolicy, Process, Spec};
 
-pub(super) fn spec(bytes: &[u8], global: &Global) -> Result<Spec, serde_json::Error> {
+/// And whether strict reading takes it as well.
+pub(super) fn spec(bytes: &[u8], global: &Global) -> Result<(Spec, bool), serde_json::Error> {
     read(bytes, global, |value| value.get_mut("process"))
 }
 
 pub(super) fn process(bytes: &[u8], global: &Global) -> Result<Process, serde_json::Error> {
-    read(bytes, global, |value| Some(value))
+    read(bytes, global, |value| Some(value)).map(|(process, _)| process)
 }
 
 fn read<T: DeserializeOwned>(
     bytes: &[u8],
     global: &Global,
     process: impl Fn(&mut Value) -> Option<&mut Value>,
-) -> Result<T, serde_json::Error> {
+) -> Result<(T, bool), serde_json::Error> {
     let strict = match serde_json::from_slice(bytes) {
-        Ok(read) => return Ok(read),
+        Ok(read) => return Ok((read, true)),
         Err(e) => e,
     };
     let Ok(mut value) = serde_json::from_slice::<Value>(bytes) else { return Err(strict) };
@@ -56,7 +57,7 @@ fn read<T: DeserializeOwned>(
         memory_policy(policy)?;
     }
     // Where the error is, the strict one says.
-    serde_json::from_value(value).map_err(|_unused| strict)
+    serde_json::from_value(value).map(|read| (read, false)).map_err(|_unused| strict)
 }
 
 /// Which part of a memory policy is wrong.

@@ -19,6 +19,11 @@ fn host() -> Option<PathBuf> {
     std::env::var_os("NOTIFY_SOCKET").filter(|s| !s.is_empty()).map(PathBuf::from)
 }
 
+/// Whether a container's spec will not be what its file says.
+pub(crate) fn is_wanted() -> bool {
+    host().is_some()
+}
+
 /// Makes the directory `dir`, and has the spec mount it and name the socket in it.
 pub(crate) fn prepare(dir: &Path, spec: &mut Spec) -> Result<(), Error> {
     if host().is_none() {

@@ -9,13 +9,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{CWD, FlockOperation, Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::cgroup::Cgroup;
 use crate::error::{Error, Kind};
 use crate::spec::Spec;
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Record {
     pub version: u32,
     pub id: String,
@@ -26,21 +26,44 @@ pub(crate) struct Record {
     pub rootfs: PathBuf,
     pub created: String,
     pub cgroup: Cgroup,
-    #[serde(with = "shared")]
+    #[serde(deserialize_with = "shared")]
     pub spec: Arc<Spec>,
 }
 
-/// A spec that others hold as well, written as if it were alone.
-mod shared {
-    use super::{Arc, Spec};
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+/// A spec that others hold as well.
+fn shared<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<Spec>, D::Error> {
+    Spec::deserialize(from).map(Arc::new)
+}
 
-    pub(super) fn serialize<S: Serializer>(spec: &Arc<Spec>, to: S) -> Result<S::Ok, S::Error> {
-        spec.as_ref().serialize(to)
-    }
+/// A record but for its spec.
+#[derive(Serialize)]
+struct Head<'a> {
+    version: u32,
+    id: &'a str,
+    pid: i32,
+    pid_started: u64,
+    bundle: &'a Path,
+    rootfs: &'a Path,
+    created: &'a str,
+    cgroup: &'a Cgroup,
+}
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<Spec>, D::Error> {
-        Spec::deserialize(from).map(Arc::new)
+impl Record {
+    /// As JSON. `text`: its spec, to the letter.
+    fn to_json(&self, text: Option<&[u8]>) -> Result<Vec<u8>, serde_json::Error> {
+        let Self { version, id, pid, pid_started, bundle, rootfs, created, cgroup, spec } = self;
+        let (version, pid, pid_started) = (*version, *pid, *pid_started);
+        let mut json =
+            serde_json::to_vec(&Head { version, id, pid, pid_started, bundle, rootfs, created, cgroup })?;
+        // One field more.
+        json.pop();
+        json.extend(b",\"spec\":");
+        match text {
+            Some(text) => json.extend(text),
+            None => serde_json::to_writer(&mut json, spec.as_ref())?,
+        }
+        json.push(b'}');
+        Ok(json)
     }
 }
 
@@ -121,15 +144,15 @@ impl Dir {
     /// Temporary file, then rename: a reader sees the old record or the new one. The directory is in
     /// memory; there is nothing to sync.
     pub fn save(&self, record: &Record) -> Result<(), Error> {
-        self.prepare(record)?;
+        self.prepare(record, None)?;
         self.publish()
     }
 
-    /// The first half of [`Self::save`]: nobody sees it yet.
-    pub fn prepare(&self, record: &Record) -> Result<(), Error> {
+    /// The first half of [`Self::save`]: nobody sees it yet. `text`: what the spec was read from, if it is all of that.
+    pub fn prepare(&self, record: &Record, text: Option<&[u8]>) -> Result<(), Error> {
         let temporary = self.path.join("state.json.new");
         let what = || format!("writing {}", temporary.display());
-        let bytes = serde_json::to_vec(record).map_err(|e| Error::os(what(), io::Error::from(e)))?;
+        let bytes = record.to_json(text).map_err(|e| Error::os(what(), io::Error::from(e)))?;
         fs::write(&temporary, bytes).map_err(|e| Error::os(what(), e))
     }
 
@@ -343,6 +366,28 @@ mod tests {
         #[test]
         fn any_table_is_read_or_not(text in any::<String>()) {
             prop_assert!(started_in(&text).is_none_or(|_| text.contains(')')));
+        }
+    }
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let text = r#"{"ociVersion": "1.2.0", "linux": {"seccomp": {"defaultAction": "SCMP_ACT_ALLOW"}},
+            "annotations": {"a": "\u0062"}}"#;
+        let cgroup = serde_json::from_value(serde_json::json!({"path": "/a", "v1": [], "v2": null}));
+        let record = Record {
+            version: 1,
+            id: "one".to_owned(),
+            pid: 7,
+            pid_started: 1 << 40,
+            bundle: "/b/\"b".into(),
+            rootfs: "/r".into(),
+            created: "now".to_owned(),
+            cgroup: cgroup.unwrap(),
+            spec: Arc::new(serde_json::from_str(text).unwrap()),
+        };
+        for written in [Some(text.as_bytes()), None] {
+            let read: Record = serde_json::from_slice(&record.to_json(written).unwrap()).unwrap();
+            assert_eq!(format!("{read:?}"), format!("{record:?}"));
         }
     }
 

@@ -7,7 +7,7 @@ use brigantine_sys::spawn::ns;
 use rustix::fs::{Mode, OFlags};
 
 use super::setup::Setup;
-use super::spawning::{spawn_plan, write_proc};
+use super::spawning::{pair, spawn_plan, write_proc};
 use super::{Common, Stdio, end, open_process, start_over, tell_start};
 use crate::cgroup::Cgroup;
 use crate::compile::{self, Compiled};
@@ -128,6 +128,7 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
             proc: compile::host_proc()?,
             gate: Gate::Channel,
             hide: true,
+            processors: None,
         },
         new: 0,
         around,
@@ -141,7 +142,8 @@ pub fn exec(request: ExecRequest) -> Result<Execed, Error> {
     };
     let subject = Subject::of(&compiled.plan);
     let target = request.cgroup.as_ref().map(Cgroup::clone_target).transpose()?.flatten();
-    let (channel, child) = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd))?;
+    let (channel, theirs) = pair()?;
+    let child = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd), (channel.as_fd(), theirs))?;
     let mut setup = Setup {
         channel: channel.as_fd(),
         plan: &compiled.plan,

@@ -1,28 +1,86 @@
-//! What is done for a container's process while that sets itself up, by whoever made its network namespace: its groups,
-//! its filter, its record.
+//! What is done for a container's process beside it, by whoever makes its network namespace: its groups, before it is
+//! there; its filter and its record, while it sets itself up.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use brigantine_sys::netns::{Asked, Coming};
 use brigantine_sys::spawn::ns;
 use rustix::fs::{Mode, OFlags};
 
 use super::setup::Setup;
 use super::spawning::write_proc;
-use super::{LateSeccomp, described, tell_start};
+use super::{described, tell_start};
 use crate::cgroup::{Cgroup, Making};
 use crate::error::Error;
 use crate::handover::{Hand, hand_over, send_network};
+use crate::netdev;
 use crate::plan::{Message, Step};
-use crate::spec::{LinuxSeccomp, Spec};
-use crate::{netdev, seccomp};
+use crate::seccomp::{self, LateSeccomp};
+use crate::spec::Spec;
+
+/// A container's groups, or as much of them as was made, and whether they are complete and handed over.
+pub(super) type Made = (Making, Result<(), Error>);
+
+/// What is done by the thread that makes a network namespace, or else by who wants it.
+pub(super) enum Work<T> {
+    Queued(Asked<T>),
+    Mine(Box<dyn FnOnce() -> T + Send>),
+}
+
+impl<T: Send + 'static> Work<T> {
+    /// The task gets the namespace that was made for the container, if one was.
+    fn begin(
+        coming: Option<&Coming>,
+        task: impl FnOnce(Option<BorrowedFd<'_>>) -> T + Send + 'static,
+    ) -> Self {
+        match coming {
+            Some(coming) => Self::Queued(coming.queue(|made| task(made.as_ref().ok().map(AsFd::as_fd)))),
+            None => Self::Mine(Box::new(|| task(None))),
+        }
+    }
+
+    fn get(self) -> Result<T, Error> {
+        match self {
+            Self::Queued(asked) => {
+                asked.get().ok_or_else(|| Error::invalid("a thread of the runtime's has gone"))
+            }
+            Self::Mine(task) => Ok(task()),
+        }
+    }
+}
+
+/// Begins to make the groups, before there is a process. It finds its network namespace in `channel` before that.
+pub(super) fn make_groups(mut making: Making, coming: Option<&Coming>, channel: &Arc<OwnedFd>) -> Work<Made> {
+    let channel = Arc::clone(channel);
+    Work::begin(coming, move |network| {
+        let sent = network.map_or(Ok(()), |network| send_network((*channel).as_fd(), network));
+        let done = sent.and_then(|()| making.finish().map(drop));
+        (making, done)
+    })
+}
+
+/// … and gives the process what it gets of them.
+pub(super) fn hand_groups_over(
+    groups: Work<Made>,
+    hands: Vec<Hand>,
+    coming: Option<&Coming>,
+    channel: &Arc<OwnedFd>,
+) -> Work<Result<Made, Error>> {
+    let channel = Arc::clone(channel);
+    Work::begin(coming, move |_network| {
+        let (making, done) = groups.get()?;
+        Ok((making, done.and_then(|()| hand_over(&hands, (*channel).as_fd()))))
+    })
+}
 
 pub(super) struct Meanwhile<'a, B> {
     pub setup: &'a Setup<'a>,
-    pub group: &'a mut Making,
+    pub groups: Work<Result<Made, Error>>,
+    /// Where they stay.
+    pub group: &'a mut Option<Making>,
     pub spec: Arc<Spec>,
     pub net_devices: &'a [netdev::Move],
-    pub hands: &'a [Hand],
     pub oom_score: Option<i32>,
     pub filter: Option<(brigantine_sys::seccomp::Writer, Option<LateSeccomp>)>,
     /// The process hears of its group later, after its hooks.
@@ -32,19 +90,17 @@ pub(super) struct Meanwhile<'a, B> {
 
 impl<B> Meanwhile<'_, B>
 where
-    B: FnOnce(i32, &Cgroup, Option<LinuxSeccomp>) -> Result<(), Error>,
+    B: FnOnce(i32, &Cgroup) -> Result<(), Error>,
 {
     /// In the order in which the process needs it. `network`: what was made for it.
-    pub fn run(mut self, network: Option<OwnedFd>) -> Result<(), Error> {
+    pub fn run(self, network: Option<&OwnedFd>) -> Result<(), Error> {
         let (pid, _) = self.setup.process;
-        if let Some(network) = &network {
-            send_network(self.setup.channel, network.as_fd())?;
-        }
         if !self.net_devices.is_empty() {
-            self.move_devices(network.as_ref())?;
+            self.move_devices(network)?;
         }
-        let cgroup = self.group.finish()?;
-        hand_over(self.hands, self.setup.channel)?;
+        let (making, done) = self.groups.get()??;
+        let cgroup = self.group.insert(making).planned();
+        done?;
         cgroup.attach(pid)?;
         if let Some(score) = self.oom_score {
             write_proc(pid, "oom_score_adj", &score.to_string())?;
@@ -52,12 +108,11 @@ where
         if !self.hooks_first {
             self.setup.say(Message::InCgroup)?;
         }
-        let read = match self.filter.take() {
-            Some((writer, late)) => write_filter(writer, late, &self.spec)?,
-            None => None,
-        };
+        if let Some((writer, late)) = self.filter {
+            write_filter(writer, late, &self.spec)?;
+        }
         drop(self.spec);
-        (self.beside)(pid, cgroup, read)?;
+        (self.beside)(pid, cgroup)?;
         if self.setup.at_once {
             tell_start(self.setup.channel)?;
         }
@@ -77,22 +132,22 @@ where
     }
 }
 
-/// Compiles the filter and gives it to the process; the answer is what had to be read for that.
+/// Compiles the filter, unless that was done before, and gives it to the process.
 fn write_filter(
     writer: brigantine_sys::seccomp::Writer,
     late: Option<LateSeccomp>,
     spec: &Spec,
-) -> Result<Option<LinuxSeccomp>, Error> {
-    let read = late.map(|late| late.read()).transpose()?;
-    let program = match read.as_ref().or_else(|| described(spec)) {
-        Some(described) => seccomp::compile(described)?,
-        None => None,
+) -> Result<(), Error> {
+    let program = match (late, described(spec)) {
+        (Some(late), _) => late.program()?,
+        (None, Some(described)) => seccomp::compile(described)?,
+        (None, None) => None,
     };
-    match program {
-        Some(program) => writer
-            .write(&program.instructions(), program.flags())
-            .map_err(|e| Error::os("handing the container's process its seccomp filter", e))?,
-        None => writer.write_none(),
-    }
-    Ok(read)
+    let Some(program) = program else {
+        writer.write_none();
+        return Ok(());
+    };
+    writer
+        .write(&program.instructions(), program.flags())
+        .map_err(|e| Error::os("handing the container's process its seccomp filter", e))
 }

@@ -2,8 +2,8 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use brigantine_sys::Replacement;
 use brigantine_sys::spawn::{self, ns};
+use brigantine_sys::{Replacement, fd as descriptors};
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use rustix::process::{WaitId, WaitIdOptions, waitid};
 
@@ -13,23 +13,20 @@ use crate::error::{Error, Kind};
 use crate::plan::{MESSAGE_LENGTH, Plan};
 use crate::{child, idmap};
 
+/// `channel`: the two ends of [`pair`], the caller's and the container's process's, which has nobody else after this.
 pub(super) fn spawn_plan(
     compiled: &mut Compiled,
     target: Option<BorrowedFd<'_>>,
-) -> Result<(OwnedFd, spawn::Child), Error> {
-    let (ours, theirs) = pair()?;
-    let mut ours = Some(ours);
+    (ours, theirs): (BorrowedFd<'_>, OwnedFd),
+) -> Result<spawn::Child, Error> {
     let Compiled { plan, new, around, first, .. } = compiled;
     if !first.is_empty() {
-        let child = spawn_behind(first, around, *new, target, plan, &theirs, &mut ours)?;
-        let ours =
-            ours.ok_or_else(|| Error::os("opening a channel to the container", rustix::io::Errno::BADF))?;
-        return Ok((ours, child));
+        return spawn_behind(first, around, *new, target, plan, (ours, &theirs));
     }
-    let child = within(around, || {
+    within(around, || {
         spawn::clone(*new, target, || {
             // The parent's end must not stay open in the child, or its death would go unnoticed.
-            drop(ours.take());
+            descriptors::close_inherited(ours);
             child::run(plan, theirs.as_fd())
         })
         .map_err(|e| {
@@ -41,10 +38,7 @@ pub(super) fn spawn_plan(
             };
             Error::os(format!("cloning the container's process{hint}"), e)
         })
-    })?;
-    let ours =
-        ours.ok_or_else(|| Error::os("opening a channel to the container", rustix::io::Errno::BADF))?;
-    Ok((ours, child))
+    })
 }
 
 /// Clones the container's process from one in between, which has entered namespaces from which there is
@@ -55,8 +49,7 @@ fn spawn_behind(
     new: u64,
     target: Option<BorrowedFd<'_>>,
     plan: &mut Plan,
-    theirs: &OwnedFd,
-    ours: &mut Option<OwnedFd>,
+    (ours, theirs): (BorrowedFd<'_>, &OwnedFd),
 ) -> Result<spawn::Child, Error> {
     let what = "cloning the container's process in its user namespace";
     let (here, there) = pair()?;
@@ -71,7 +64,7 @@ fn spawn_behind(
         let made = out_of_reach.map_err(|e| (u8::MAX, e)).and_then(|()| enter_first(first, around));
         let made = made.and_then(|()| {
             spawn::clone_sibling(new, None, || {
-                drop(ours.take());
+                descriptors::close_inherited(ours);
                 child::run(plan, theirs.as_fd())
             })
             .map_err(|e| (u8::MAX, e))
@@ -124,7 +117,8 @@ fn enter_first(
     Ok(())
 }
 
-fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
+/// A channel between a container's process and its creator.
+pub(super) fn pair() -> Result<(OwnedFd, OwnedFd), Error> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
         .map_err(|e| Error::os("opening a channel to the container", e))
 }
