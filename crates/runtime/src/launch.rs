@@ -399,9 +399,13 @@ fn create_in(
     let terminal = setup.terminal.take();
     // A child that has already said what is wrong says it better than a broken pipe does.
     let result = result.map_err(|e| setup.better(e));
-    let (Ok(()), Some(group)) = (&result, group) else {
+    if let Err(error) = result {
         end(&child.pidfd);
-        return Err(result.err().unwrap_or_else(|| Error::invalid("the container has no group")));
+        return Err(error);
+    }
+    let Some(group) = group else {
+        end(&child.pidfd);
+        return Err(Error::invalid("the container has no group"));
     };
     // Whoever reads what the container writes hears of its end.
     compiled.plan.stdio = None;

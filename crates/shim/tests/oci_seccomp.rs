@@ -191,6 +191,66 @@ fn a_filter_holds_for_execs_and_a_wrong_one_is_told_and_leaves_nothing() {
     run(bundle_of_true(&bundle));
 }
 
+/// What is compiled is kept for the next container, but believed only if it is whole and its owner's.
+#[test]
+fn a_filter_is_compiled_once_and_whatever_is_kept_of_it_holds() {
+    let bundle = Bundle::new(&["/bin/mkdir", "/made"]);
+    let denying = |name: &str| json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": [name], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]});
+    bundle.configure(|c| {
+        c["root"]["readonly"] = json!(false);
+        c["linux"]["seccomp"] = denying("mkdir");
+    });
+    let denied = || {
+        let done = bundle.run(&["run", "--bundle", bundle.dir(), &bundle.id]);
+        assert!(done.code != 0 && done.err.contains("No space left"), "{done:?}");
+    };
+    let kept = || -> Vec<std::path::PathBuf> {
+        let dir = fs::read_dir(bundle.path("state/@filters")).unwrap();
+        dir.map(|entry| entry.unwrap().path()).collect()
+    };
+    denied();
+    let [file] = &kept()[..] else { panic!("{:?}", kept()) };
+    let (good, first) = (fs::read(file).unwrap(), fs::metadata(file).unwrap());
+    assert_eq!(first.permissions().mode() & 0o777, 0o600);
+    denied();
+    // It was not written anew.
+    assert_eq!(fs::metadata(file).unwrap().modified().unwrap(), first.modified().unwrap());
+    assert_eq!(bundle.good(&["list", "--quiet"]), "");
+
+    // Another section is another filter.
+    bundle.configure(|c| c["linux"]["seccomp"] = denying("rmdir"));
+    run(&bundle);
+    fs::remove_dir(bundle.root().join("made")).unwrap();
+    let others: Vec<_> = kept().into_iter().filter(|other| other != file).collect();
+    let [allowing] = &others[..] else { panic!("{others:?}") };
+
+    // The attack: the program that allows it, under the name of the one that does not; whole, in part, and as another's.
+    bundle.configure(|c| c["linux"]["seccomp"] = denying("mkdir"));
+    let allowing = fs::read(allowing).unwrap();
+    assert_eq!(allowing.len(), good.len());
+    let mut mixed = good.clone();
+    let text = mixed.windows(16).position(|w| w == b"{\"defaultAction\"").unwrap();
+    mixed[..text].copy_from_slice(&allowing[..text]);
+    let mut unsummed = good.clone();
+    unsummed[64..text].copy_from_slice(&allowing[64..text]);
+    for bad in [&allowing, &unsummed, &good[..good.len() - 1].to_vec(), &Vec::new()] {
+        fs::write(file, bad).unwrap();
+        denied();
+        assert!(fs::read(file).unwrap() == good, "it is compiled and kept again");
+    }
+    fs::write(file, &mixed).unwrap();
+    for (owner, mode) in [(1, 0o600), (0, 0o620), (0, 0o602)] {
+        std::os::unix::fs::chown(file, Some(owner), None).unwrap();
+        fs::set_permissions(file, fs::Permissions::from_mode(mode)).unwrap();
+        denied();
+        fs::write(file, &mixed).unwrap();
+    }
+    // That it would have been taken from its owner shows that the test can fail.
+    std::os::unix::fs::chown(file, Some(0), None).unwrap();
+    fs::set_permissions(file, fs::Permissions::from_mode(0o600)).unwrap();
+    run(&bundle);
+}
+
 fn bundle_of_true(bundle: &Bundle) -> &Bundle {
     bundle.configure(|c| c["process"]["args"] = json!(["/bin/true"]));
     bundle

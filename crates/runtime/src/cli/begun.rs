@@ -137,10 +137,11 @@ impl Begun {
             wanted.recv() == Ok(true)
         };
         let thread = privileged().then(|| Coming::begin_after(work));
-        let config = Config::read(options)?;
-        let wants = is_network_apart(&config.namespaces);
+        let config = Config::read(options);
+        let wants = config.as_ref().is_ok_and(|config| is_network_apart(&config.namespaces));
+        // Whoever waits for the thread waits for it to hear this.
         wish.send(wants).ok();
         let network = thread.and_then(Result::ok).filter(|_| wants);
-        Ok(Self { config, cover: Cover::find()?, network })
+        Ok(Self { config: config?, cover: Cover::find()?, network })
     }
 }
