@@ -165,20 +165,41 @@ fn several_builds_of_a_folder_at_once_and_a_client_that_leaves_while_it_sends() 
     let dir = folder(
         &engine,
         "ctx",
-        &[("Dockerfile", "FROM busybox\nCOPY . /c\nRUN cat /c/f\n"), ("f", "whole\n")],
+        &[("Dockerfile", "FROM busybox\nCOPY . /c\nRUN cat /c/f && sleep 0.5\n"), ("f", "whole\n")],
     );
-    std::thread::scope(|scope| {
-        for number in 0..6 {
-            let (engine, dir) = (&engine, &dir);
-            scope.spawn(move || {
-                let tag = format!("x{number}");
-                let built = build(engine, dir, &["--no-cache", "-t", &tag]);
-                assert!(built.contains("whole\n"), "{built}");
-            });
-        }
-    });
-    let places = || fs::read_dir(engine.data_root().join("build/contexts")).unwrap().count();
-    eventually("only two are kept", || (places() <= 2).then_some(()));
+    let at_once = |count: usize| {
+        std::thread::scope(|scope| {
+            for number in 0..count {
+                let (engine, dir) = (&engine, &dir);
+                scope.spawn(move || {
+                    let tag = format!("x{number}");
+                    let built = build(engine, dir, &["--no-cache", "-t", &tag]);
+                    assert!(built.contains("whole\n"), "{built}");
+                });
+            }
+        });
+    };
+    // Each place with when its file was written.
+    let places = || {
+        let dir = engine.data_root().join("build/contexts");
+        let places = fs::read_dir(dir).unwrap().map(|place| place.unwrap().path());
+        let written = |place: &Path| {
+            let file = fs::metadata(place.join("files/f")).ok()?;
+            Some((file.ctime(), file.ctime_nsec()))
+        };
+        places
+            .map(|place| (written(&place), place))
+            .map(|(at, place)| (place, at))
+            .collect::<BTreeMap<_, _>>()
+    };
+    at_once(6);
+    let first = places();
+    assert!((3..=6).contains(&first.len()) && first.values().all(Option::is_some), "{first:?}");
+    // So many more are sent nothing.
+    at_once(first.len());
+    assert_eq!(places(), first);
+    at_once(9);
+    eventually("only eight are kept", || (places().len() <= 8).then_some(()));
 
     let large = dir.join("large");
     fs::File::create(&large).unwrap().set_len(4 << 30).unwrap();
