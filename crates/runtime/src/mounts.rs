@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use brigantine_sys::mount::{self, Change, attr, propagation};
-use rustix::fs::{AtFlags, CWD, FileType};
+use rustix::fs::{AtFlags, CWD, FileType, StatVfsMountFlags};
 use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroup;
@@ -18,8 +18,8 @@ use crate::launch::Rootfs;
 use crate::plan::{FsMount, InsideTree, PathTree, Role, Step, Target, Tree, TreeMount};
 use crate::spec::{LinuxIdMapping, Mount};
 use crate::{idmap, overlay};
-use options::changes;
 pub(crate) use options::{Options, parse_propagation};
+use options::{Unnamed, changes};
 
 pub(crate) fn c_string(text: impl Into<Vec<u8>>, what: &str) -> Result<CString, Error> {
     let bytes = text.into();
@@ -285,7 +285,8 @@ pub(crate) fn compile(entry: &Mount, context: &Context<'_>, draft: &mut Draft) -
             _ => source.clone(),
         };
         let what = || format!("mounting {:?} at {:?}", source.display(), destination.display());
-        let mut tree = tree(&source, &options, context, &what)?;
+        let unnamed = if context.late || context.user.is_some() { Unnamed::Locked } else { Unnamed::Dropped };
+        let mut tree = tree(&source, &options, unnamed, context, &what)?;
         if own_maps || options.idmap.is_some() {
             idmap(entry, &options, context, &mut tree, &what)?;
         }
@@ -402,10 +403,11 @@ fn refuse_forged_proc(destination: &Path, entry: &Mount, bind: bool) -> Result<(
 fn tree(
     source: &Path,
     options: &Options,
+    unnamed: Unnamed,
     context: &Context<'_>,
     what: &dyn Fn() -> String,
 ) -> Result<Tree, Error> {
-    let changes = changes(options);
+    let changes = changes(options, unnamed);
     let recursive = options.recursive;
     if context.rootfs.is_some_and(|root| source.starts_with(root)) {
         let source = target(&context.in_root(source), false)?;
@@ -418,10 +420,50 @@ fn tree(
     }
     let failed = |e: rustix::io::Errno| Error::os(what(), e);
     let tree = open_tree(source, recursive).map_err(failed)?;
+    let before = match unnamed {
+        Unnamed::Locked if options.named => Some(attributes(&tree).map_err(failed)?),
+        _ => None,
+    };
     for (change, recursive) in changes {
         mount::set_attributes(tree.as_fd(), recursive, change, None).map_err(failed)?;
     }
+    if let Some(before) = before {
+        refuse_unlocked(before, attributes(&tree).map_err(failed)?, what)?;
+    }
     Ok(Tree::Open(tree))
+}
+
+/// What holds for a mount, its file system's own part of it included.
+fn attributes(tree: &OwnedFd) -> Result<StatVfsMountFlags, rustix::io::Errno> {
+    rustix::fs::fstatvfs(tree).map(|stat| stat.f_flag)
+}
+
+/// What a mount of the host's forbids stays so in a user namespace, as it does where the kernel is the one who sees to it.
+fn refuse_unlocked(
+    before: StatVfsMountFlags,
+    after: StatVfsMountFlags,
+    what: &dyn Fn() -> String,
+) -> Result<(), Error> {
+    use StatVfsMountFlags as F;
+    let gone = (before - after) & (F::RDONLY | F::NOSUID | F::NODEV | F::NOEXEC);
+    let others = (before ^ after) & (F::NOATIME | F::NODIRATIME | F::RELATIME);
+    if gone.is_empty() && others.is_empty() {
+        return Ok(());
+    }
+    let names = [
+        (F::RDONLY, "ro"),
+        (F::NOSUID, "nosuid"),
+        (F::NODEV, "nodev"),
+        (F::NOEXEC, "noexec"),
+        (F::NOATIME, "access times"),
+        (F::NODIRATIME, "access times"),
+        (F::RELATIME, "access times"),
+    ];
+    let which = names.iter().find(|(flag, _)| (gone | others).contains(*flag)).map_or("", |(_, name)| name);
+    Err(Error::os(
+        format!("{}: {which} of its source cannot be changed for a user namespace", what()),
+        rustix::io::Errno::PERM,
+    ))
 }
 
 /// Maps the ids of a tree: by the entry's own maps, else as the container's user namespace does.
@@ -504,7 +546,7 @@ fn cgroup(
         let mut groups = Groups {
             attributes: options.set,
             views: Vec::with_capacity(views.len()),
-            changes: changes(options),
+            changes: changes(options, Unnamed::Kept),
             links: Vec::new(),
             at: destination.to_owned(),
         };
@@ -528,10 +570,14 @@ fn cgroup(
         let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
         let tree = if !group.is_unified() && !context.late && is_elsewhere(dir) {
             // It may not be there yet.
-            hands.push(Hand::Tree { dir: dir.to_owned(), changes: changes(options), at: at.to_owned() });
+            hands.push(Hand::Tree {
+                dir: dir.to_owned(),
+                changes: changes(options, Unnamed::Kept),
+                at: at.to_owned(),
+            });
             Tree::Handed(hands.len() - 1)
         } else {
-            tree(dir, options, context, &what)?
+            tree(dir, options, Unnamed::Kept, context, &what)?
         };
         Ok(Step::Attach(TreeMount {
             tree,

@@ -270,6 +270,63 @@ fn attributes_hold_for_mounts_below() {
 }
 
 #[test]
+fn a_bind_mount_has_what_is_named_and_what_its_source_forbids_to_user_namespaces() {
+    let holder = Holder::new(&["--mount"]);
+    let bundle = Bundle::new(&["/bin/sh", "-c", "grep ' /data ' /proc/self/mountinfo"]);
+    fs::set_permissions(bundle.dir(), fs::Permissions::from_mode(0o755)).unwrap();
+    let source = bundle.path("source");
+    fs::create_dir(&source).unwrap();
+    // With a source of those attributes, in a mount namespace that nobody else sees.
+    let run = |have: &str, options: &[&str]| {
+        bundle.configure(|c| {
+            let list = c["mounts"].as_array_mut().unwrap();
+            list.retain(|m| m["destination"] != "/data");
+            list.push(json!({"destination": "/data", "type": "bind", "source": source, "options": options}));
+        });
+        let words = format!(
+            "nsenter --mount={} sh -c 'umount -q {source}; mount -t tmpfs inner {source} && \
+             mount -o remount,bind,{have} {source} && \
+             exec {} --root {}/state run --bundle {2} {}' 2>&1",
+            holder.path("mnt"),
+            bundle.exe.display(),
+            bundle.dir(),
+            bundle.id
+        );
+        let done = Command::new("sh").args(["-c", &words]).output().unwrap();
+        let out = String::from_utf8_lossy(&done.stdout).into_owned();
+        out.split(' ').nth(5).filter(|_| done.status.success()).map(str::to_owned).ok_or(out)
+    };
+    let has = |have: &str, options: &[&str], wanted: &str| {
+        assert_eq!(run(have, options).as_deref(), Ok(wanted), "{have} {options:?}");
+    };
+    has("ro,nosuid,noatime", &["bind"], "ro,nosuid,noatime");
+    has("ro,nosuid,noatime", &["bind", "noexec"], "rw,noexec,noatime");
+    has("ro,nosuid,noatime", &["bind", "rw", "atime"], "rw,noatime");
+    has("noexec,noatime", &["bind", "ro", "nodiratime"], "ro,nodiratime,relatime");
+    has("noexec,noatime", &["rbind", "rro"], "ro,noexec,noatime");
+    let ids = json!([{"containerID": 0, "hostID": 100_000, "size": 65536}]);
+    bundle.configure(|c| {
+        c["linux"]["uidMappings"] = ids.clone();
+        c["linux"]["gidMappings"] = ids;
+    });
+    namespaces(&bundle, |list| list.push(json!({"type": "user"})));
+    has("ro,nosuid,noatime", &["bind"], "ro,nosuid,noatime");
+    has("ro,nosuid,noatime", &["bind", "noexec"], "ro,nosuid,noexec,noatime");
+    has("noexec,noatime", &["bind", "rw", "atime"], "rw,noexec,noatime");
+    for (have, options, which) in [
+        ("ro", ["bind", "rw"], "ro"),
+        ("nodev", ["bind", "dev"], "nodev"),
+        ("noatime", ["bind", "relatime"], "access times"),
+    ] {
+        let says = run(have, &options).unwrap_err();
+        let wanted =
+            format!("{which} of its source cannot be changed for a user namespace: operation not permitted");
+        assert!(says.contains(&wanted), "{says}");
+    }
+    bundle.assert_nothing_left();
+}
+
+#[test]
 fn a_tmpfs_begins_with_what_it_covers() {
     let bundle = Bundle::new(&[
         "/bin/sh",

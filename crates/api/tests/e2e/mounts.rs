@@ -11,6 +11,7 @@ both![
     an_images_files_can_be_mounted,
     volumes_with_options_are_file_systems,
     shared_memory_goes_with_the_ipc_namespace,
+    what_the_hosts_mount_forbids_is_forbidden_inside,
 ];
 
 fn an_images_files_can_be_mounted(client: Client) {
@@ -52,6 +53,23 @@ fn shared_memory_goes_with_the_ipc_namespace(client: Client) {
     let refused = host.cli(["run", "--rm", "--ipc", "container:closed", "busybox", "true"]).exits(125);
     assert!(refused.stderr.contains("non-shareable IPC"), "{}", refused.stderr);
     host.cli(["rm", "-f", "donor", "closed"]).ok();
+    host.assert_nothing_left();
+}
+
+fn what_the_hosts_mount_forbids_is_forbidden_inside(client: Client) {
+    let host = Host::new(client);
+    let source = host.dir().join("forbidding");
+    std::fs::create_dir(&source).unwrap();
+    let mount = |words: &[&str]| {
+        assert!(host.sandbox().command("mount").args(words).arg(&source).status().unwrap().success());
+    };
+    mount(&["-t", "tmpfs", "x"]);
+    mount(&["-o", "remount,bind,ro,nosuid,noexec"]);
+    let volume = format!("{}:/data", source.display());
+    let script = "touch /data/x || grep ' /data ' /proc/self/mounts";
+    let out = host.script(&["-v", &volume], script);
+    assert!(out.contains(" ro,nosuid,noexec,"), "{out}");
+    assert!(host.sandbox().command("umount").arg(&source).status().unwrap().success());
     host.assert_nothing_left();
 }
 

@@ -163,13 +163,12 @@ fn one(record: &MountRecord, source: &str) -> Result<Mount> {
         }
         MountKind::Bind | MountKind::Volume => {
             let bind = if record.non_recursive { "bind" } else { "rbind" };
-            let access = if !record.rw && record.read_only_recursive && !record.non_recursive {
-                "rro"
-            } else {
-                access
-            };
+            // Of a writable one nothing is said: what the host's mount forbids, it forbids in the container too.
+            let recursive = record.read_only_recursive && !record.non_recursive;
+            let access = (!record.rw).then_some(if recursive { "rro" } else { "ro" });
             let propagation = if record.propagation.is_empty() { "rprivate" } else { &record.propagation };
-            let options = [bind, access, propagation].map(str::to_owned).to_vec();
+            let options = [Some(bind), access, Some(propagation)].into_iter().flatten().map(str::to_owned);
+            let options = options.collect();
             mount(&record.destination, "bind", source, options)
         }
     }

@@ -13,7 +13,10 @@ pub(crate) struct Options {
     pub copy_up: bool,
     /// Whether ids are mapped, and recursively.
     pub idmap: Option<bool>,
+    /// Whether an attribute of the mount itself is named, be it as one that it is not to have.
+    pub named: bool,
     pub set: u64,
+    /// A mode of access times is among them where one is named: relatime is none of the bits.
     pub clear: u64,
     pub recursive_set: u64,
     pub recursive_clear: u64,
@@ -76,11 +79,30 @@ impl Options {
         let (into_set, into_clear) = if recursive {
             (&mut self.recursive_set, &mut self.recursive_clear)
         } else {
+            self.named = true;
+            if matches!(name, "atime" | "diratime" | "norelatime" | "nostrictatime") {
+                self.unsay(name);
+                return true;
+            }
             (&mut self.set, &mut self.clear)
         };
         *into_set = *into_set & !clear | set;
         *into_clear = *into_clear & !set | clear;
         true
+    }
+
+    /// Takes back an earlier word on access times; what the source of a bind mount has stays, as mount(8) has it.
+    fn unsay(&mut self, word: &str) {
+        let (bit, mode) = match word {
+            "atime" => (attr::NOATIME, self.set & attr::NOATIME != 0),
+            "nostrictatime" => (attr::STRICTATIME, self.set & attr::STRICTATIME != 0),
+            "norelatime" => (0, self.set & attr::ATIME == 0),
+            _ => (attr::NODIRATIME, false),
+        };
+        self.set &= !bit;
+        if mode {
+            self.clear &= !attr::ATIME;
+        }
     }
 
     fn propagation(&mut self, word: &str) -> bool {
@@ -126,9 +148,38 @@ pub(crate) fn parse_propagation(word: &str) -> Option<(u64, bool)> {
     })
 }
 
+/// What becomes of attributes that the source of a bind mount has and its options do not name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unnamed {
+    Kept,
+    /// They go as soon as any is named, but for modes of access times, as with runc: who says one says all.
+    Dropped,
+    /// The same, but what forbids something stays: in a user namespace nobody may take it away.
+    Locked,
+}
+
+/// What forbids something, and stays with a mount that is handed down to another user namespace.
+const FORBIDS: u64 = attr::RDONLY | attr::NOSUID | attr::NODEV | attr::NOEXEC;
+
+/// What becomes of the mount itself.
+fn plain(options: &Options, unnamed: Unnamed) -> Change {
+    let mut clear = options.clear;
+    if options.named && unnamed != Unnamed::Kept {
+        clear |= attr::NOSYMFOLLOW;
+        if unnamed == Unnamed::Dropped {
+            clear |= FORBIDS;
+        }
+        if (clear & attr::ATIME) | (options.set & attr::NODIRATIME) != 0 {
+            clear |= attr::ATIME | attr::NODIRATIME;
+        }
+        clear &= !options.set | attr::ATIME;
+    }
+    Change { set: options.set, clear, propagation: 0 }
+}
+
 /// What the options make of a tree: (change, recursively), in order.
-pub(super) fn changes(options: &Options) -> Vec<(Change, bool)> {
-    let plain = Change { set: options.set, clear: options.clear, propagation: 0 };
+pub(super) fn changes(options: &Options, unnamed: Unnamed) -> Vec<(Change, bool)> {
+    let plain = plain(options, unnamed);
     let below = Change { set: options.recursive_set, clear: options.recursive_clear, propagation: 0 };
     let mut all = vec![(plain, false), (below, true)];
     all.retain(|(change, _)| !change.is_nothing());
@@ -159,6 +210,43 @@ mod tests {
         assert_eq!(o.clear, attr::ATIME);
         assert_eq!(o.propagation, [(propagation::PRIVATE, true)]);
         assert_eq!(o.parameters, [("size".to_owned(), Some("64k".to_owned()))]);
+    }
+
+    #[test]
+    fn words_on_access_times_take_back_what_was_said() {
+        let said = |words: &[&str]| {
+            let o = Options::parse(words.iter().copied()).unwrap();
+            (o.set, o.clear)
+        };
+        for words in [["noatime", "atime"], ["strictatime", "nostrictatime"], ["relatime", "norelatime"]] {
+            assert_eq!(said(&words), (0, 0), "{words:?}");
+        }
+        assert_eq!(said(&["nodiratime", "diratime"]), (0, 0));
+        assert_eq!(said(&["noatime", "nostrictatime", "norelatime"]), (attr::NOATIME, attr::ATIME));
+    }
+
+    #[test]
+    fn what_is_not_named_goes_as_soon_as_something_is() {
+        let change = |words: &[&str], unnamed| {
+            let all = changes(&Options::parse(words.iter().copied()).unwrap(), unnamed);
+            (all[0].0.set, all[0].0.clear)
+        };
+        let (dropped, locked) = (Unnamed::Dropped, Unnamed::Locked);
+        assert_eq!(change(&["bind"], dropped), (0, 0));
+        assert_eq!(change(&["rbind", "rro"], dropped), (attr::RDONLY, 0));
+        let others = FORBIDS & !attr::RDONLY | attr::NOSYMFOLLOW;
+        assert_eq!(change(&["bind", "ro"], dropped), (attr::RDONLY, others));
+        assert_eq!(change(&["bind", "ro"], locked), (attr::RDONLY, attr::NOSYMFOLLOW));
+        assert_eq!(change(&["bind", "ro"], Unnamed::Kept), (attr::RDONLY, 0));
+        assert_eq!(change(&["bind", "dev"], locked), (0, attr::NODEV | attr::NOSYMFOLLOW));
+        let times = attr::ATIME | attr::NODIRATIME | attr::NOSYMFOLLOW;
+        assert_eq!(change(&["bind", "relatime"], locked), (0, times));
+        assert_eq!(change(&["bind", "noatime"], locked), (attr::NOATIME, times));
+        assert_eq!(
+            change(&["bind", "nodiratime"], locked),
+            (attr::NODIRATIME, attr::ATIME | attr::NOSYMFOLLOW)
+        );
+        assert_eq!(change(&["bind", "atime"], locked), (0, attr::NOSYMFOLLOW));
     }
 
     #[test]
