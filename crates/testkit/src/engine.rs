@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    Client, Invocation, Response, Sandbox, Terminal, client, fixtures, http, leftovers,
+    Client, Invocation, Response, Sandbox, Terminal, client, fixtures, http, leftovers, must,
     sandbox::only_child,
     wait::{eventually, until},
 };
@@ -364,6 +364,15 @@ impl Engine {
     pub fn stop_daemon(&mut self) {
         self.signal_daemon("TERM");
         self.reap_daemon();
+    }
+
+    /// Stops the daemon, forgets all it knew, and starts it with nothing but `busybox:latest`.
+    #[track_caller]
+    pub fn make_new(&mut self) {
+        self.stop_daemon();
+        must(Command::new("find").arg(self.data_root()).args(["-mindepth", "1", "-delete"]));
+        self.restart_daemon();
+        self.load(&fixtures::busybox());
     }
 
     /// Starts the daemon again after it was killed or stopped.

@@ -20,7 +20,7 @@ pub mod pty;
 pub mod sandbox;
 pub mod wait;
 
-pub use client::{Client, Invocation, Output, docker_command};
+pub use client::{Client, Invocation, Output, docker_command, must};
 pub use engine::{Builder, Engine, Flavor, executable};
 pub use http::Response;
 pub use link::Link;

@@ -1,4 +1,4 @@
-//! Programs of others that tests talk to: a registry.
+//! Programs of others that tests talk to: a registry, podman, skopeo.
 
 use std::{
     fs,
@@ -8,10 +8,27 @@ use std::{
     time::Duration,
 };
 
-use crate::{Engine, until};
+use crate::{Engine, Sandbox, must, until};
 
 /// `user` with the password `secret`, as bcrypt.
 pub const HTPASSWD: &str = "user:$2b$05$Bswvf/muHmh.8SWZMURSE.zTv3sOxuWw1z/4XNAT0nnlrHTH70qsa\n";
+
+/// podman with storage of its own in a sandbox.
+pub fn podman(sandbox: &Sandbox) -> Command {
+    let mut command = sandbox.command("podman");
+    let dir = |name: &str| sandbox.dir().join(name);
+    command.arg("--root").arg(dir("podman")).arg("--runroot").arg(dir("podman-run"));
+    command.arg("--tmpdir").arg(dir("podman-tmp")).env("HOME", sandbox.dir());
+    command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
+    command.args(["--runtime", "/usr/sbin/runc"]);
+    command
+}
+
+/// skopeo, where the engine's registries are reached.
+#[track_caller]
+pub fn skopeo(engine: &Engine, args: &[&str]) -> String {
+    must(engine.sandbox().command("skopeo").args(args))
+}
 
 /// A registry (Debian's `docker-registry` or ours), on loopback in the engine's own network.
 #[derive(Debug)]

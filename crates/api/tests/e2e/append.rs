@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
-use brigantine_testkit::{Client, peers::Registry};
+use brigantine_testkit::{Client, must, peers::Registry};
 use serde_json::Value;
 
 use crate::Host;
@@ -109,11 +109,7 @@ fn the_base_may_be_an_archive_a_layout_or_in_a_registry_and_others_read_the_resu
     let source = format!("{app}:/app");
     let (archive, layout) = (at("base.tar"), at("layout"));
     host.cli(["save", "-o", &archive, "busybox"]).ok();
-    let skopeo = |args: &[&str]| {
-        let output = Command::new("skopeo").args(args).output().unwrap();
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    };
+    let skopeo = |args: &[&str]| must(Command::new("skopeo").args(args));
     skopeo(&["copy", "--insecure-policy", &format!("oci-archive:{archive}"), &format!("oci:{layout}:x")]);
     let registry = Registry::start(&host.engine);
     let remote = format!("{}/base:1", registry.address());

@@ -51,15 +51,6 @@ fn id(engine: &Engine, name: &str) -> String {
     engine.brig(["inspect", "-f", "{{.Id}}", name]).ok()
 }
 
-/// Nothing is left of what the engine knew.
-fn made_new(engine: &mut Engine) {
-    engine.stop_daemon();
-    let emptied = Command::new("find").arg(engine.data_root()).args(["-mindepth", "1", "-delete"]).status();
-    assert!(emptied.unwrap().success());
-    engine.restart_daemon();
-    engine.load(&fixtures::busybox());
-}
-
 /// The files below `dir` in which this text is, compressed or not.
 fn with_text(dir: &Path, text: &str) -> Vec<PathBuf> {
     let script = "find \"$1\" -type f | while read -r f; do gzip -dcf < \"$f\" 2>/dev/null | grep -aq \"$2\" && echo \"$f\"; done; true";
@@ -74,7 +65,7 @@ fn a_fresh_engine_runs_nothing_that_debians_registry_has() {
     in_a_registry(&mut engine, &registry);
 
     // A layer that is gone is a miss of its step alone.
-    made_new(&mut engine);
+    engine.make_new();
     stages(&engine);
     let store = engine.dir().join("registry/store");
     let lost: Vec<PathBuf> =
@@ -105,7 +96,7 @@ fn a_fresh_engine_runs_nothing_that_our_registry_has() {
         let to = format!("type=registry,ref={name},mode=max,{attributes}");
         build(&engine, &["-t", "x", "--cache-to", &to]);
         let before = id(&engine, "x");
-        made_new(&mut engine);
+        engine.make_new();
         let output = build(&engine, &["-t", "x", "--cache-from", &name]);
         assert_eq!(ran(&output), [""; 0], "{attributes}: {output}");
         assert_eq!(id(&engine, "x"), before, "{attributes}");
@@ -125,7 +116,7 @@ fn in_a_registry(engine: &mut Engine, registry: &Registry) {
         assert!(with_text(&store, kept_back).is_empty(), "{kept_back}");
     }
 
-    made_new(engine);
+    engine.make_new();
     let all = build(engine, &["-t", "x", "--cache-from", &at("max")]);
     assert_eq!(ran(&all), [""; 0], "{all}");
     assert_eq!(id(engine, "x"), before, "the times are those of the steps, wherever they ran");
@@ -142,7 +133,7 @@ fn in_a_registry(engine: &mut Engine, registry: &Registry) {
     assert_eq!((id(engine, &name), id(engine, "x")), (before.clone(), before.clone()));
 
     // A changed file: what it does not reach is not run.
-    made_new(engine);
+    engine.make_new();
     fs::write(engine.dir().join("ctx/a.txt"), "other\n").unwrap();
     let changed = build(engine, &["-t", "x", "--cache-from", &at("max")]);
     let mut all = ran(&changed);
@@ -151,13 +142,13 @@ fn in_a_registry(engine: &mut Engine, registry: &Registry) {
 
     // The lesser cache has the result's own steps only: the others are not needed. A cache is not used where none is to
     // be.
-    made_new(engine);
+    engine.make_new();
     stages(engine);
     let less = build(engine, &["-t", "x", "--cache-from", &at("min")]);
     assert_eq!(ran(&less), [""; 0], "{less}");
     assert!(less.stdout.contains("RUN cat /t > /out"), "steps that were not needed are told: {less}");
     assert_eq!(id(engine, "x"), before);
-    made_new(engine);
+    engine.make_new();
     assert_eq!(ran(&build(engine, &["--no-cache", "--cache-from", &at("max")])).len(), 4);
 }
 
@@ -175,11 +166,11 @@ fn what_a_result_was_made_of_is_made_only_when_it_is_needed() {
     assert_eq!(ran(&same), [""; 0], "{same}");
 
     // What was not made cannot be written, and the rest is.
-    made_new(&mut engine);
+    engine.make_new();
     let (from, again) = (format!("type=local,src={min}"), folder(&engine, "again"));
     let less = build(&engine, &["-t", "x", "--cache-from", &from, "--cache-to", &to(&again, "max")]);
     assert_eq!(ran(&less), [""; 0], "{less}");
-    made_new(&mut engine);
+    engine.make_new();
     let from = format!("type=local,src={again}");
     assert_eq!(ran(&build(&engine, &["-t", "x", "--cache-from", &from])), [""; 0]);
     assert_eq!(id(&engine, "x"), before);
@@ -189,7 +180,7 @@ fn what_a_result_was_made_of_is_made_only_when_it_is_needed() {
     assert!(ran(&anew).contains(&"ran-tool"), "{anew}");
 
     // What is lost is made, and what it is made of before it; the rest is not.
-    made_new(&mut engine);
+    engine.make_new();
     for path in with_text(&Path::new(&min).join("blobs"), "tool") {
         fs::remove_file(path).unwrap();
     }
@@ -200,7 +191,7 @@ fn what_a_result_was_made_of_is_made_only_when_it_is_needed() {
     assert_eq!(engine.brig(["run", "--rm", "x", "cat", "/w/c"]).ok(), "MARKER\ntool");
 
     // Another result of the same stages: theirs are there.
-    made_new(&mut engine);
+    engine.make_new();
     fs::write(engine.dir().join("ctx/a.txt"), "other\n").unwrap();
     let changed = build(&engine, &["-t", "x", "--cache-from", &format!("type=local,src={max}")]);
     let mut all = ran(&changed);
@@ -219,7 +210,7 @@ fn an_image_has_its_cache_with_it_for_every_client() {
     assert_eq!(ran(&first).len(), 2, "{first}");
     let before = id(&engine, &name);
 
-    made_new(&mut engine);
+    engine.make_new();
     let second = build(&engine, &["-t", "y", "--cache-to", "type=inline", "--cache-from", &name]);
     assert_eq!(ran(&second), [""; 0], "{second}");
     assert_eq!(id(&engine, "y"), before, "what is in an image does not depend on where its steps ran");
@@ -239,14 +230,14 @@ fn an_image_has_its_cache_with_it_for_every_client() {
     let same = classic(&argument);
     assert_eq!(same.code, 0, "{same}");
     assert_eq!(id(&engine, "c"), id(&engine, "y"));
-    made_new(&mut engine);
+    engine.make_new();
     engine.docker(["pull", "-q", &name]).ok();
     let args = ["build", "--cache-from", &name, "-t", "c", &dir];
     let pulled = engine.docker(args).env("DOCKER_BUILDKIT", "0").run();
     assert_eq!(ran(&pulled), [""; 0], "{pulled}");
 
     // Docker's BuildKit client, which asks the registry.
-    made_new(&mut engine);
+    engine.make_new();
     let asked =
         engine.buildkit(["build", "--progress", "plain", "--cache-from", &name, "-t", "d", &dir]).run();
     assert_eq!(asked.code, 0, "{asked}");
@@ -275,13 +266,13 @@ fn a_folder_of_the_clients_is_a_cache() {
     build(&engine, &["-t", "x", "--cache-to", &to]);
     assert_eq!(names(), count, "the same is written once");
 
-    made_new(&mut engine);
+    engine.make_new();
     let second = build(&engine, &["-t", "x", "--cache-from", &from]);
     assert_eq!(ran(&second), [""; 0], "{second}");
     assert_eq!(id(&engine, "x"), before);
 
     // Blobs that are not what they are called, and lists that are too long: the build goes on without them.
-    made_new(&mut engine);
+    engine.make_new();
     for path in with_text(&folder.join("blobs"), "MARKER") {
         let length = fs::metadata(&path).unwrap().len();
         fs::write(&path, vec![b'x'; usize::try_from(length).unwrap()]).unwrap();

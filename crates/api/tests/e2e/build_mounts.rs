@@ -5,7 +5,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use brigantine_testkit::{Engine, Output, eventually, fixtures, peers::Registry};
+use brigantine_testkit::peers::{Registry, skopeo};
+use brigantine_testkit::{Engine, Output, eventually, fixtures};
 use serde_json::{Value, json};
 
 const ARTIFACT: &str = "application/vnd.brigantine.cache-mount.v1";
@@ -55,22 +56,6 @@ fn refused(engine: &Engine, args: &[&str], words: &str) {
 
 fn listed(engine: &Engine) -> String {
     engine.brig(["builder", "cache", "ls", "--format", "{{.ID}}"]).ok()
-}
-
-/// Nothing is left of what the engine knew.
-fn made_new(engine: &mut Engine) {
-    engine.stop_daemon();
-    let emptied = Command::new("find").arg(engine.data_root()).args(["-mindepth", "1", "-delete"]).status();
-    assert!(emptied.unwrap().success());
-    engine.restart_daemon();
-    engine.load(&fixtures::busybox());
-}
-
-#[track_caller]
-fn skopeo(engine: &Engine, args: &[&str]) -> String {
-    let output = engine.sandbox().command("skopeo").args(args).output().unwrap();
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 #[track_caller]
@@ -128,7 +113,7 @@ fn a_registry_keeps_a_cache_mount_for_another_engine() {
     copy(&engine, &layout, &format!("docker://{second}"));
     assert_eq!(inspect(&second), inspect(&at("plain")));
 
-    made_new(&mut engine);
+    engine.make_new();
     for name in [at("plain"), at("gzip"), at("uncompressed"), at("zstd-compression-level-9"), second] {
         let output = cache(&engine, &["import", "--from", &name]);
         assert_eq!(output.code, 0, "{output}");
@@ -166,7 +151,7 @@ fn a_folder_keeps_a_cache_mount_and_tools_take_it_from_there() {
     let name = format!("{}/cache:x", registry.address());
     copy(&engine, &format!("oci:{}:ns", folder.display()), &format!("docker://{name}"));
 
-    made_new(&mut engine);
+    engine.make_new();
     // Its own id, and its own namespace.
     let output = cache(&engine, &["import", "--from", &name]);
     assert_eq!(output.code, 0, "{output}");
@@ -214,7 +199,7 @@ fn files_named_like_whiteouts_come_back() {
         let output = cache(&engine, export);
         assert_eq!(output.code, 0, "{output}");
     }
-    made_new(&mut engine);
+    engine.make_new();
     let read =
         "FROM busybox\nRUN --mount=type=cache,target=/c cd /c && echo found $(find . -type f | sort)\n";
     for import in [&["import", "--from", &name][..], &["import", "--from", &from], &["import", "/c", archive]]

@@ -4,7 +4,8 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
-use brigantine_testkit::{Client, Output, peers::Registry};
+use brigantine_testkit::peers::{self, Registry};
+use brigantine_testkit::{Client, Output, must};
 use serde_json::{Value, json};
 
 use crate::Host;
@@ -46,16 +47,7 @@ fn index_of(host: &Host, name: &str) -> Value {
 }
 
 fn skopeo(args: &[&str]) -> String {
-    let output = Command::new("skopeo").args(args).output().unwrap();
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// skopeo where the test's registry is.
-fn inside(host: &Host, args: &[&str]) -> String {
-    let output = host.engine.sandbox().command("skopeo").args(args).output().unwrap();
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    must(Command::new("skopeo").args(args))
 }
 
 #[test]
@@ -94,11 +86,16 @@ fn several_platforms_make_an_index_that_is_kept_pushed_and_saved() {
     host.cli(["image", "prune", "-f"]).ok();
     host.cli(["push", "-q", &name]).ok();
     let remote = format!("docker://{name}");
-    let raw: Value =
-        serde_json::from_str(&inside(&host, &["inspect", "--raw", "--tls-verify=false", &remote])).unwrap();
+    let raw: Value = serde_json::from_str(&peers::skopeo(
+        &host.engine,
+        &["inspect", "--raw", "--tls-verify=false", &remote],
+    ))
+    .unwrap();
     assert_eq!(raw, index, "what was pushed is what is here");
-    let config =
-        inside(&host, &["--override-arch", "arm64", "inspect", "--config", "--tls-verify=false", &remote]);
+    let config = peers::skopeo(
+        &host.engine,
+        &["--override-arch", "arm64", "inspect", "--config", "--tls-verify=false", &remote],
+    );
     let config: Value = serde_json::from_str(&config).unwrap();
     assert_eq!(config["architecture"], "arm64");
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use brigantine_testkit::{Client, Output, Terminal, eventually};
+use brigantine_testkit::{Client, Output, Terminal, eventually, must};
 use serde_json::{Value, json};
 
 use crate::Host;
@@ -158,8 +158,7 @@ fn contexts_with_names_are_folders_images_layouts_and_urls() {
     for tag in ["one", "two"] {
         let to = format!("oci:{}:{tag}", layout.display());
         let from = format!("docker-archive:{}", archive.display());
-        let output = Command::new("skopeo").args(["copy", "--insecure-policy", &from, &to]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        must(Command::new("skopeo").args(["copy", "--insecure-policy", &from, &to]));
     }
     host.cli(["rmi", "-f", "c:1", "busybox"]).ok();
     host.cli(["builder", "prune", "-af"]).ok();

@@ -5,6 +5,7 @@ use std::{fs, process::Command};
 use brigantine_testkit::{
     Client, Engine,
     fixtures::{self, Archive, Layer},
+    must,
     peers::Registry,
 };
 
@@ -43,8 +44,7 @@ fn converted(host: &Host, to: &str, name: &str) -> String {
     let file = host.dir().join(name);
     let to = format!("{to}:{}:busybox:converted", file.display());
     let from = format!("docker-archive:{}", fixtures::busybox().display());
-    let output = Command::new("skopeo").args(["copy", "--insecure-policy", &from, &to]).output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    must(Command::new("skopeo").args(["copy", "--insecure-policy", &from, &to]));
     file.to_str().unwrap().to_owned()
 }
 
@@ -113,8 +113,7 @@ fn two_platforms(host: &Host) -> String {
         let file = archive.write(host.dir(), architecture);
         let to = format!("oci:{}:{architecture}", layout.display());
         let from = format!("docker-archive:{}", file.display());
-        let output = Command::new("skopeo").args(["copy", "--insecure-policy", &from, &to]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        must(Command::new("skopeo").args(["copy", "--insecure-policy", &from, &to]));
         let index: serde_json::Value =
             serde_json::from_slice(&fs::read(layout.join("index.json")).unwrap()).unwrap();
         let mut descriptor = index["manifests"].as_array().unwrap().last().unwrap().clone();

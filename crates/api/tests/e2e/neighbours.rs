@@ -8,7 +8,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use brigantine_testkit::{Client, Engine, Outside, until, wait::PATIENCE};
+use brigantine_testkit::{Client, Engine, Outside, must, peers, until, wait::PATIENCE};
 
 use crate::Host;
 
@@ -16,18 +16,6 @@ const SERVER: &str = "while :; do echo served | nc -l -p 80; done";
 
 /// As podman calls what is `busybox` in an archive of docker's.
 const IMAGE: &str = "docker.io/library/busybox:latest";
-
-#[track_caller]
-fn must(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
-}
 
 /// Whether a container answers at a port of the machine, asked from another one.
 fn is_served(outside: &Outside, port: u16) -> bool {
@@ -85,15 +73,7 @@ fn podman_and_we_are_reached_on_one_machine() {
         must(sandbox.command("mkdir").args(["-p", place]));
         must(sandbox.command("mount").arg("--bind").arg(&dir).arg(place));
     }
-    let podman = || {
-        let mut command = sandbox.command("podman");
-        let dir = |name: &str| sandbox.dir().join(name);
-        command.arg("--root").arg(dir("podman")).arg("--runroot").arg(dir("podman-run"));
-        command.arg("--tmpdir").arg(dir("podman-tmp")).env("HOME", sandbox.dir());
-        command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
-        command.args(["--runtime", "/usr/sbin/runc"]);
-        command
-    };
+    let podman = || peers::podman(sandbox);
     must(podman().args(["load", "-q", "-i"]).arg(busybox(&host.engine)));
     let outside = Outside::connect(&host.engine);
     let parent = format!("--cgroup-parent=/{}", sandbox.cgroup());

@@ -8,8 +8,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use brigantine_testkit::fixtures::{self, Archive, Layer};
-use brigantine_testkit::peers::HTPASSWD;
-use brigantine_testkit::{Client, Engine, Flavor, Sandbox, executable, until};
+use brigantine_testkit::peers::{HTPASSWD, podman};
+use brigantine_testkit::{Client, Engine, Flavor, Sandbox, executable, must, until};
 
 /// An image of two layers whose files have owners, links and times of their own.
 fn image(name: &str) -> Archive {
@@ -25,35 +25,12 @@ fn image(name: &str) -> Archive {
         .cmd(&["cat", "/data/c"])
 }
 
-#[track_caller]
-fn must(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
-}
-
 /// The id that podman knows the one image of this name by.
 fn podman_id(sandbox: &Sandbox) -> String {
     format!(
         "sha256:{}",
         must(podman(sandbox).args(["images", "--no-trunc", "-q"])).trim_start_matches("sha256:")
     )
-}
-
-/// podman with storage of its own in a sandbox.
-fn podman(sandbox: &Sandbox) -> Command {
-    let mut command = sandbox.command("podman");
-    let dir = |name: &str| sandbox.dir().join(name);
-    command.arg("--root").arg(dir("podman")).arg("--runroot").arg(dir("podman-run"));
-    command.arg("--tmpdir").arg(dir("podman-tmp")).env("HOME", sandbox.dir());
-    command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs", "--events-backend", "file"]);
-    command.args(["--runtime", "/usr/sbin/runc"]);
-    command
 }
 
 fn id(engine: &Engine, name: &str) -> String {
