@@ -1,25 +1,32 @@
 //! Mount entries and root file systems of a spec, compiled to steps; whatever comes from the host
 //! is opened here, as a detached tree, before there is a container.
 
+mod groups;
 mod options;
+mod tree;
+mod users;
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use brigantine_sys::mount::{self, Change, attr, propagation};
-use rustix::fs::{AtFlags, CWD, FileType, StatVfsMountFlags};
+use rustix::fs::{AtFlags, CWD, FileType};
 use rustix::mount::OpenTreeFlags;
 
 use crate::cgroup::Cgroup;
 use crate::error::Error;
-use crate::handover::{Groups, Hand};
+use crate::handover::Hand;
 use crate::launch::Rootfs;
-use crate::plan::{FsMount, InsideTree, PathTree, Role, Step, Target, Tree, TreeMount};
-use crate::spec::{LinuxIdMapping, Mount};
-use crate::{idmap, overlay};
+use crate::overlay;
+use crate::plan::{FsMount, PathTree, Role, Step, Target, Tree, TreeMount};
+use crate::spec::Mount;
+use groups::cgroup;
+use options::Unnamed;
 pub(crate) use options::{Options, parse_propagation};
-use options::{Unnamed, changes};
+use tree::tree;
+use users::idmap;
+pub(crate) use users::{UserMaps, map_ids};
 
 pub(crate) fn c_string(text: impl Into<Vec<u8>>, what: &str) -> Result<CString, Error> {
     let bytes = text.into();
@@ -199,54 +206,6 @@ impl Context<'_> {
     }
 }
 
-/// Where the container's user namespace comes from.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum UserMaps<'a> {
-    /// With the maps that the spec repeats, if it does.
-    Joined(&'a OwnedFd, &'a [LinuxIdMapping], &'a [LinuxIdMapping]),
-    New(&'a [LinuxIdMapping], &'a [LinuxIdMapping]),
-}
-
-/// A user namespace that idmapped mounts take their maps from.
-pub(crate) enum Maps<'a> {
-    Joined(&'a OwnedFd),
-    Made(OwnedFd),
-}
-
-impl AsFd for Maps<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Joined(fd) => fd.as_fd(),
-            Self::Made(fd) => fd.as_fd(),
-        }
-    }
-}
-
-impl<'a> UserMaps<'a> {
-    /// What ids 0 stand for on the host.
-    fn root(self) -> Result<overlay::Root, Error> {
-        let (Self::Joined(_, uids, gids) | Self::New(uids, gids)) = self;
-        let zero = |maps: &[LinuxIdMapping]| {
-            maps.iter().find(|m| m.container_id() == 0).map(LinuxIdMapping::host_id)
-        };
-        zero(uids).zip(zero(gids)).ok_or_else(|| {
-            Error::invalid(
-                "an overlay root in a user namespace needs uidMappings and gidMappings with the container's id 0, \
-                 also if the namespace is joined",
-            )
-        })
-    }
-
-    pub(crate) fn namespace(self) -> Result<Maps<'a>, Error> {
-        match self {
-            Self::Joined(namespace, _, _) => Ok(Maps::Joined(namespace)),
-            Self::New(uid, gid) => {
-                idmap::user_namespace(&idmap::lines(uid), &idmap::lines(gid)).map(Maps::Made)
-            }
-        }
-    }
-}
-
 /// Compiles one entry.
 pub(crate) fn compile(entry: &Mount, context: &Context<'_>, draft: &mut Draft) -> Result<(), Error> {
     let Draft { steps, afterwards, .. } = draft;
@@ -399,228 +358,12 @@ fn refuse_forged_proc(destination: &Path, entry: &Mount, bind: bool) -> Result<(
     )))
 }
 
-/// A bind mount's tree, changed as its options say.
-fn tree(
-    source: &Path,
-    options: &Options,
-    unnamed: Unnamed,
-    context: &Context<'_>,
-    what: &dyn Fn() -> String,
-) -> Result<Tree, Error> {
-    let changes = changes(options, unnamed);
-    let recursive = options.recursive;
-    if context.rootfs.is_some_and(|root| source.starts_with(root)) {
-        let source = target(&context.in_root(source), false)?;
-        return Ok(Tree::Inside(Box::new(InsideTree { source, recursive, changes, ids: None })));
-    }
-    if context.late {
-        use std::os::unix::ffi::OsStrExt;
-        let path = c_string(source.as_os_str().as_bytes(), "mount source")?;
-        return Ok(Tree::Path(Box::new(PathTree { path, recursive, changes })));
-    }
-    let failed = |e: rustix::io::Errno| Error::os(what(), e);
-    let tree = open_tree(source, recursive).map_err(failed)?;
-    let before = match unnamed {
-        Unnamed::Locked if options.named => Some(attributes(&tree).map_err(failed)?),
-        _ => None,
-    };
-    for (change, recursive) in changes {
-        mount::set_attributes(tree.as_fd(), recursive, change, None).map_err(failed)?;
-    }
-    if let Some(before) = before {
-        refuse_unlocked(before, attributes(&tree).map_err(failed)?, what)?;
-    }
-    Ok(Tree::Open(tree))
-}
-
-/// What holds for a mount, its file system's own part of it included.
-fn attributes(tree: &OwnedFd) -> Result<StatVfsMountFlags, rustix::io::Errno> {
-    rustix::fs::fstatvfs(tree).map(|stat| stat.f_flag)
-}
-
-/// What a mount of the host's forbids stays so in a user namespace, as it does where the kernel is the one who sees to it.
-fn refuse_unlocked(
-    before: StatVfsMountFlags,
-    after: StatVfsMountFlags,
-    what: &dyn Fn() -> String,
-) -> Result<(), Error> {
-    use StatVfsMountFlags as F;
-    let gone = (before - after) & (F::RDONLY | F::NOSUID | F::NODEV | F::NOEXEC);
-    let others = (before ^ after) & (F::NOATIME | F::NODIRATIME | F::RELATIME);
-    if gone.is_empty() && others.is_empty() {
-        return Ok(());
-    }
-    let names = [
-        (F::RDONLY, "ro"),
-        (F::NOSUID, "nosuid"),
-        (F::NODEV, "nodev"),
-        (F::NOEXEC, "noexec"),
-        (F::NOATIME, "access times"),
-        (F::NODIRATIME, "access times"),
-        (F::RELATIME, "access times"),
-    ];
-    let which = names.iter().find(|(flag, _)| (gone | others).contains(*flag)).map_or("", |(_, name)| name);
-    Err(Error::os(
-        format!("{}: {which} of its source cannot be changed for a user namespace", what()),
-        rustix::io::Errno::PERM,
-    ))
-}
-
-/// Maps the ids of a tree: by the entry's own maps, else as the container's user namespace does.
-fn idmap(
-    entry: &Mount,
-    options: &Options,
-    context: &Context<'_>,
-    tree: &mut Tree,
-    what: &dyn Fn() -> String,
-) -> Result<(), Error> {
-    if context.late {
-        return Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what())));
-    }
-    let list = |m: &Option<Vec<LinuxIdMapping>>| m.clone().unwrap_or_default();
-    let (uid, gid) = (list(entry.uid_mappings()), list(entry.gid_mappings()));
-    let namespace = match (uid.is_empty(), gid.is_empty(), context.user) {
-        (false, false, _) => UserMaps::New(&uid, &gid).namespace()?,
-        (true, true, Some(user)) => user.namespace()?,
-        (true, true, None) => {
-            return Err(Error::invalid(format!(
-                "{}: an idmapped mount needs uidMappings and gidMappings, or a user namespace of the container's",
-                what()
-            )));
-        }
-        _ => {
-            return Err(Error::invalid(format!("{}: uidMappings and gidMappings go together", what())));
-        }
-    };
-    let recursive = options.idmap == Some(true);
-    match tree {
-        Tree::Inside(inside) => {
-            let kept = namespace.as_fd().try_clone_to_owned().map_err(|e| Error::os(what(), e))?;
-            inside.ids = Some((kept, recursive));
-            Ok(())
-        }
-        Tree::Open(tree) => map_ids(tree.as_fd(), namespace.as_fd(), recursive, what),
-        Tree::Path(_) | Tree::Handed(_) => {
-            Err(Error::unsupported(format!("{}: idmapped mounts need CAP_SYS_ADMIN", what())))
-        }
-    }
-}
-
-/// Gives a tree that is nowhere yet the maps of a user namespace.
-pub(crate) fn map_ids(
-    tree: BorrowedFd<'_>,
-    namespace: BorrowedFd<'_>,
-    recursive: bool,
-    what: &dyn Fn() -> String,
-) -> Result<(), Error> {
-    let change = Change { set: attr::IDMAP, ..Change::default() };
-    mount::set_attributes(tree, recursive, change, Some(namespace)).map_err(|e| {
-        let hint =
-            if e == rustix::io::Errno::INVAL { " (this file system has no idmapped mounts)" } else { "" };
-        Error::os(format!("{}: mapping its ids{hint}", what()), e)
-    })
-}
-
 /// Whether a mount is the same in every network namespace.
 pub(crate) fn is_of_no_network(entry: &Mount) -> bool {
     let bind = |options: &Vec<String>| options.iter().any(|o| o == "bind" || o == "rbind");
     let typ = entry.typ().as_deref().unwrap_or_default();
     matches!(typ, "bind" | "proc" | "tmpfs" | "devpts" | "mqueue" | "cgroup" | "cgroup2")
         || entry.options().as_ref().is_some_and(bind)
-}
-
-/// The container's own groups at `destination`: on v1 a directory per hierarchy, on v2 the group.
-fn cgroup(
-    destination: &Path,
-    options: &Options,
-    context: &Context<'_>,
-    draft: &mut Draft,
-) -> Result<(), Error> {
-    let Some(group) = context.cgroup else { return Ok(()) };
-    let Draft { steps, hands, .. } = draft;
-    let is_elsewhere = |dir: &Path| context.rootfs.is_none_or(|root| !dir.starts_with(root));
-    let views = if group.is_unified() { Vec::new() } else { group.v1_views() };
-    // By who is not busy meanwhile. In a user namespace file systems are its own.
-    let apart = !views.is_empty() && !context.late && context.user.is_none();
-    if apart && views.iter().all(|(_, _, dir)| is_elsewhere(dir)) && Groups::can_be_assembled() {
-        let mut groups = Groups {
-            attributes: options.set,
-            views: Vec::with_capacity(views.len()),
-            changes: changes(options, Unnamed::Kept),
-            links: Vec::new(),
-            at: destination.to_owned(),
-        };
-        for (label, names, dir) in views {
-            for name in names.iter().filter(|name| **name != label) {
-                groups.links.push((c_string(name.as_str(), "cgroup")?, c_string(label.as_str(), "cgroup")?));
-            }
-            groups.views.push((c_string(label, "cgroup")?, dir));
-        }
-        hands.push(Hand::Groups(groups));
-        steps.push(Step::Attach(TreeMount {
-            tree: Tree::Handed(hands.len() - 1),
-            directory: true,
-            target: target(destination, false)?,
-            source: "cgroup".to_owned(),
-            over_proc: false,
-        }));
-        return Ok(());
-    }
-    let mut own = |dir: &Path, at: &Path| -> Result<Step, Error> {
-        let what = || format!("mounting cgroup {} at {}", dir.display(), at.display());
-        let tree = if !group.is_unified() && !context.late && is_elsewhere(dir) {
-            // It may not be there yet.
-            hands.push(Hand::Tree {
-                dir: dir.to_owned(),
-                changes: changes(options, Unnamed::Kept),
-                at: at.to_owned(),
-            });
-            Tree::Handed(hands.len() - 1)
-        } else {
-            tree(dir, options, Unnamed::Kept, context, &what)?
-        };
-        Ok(Step::Attach(TreeMount {
-            tree,
-            directory: true,
-            target: target(at, false)?,
-            source: dir.display().to_string(),
-            over_proc: false,
-        }))
-    };
-    if group.is_unified() {
-        let Some(dir) = group.directory() else { return Ok(()) };
-        let depth = Path::new(group.path()).components().count() - 1;
-        let top = dir.ancestors().nth(depth).unwrap_or(dir);
-        steps.push(own(if context.cgroup_namespace { dir } else { top }, destination)?);
-        return Ok(());
-    }
-    steps.push(Step::Mount(Box::new(FsMount {
-        fstype: c"tmpfs".to_owned(),
-        parameters: vec![(c"mode".to_owned(), Some(c"0755".to_owned()))],
-        attributes: (options.set & !attr::RDONLY) as u32,
-        propagation: Vec::new(),
-        target: target(destination, false)?,
-        role: Role::Groups,
-        keep_mode: false,
-        copy_up: false,
-        over_proc: false,
-    })));
-    for (label, names, dir) in views {
-        steps.push(own(&dir, &destination.join(&label))?);
-        for name in names.iter().filter(|name| **name != label) {
-            steps.push(Step::Symlink {
-                target: c_string(label.as_str(), "cgroup")?,
-                dir: target(destination, false)?,
-                name: c_string(name.as_str(), "cgroup")?,
-                replace: false,
-            });
-        }
-    }
-    if options.set & attr::RDONLY != 0 {
-        let change = Change { set: attr::RDONLY, ..Change::default() };
-        steps.push(Step::Change { target: target(destination, false)?, change, recursive: false });
-    }
-    Ok(())
 }
 
 /// Where the host's proc and sys file systems are, but those below `root`; what is above comes before what is below.

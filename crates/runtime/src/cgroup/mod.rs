@@ -5,9 +5,11 @@
 //! (and, on v2, to hand controllers down).
 
 mod devices;
+mod files;
 mod hierarchy;
 mod limits;
 mod making;
+mod oom;
 mod processes;
 mod rdt;
 mod stats;
@@ -15,22 +17,22 @@ mod systemd;
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::event::{EventfdFlags, eventfd};
-use rustix::fs::inotify;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Kind};
 use crate::spec::{LinuxIntelRdt, LinuxResources};
+use files::{children, make_dirs, read, refuse_used, remove, write, write_lines};
 use hierarchy::Hierarchies;
 use rdt::Class;
 use systemd::{Placeholder, Unit};
 
 pub(crate) use making::Making;
 
+pub use oom::OomWatch;
 pub use stats::{
     BlkioEntry, BlkioStats, CpuStats, HugetlbStats, MemoryStats, PidsStats, PressureStats, Stats,
 };
@@ -368,42 +370,6 @@ impl Cgroup {
         limits::apply(self, resources)
     }
 
-    /// A watch on out-of-memory kills in the group; `None` where no memory controller is.
-    pub fn oom_events(&self) -> Result<Option<OomWatch>, Error> {
-        if let Some(dir) = self.v1_dir("memory") {
-            let what = || format!("watching {} for lack of memory", dir.display());
-            let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
-                .map_err(|e| Error::os(what(), e))?;
-            let control = fs::File::open(dir.join("memory.oom_control")).map_err(|e| Error::os(what(), e))?;
-            let line = format!("{} {}", fd.as_raw_fd(), control.as_raw_fd());
-            write(&dir.join("cgroup.event_control"), &line)?;
-            return Ok(Some(OomWatch { fd }));
-        }
-        let Some(file) = self.v2_dir().map(|dir| dir.join("memory.events")).filter(|file| file.exists())
-        else {
-            return Ok(None);
-        };
-        let what = || format!("watching {}", file.display());
-        let fd = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)
-            .map_err(|e| Error::os(what(), e))?;
-        inotify::add_watch(&fd, &file, inotify::WatchFlags::MODIFY).map_err(|e| Error::os(what(), e))?;
-        Ok(Some(OomWatch { fd }))
-    }
-
-    /// How many processes of the group the kernel has killed for lack of memory.
-    pub fn oom_kills(&self) -> Result<u64, Error> {
-        let file = match (self.v1_dir("memory"), self.v2_dir()) {
-            (Some(dir), _) => dir.join("memory.oom_control"),
-            (None, Some(dir)) => dir.join("memory.events"),
-            (None, None) => return Ok(0),
-        };
-        match fs::read_to_string(&file) {
-            Ok(text) => Ok(stats::keyed(&text).get("oom_kill").copied().unwrap_or_default()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(0),
-            Err(e) => Err(Error::os(format!("reading {}", file.display()), e)),
-        }
-    }
-
     /// Removes the group and everything below it; a group that is gone is no error.
     pub fn delete(&self) -> Result<(), Error> {
         if let Some(unit) = &self.unit {
@@ -442,27 +408,6 @@ impl Cgroup {
     }
 }
 
-/// Becomes readable when the kernel may have killed a process of the group, or the group is gone.
-#[derive(Debug)]
-pub struct OomWatch {
-    fd: OwnedFd,
-}
-
-impl OomWatch {
-    /// Takes the notice, so that the next poll waits for a new one.
-    pub fn clear(&self) {
-        let mut buffer = [0_u8; 512];
-        // Nothing to read is what is wanted.
-        rustix::io::read(&self.fd, &mut buffer).ok();
-    }
-}
-
-impl AsFd for OomWatch {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 /// Whether device rules can be made of a description; what else is in it only the kernel can say.
 pub(crate) fn check(resources: &LinuxResources) -> Result<(), Error> {
     devices::check(resources)
@@ -489,114 +434,6 @@ fn clean(path: &str) -> Result<String, Error> {
         return Err(Error::invalid(format!("cgroup path {path:?} names the root")));
     }
     Ok(format!("/{}", parts.join("/")))
-}
-
-fn write(file: &Path, text: &str) -> Result<(), Error> {
-    write_lines(file, std::iter::once(text))
-}
-
-/// Each line in a write of its own, as the kernel takes them.
-fn write_lines(file: &Path, lines: impl Iterator<Item = impl AsRef<str>>) -> Result<(), Error> {
-    use rustix::fs::{Mode, OFlags, open};
-    let cause = |text: &str, e| Error::os(format!("writing {text:?} to {}", file.display()), e);
-    let mut fd = None;
-    for line in lines {
-        let line = line.as_ref();
-        let open = || open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        let fd = match &fd {
-            Some(fd) => fd,
-            None => fd.insert(open().map_err(|e| cause(line, e))?),
-        };
-        rustix::io::write(fd, line.as_bytes()).map_err(|e| cause(line, e))?;
-    }
-    Ok(())
-}
-
-/// A file whose size is not known before it is read, as those of the kernel: in large pieces, for each may be made anew.
-fn read(file: &Path) -> Result<String, Error> {
-    use rustix::fs::{Mode, OFlags, open};
-    let cause = |e: io::Error| Error::os(format!("reading {}", file.display()), e);
-    let fd = open(file, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|e| cause(e.into()))?;
-    let mut all = Vec::new();
-    let mut piece = [0_u8; 4096];
-    loop {
-        match rustix::io::read(&fd, &mut piece) {
-            Ok(0) => break,
-            Ok(length) => all.extend_from_slice(&piece[..length]),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(e) => return Err(cause(e.into())),
-        }
-    }
-    String::from_utf8(all).map_err(|e| cause(io::Error::new(io::ErrorKind::InvalidData, e)))
-}
-
-/// A directory that existed before is taken over only if nobody is in it, and nobody would get stuck in it: frozen, or
-/// about to be, whoever enters stops before it has said anything.
-fn refuse_used(dir: &Path) -> Result<(), Error> {
-    let says =
-        |file: &str, text: &str| fs::read_to_string(dir.join(file)).is_ok_and(|state| state.trim() != text);
-    if says("freezer.state", "THAWED") || says("cgroup.freeze", "0") {
-        return Err(Error::new(Kind::State, "container's cgroup unexpectedly frozen"));
-    }
-    let list = dir.join("cgroup.procs");
-    let count = fs::read_to_string(&list).map_or(0, |text| text.lines().count());
-    if count > 0 {
-        let text = format!("container's cgroup is not empty: {} lists {count} processes", list.display());
-        return Err(Error::new(Kind::State, text));
-    }
-    Ok(())
-}
-
-/// False if it was there.
-fn make_dirs(mount: &Path, dir: &Path, cpuset: bool) -> Result<bool, Error> {
-    match fs::create_dir(dir) {
-        Ok(()) => {
-            if cpuset {
-                hierarchy::inherit_cpuset(dir)?;
-            }
-            Ok(true)
-        }
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(e) if e.kind() == io::ErrorKind::NotFound && dir != mount => {
-            let parent = dir.parent().unwrap_or(mount);
-            if parent == mount {
-                return Err(Error::os(format!("creating cgroup {}", dir.display()), e));
-            }
-            make_dirs(mount, parent, cpuset)?;
-            make_dirs(mount, dir, cpuset)
-        }
-        Err(e) => Err(Error::os(format!("creating cgroup {}", dir.display()), e)),
-    }
-}
-
-fn children(dir: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(dir) else { return Vec::new() };
-    entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
-}
-
-/// Removes a group's directory, children first if there are any.
-fn remove(dir: &Path) -> Result<(), Error> {
-    let deadline = Instant::now() + Duration::from_secs(2);
-    let mut pause = Duration::from_micros(200);
-    loop {
-        match fs::remove_dir(dir) {
-            Ok(()) => return Ok(()),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(e) => {
-                let below = children(dir);
-                for child in &below {
-                    remove(child)?;
-                }
-                if Instant::now() > deadline {
-                    return Err(Error::os(format!("removing cgroup {}", dir.display()), e));
-                }
-                if below.is_empty() {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(20));
-                }
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use brigantine_sys::seccomp::Instruction;
 
+use super::abi::{AUDIT_X86_64, Abi, X32_BIT};
 use super::{
-    AND, AUDIT_X86_64, Abi, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, LOAD, RET_ERRNO, RET_KILL_PROCESS,
-    RETURN, Table, Test, Verdict, X32_BIT,
+    AND, JUMP_EQUAL, JUMP_GREATER, JUMP_GREATER_EQUAL, LOAD, RET_ERRNO, RET_KILL_PROCESS, RETURN, Table,
+    Test, Verdict,
 };
 use crate::error::Error;
 use crate::spec::LinuxSeccompOperator;
