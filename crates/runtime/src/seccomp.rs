@@ -20,6 +20,7 @@ use crate::spec::{
 use abi::Abi;
 use assemble::assemble;
 pub use late::LateSeccomp;
+pub(crate) use late::program;
 
 /// A compiled filter with its load flags. Plain data: cache it by the spec it came from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -168,8 +168,11 @@ fn a_filter_holds_for_execs_and_a_wrong_one_is_told_and_leaves_nothing() {
     let denying = json!([{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 28}]);
     set(json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": denying}));
     bundle.good(&["run", "--detach", "--bundle", bundle.dir(), &bundle.id]);
-    let done = bundle.run(&["exec", &bundle.id, "/bin/mkdir", "/made"]);
-    assert!(done.code != 0 && done.err.contains("No space left"), "{done:?}");
+    // The first one compiles it, the second takes what is kept.
+    for _ in 0..2 {
+        let done = bundle.run(&["exec", &bundle.id, "/bin/mkdir", "/made"]);
+        assert!(done.code != 0 && done.err.contains("No space left"), "{done:?}");
+    }
     let state = fs::read_to_string(format!("{}/state/{}/state.json", bundle.dir(), bundle.id)).unwrap();
     let state: Value = serde_json::from_str(&state).unwrap();
     assert_eq!(state["spec"]["linux"]["seccomp"]["syscalls"], denying);

@@ -48,7 +48,7 @@ pub(super) fn run(global: &Global, options: &Options, executable: Option<Replace
         stdio: if wants_terminal { Stdio::Terminal } else { Stdio::Inherit },
         pid: record.pid,
         cgroup: Some(group(&record, options)?),
-        seccomp: filter.map(seccomp::compile).transpose()?.flatten(),
+        seccomp: filter.map(|filter| seccomp::program(filter, &global.root())).transpose()?.flatten(),
         listener: Listener::of(filter, state),
         common: Common::of(&record.spec),
         die_with_parent: false,

@@ -1,6 +1,6 @@
 //! A seccomp section that is read and compiled when there is time for it, or not at all where that was done before.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::{Program, compile, kept};
 use crate::error::Error;
@@ -19,7 +19,7 @@ pub struct LateSeccomp {
 
 impl LateSeccomp {
     /// `None` if more of it may have to be known beforehand. `root`: where the runtime's records are.
-    pub(crate) fn new(text: &str, file: PathBuf, root: &std::path::Path) -> Option<Self> {
+    pub(crate) fn new(text: &str, file: PathBuf, root: &Path) -> Option<Self> {
         // An escape might hide the word.
         let plain =
             !["\\", "SCMP_ACT_NOTIFY", "listener"].iter().any(|word| text.contains(word)) && text != "null";
@@ -33,22 +33,38 @@ impl LateSeccomp {
 
     /// What it compiles to, if it filters anything.
     pub(crate) fn program(&self) -> Result<Option<Program>, Error> {
-        if let Some(program) = kept::find(&self.kept, &self.text) {
-            return Ok(Some(program));
-        }
-        let program = compile(&self.read()?)?;
-        if let Some(program) = &program {
-            // If it cannot be kept, the next container takes as long as this one.
-            kept::keep(&self.kept, &self.text, program).ok();
-        }
-        Ok(program)
+        kept_or_made(&self.kept, &self.text, || compile(&self.read()?))
     }
+}
+
+/// What a section compiles to that has been read already, if it filters anything: that of a container in which another
+/// program is to be executed. `root`: where the runtime's records are.
+pub(crate) fn program(filter: &LinuxSeccomp, root: &Path) -> Result<Option<Program>, Error> {
+    match serde_json::to_vec(filter) {
+        Ok(text) => kept_or_made(&root.join(kept::DIRECTORY), &text, || compile(filter)),
+        Err(_unwritable) => compile(filter),
+    }
+}
+
+fn kept_or_made(
+    dir: &Path,
+    text: &[u8],
+    make: impl FnOnce() -> Result<Option<Program>, Error>,
+) -> Result<Option<Program>, Error> {
+    if let Some(program) = kept::find(dir, text) {
+        return Ok(Some(program));
+    }
+    let program = make()?;
+    if let Some(program) = &program {
+        // If it cannot be kept, the next one takes as long as this.
+        kept::keep(dir, text, program).ok();
+    }
+    Ok(program)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     #[test]
     fn a_filter_waits_to_be_read_unless_it_may_have_a_listener() {
