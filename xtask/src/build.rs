@@ -102,12 +102,21 @@ fn static_triple() -> Result<String> {
         return Ok(musl);
     }
     say::note(&format!("rustup target add {musl}"));
-    let added = Command::new("rustup").args(["target", "add", &musl]).output();
-    if added.is_ok_and(|done| done.status.success()) && there()? {
-        return Ok(musl);
-    }
-    say::note(&format!("Rust's library for {musl} is not to be had: brig-runtime is linked with glibc"));
+    let why = match Command::new("rustup").args(["target", "add", &musl]).output() {
+        Ok(done) if done.status.success() && there()? => return Ok(musl),
+        Ok(done) => last_line(&done.stderr).unwrap_or_else(|| "it is not where rustc looks".to_owned()),
+        Err(e) => format!("rustup: {e}"),
+    };
+    say::note(&format!(
+        "Rust's library for {musl} is not to be had ({why}): brig-runtime is linked with glibc"
+    ));
     Ok(host)
+}
+
+/// What a program said at last.
+fn last_line(said: &[u8]) -> Option<String> {
+    let said = String::from_utf8_lossy(said);
+    said.lines().rev().map(str::trim).find(|line| !line.is_empty()).map(str::to_owned)
 }
 
 fn rustc() -> Command {

@@ -95,11 +95,11 @@ where
     /// In the order in which the process needs it. `network`: what was made for it.
     pub fn run(self, network: Option<&OwnedFd>) -> Result<(), Error> {
         let (pid, _) = self.setup.process;
-        if !self.net_devices.is_empty() {
-            self.move_devices(network)?;
-        }
+        let moved = if self.net_devices.is_empty() { Ok(()) } else { self.move_devices(network) };
+        // Whatever fails: a group that the process is in is removed after it has been ended, not here.
         let (making, done) = self.groups.get()??;
         let cgroup = self.group.insert(making).planned();
+        moved?;
         done?;
         cgroup.attach(pid)?;
         if let Some(score) = self.oom_score {
