@@ -417,7 +417,10 @@ fn labels(process: &Process) -> Result<Vec<(CString, Vec<u8>)>, Error> {
                 "SELinux label {label:?} is asked for, but this kernel has no SELinux enabled"
             )));
         }
-        labels.push((c"self/attr/exec".to_owned(), label.as_bytes().to_vec()));
+        // The keyring too, which it finds when it is executed: with its maker's label the program might not use its own.
+        for file in [c"self/attr/exec", c"self/attr/keycreate"] {
+            labels.push((file.to_owned(), label.as_bytes().to_vec()));
+        }
     }
     Ok(labels)
 }
