@@ -3,6 +3,8 @@
 //! Everything a later invocation needs is in `<root>/<id>/state.json`, replaced atomically. A
 //! created container listens on `<root>/<id>/start.sock`: the socket is there exactly as long as the
 //! container has not started.
+//!
+//! `<root>/@filters` keeps compiled seccomp filters. Nothing depends on it: it may be removed at any time.
 
 mod attend;
 mod begun;
