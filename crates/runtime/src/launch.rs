@@ -28,7 +28,7 @@ use crate::spec::{
 use crate::{hooks, identity};
 pub use enter::{ExecRequest, Execed, exec};
 use meanwhile::{Meanwhile, hand_groups_over, make_groups};
-use setup::{Setup, executed, failed_with_more, receive, silenced};
+use setup::{Setup, executed, failed_with_more, receive, silenced, table};
 use spawning::{pair, spawn_plan, write_maps};
 
 /// Where the container's root file system comes from.
@@ -256,6 +256,8 @@ fn start_over(
     listener: Option<&Listener>,
 ) -> Result<(), Error> {
     let mut asked = false;
+    // Opened beforehand: somebody else may reap the process as soon as it has ended.
+    let table = subject.filtered.then(|| table(pid)).flatten();
     loop {
         match (receive(channel)?.0, listener) {
             (None, Some(_)) if !asked => {
@@ -265,7 +267,7 @@ fn start_over(
                 ));
             }
             // The exec closed the channel; or the end of a process that its filter did not let speak.
-            (None, _) if subject.filtered && executed(pid) == Some(false) => {
+            (None, _) if table.as_ref().and_then(executed) == Some(false) => {
                 return Err(silenced(subject));
             }
             (None, _) => return Ok(()),
@@ -345,9 +347,9 @@ fn create_in(
     let subject = Subject::of(&compiled.plan);
     let target = planned.clone_target()?;
     let hands = std::mem::take(&mut compiled.hands);
-    let groups = hand_groups_over(groups, hands, compiled.network.as_ref(), &channel);
+    // Until they are the group below, and removed as that is, if it comes to that: after the process has been ended.
+    let mut groups = Some(hand_groups_over(groups, hands, compiled.network.as_ref(), &channel));
     let child = spawn_plan(&mut compiled, target.as_ref().map(AsFd::as_fd), ((*channel).as_fd(), theirs))?;
-    // Removed after the process has been ended, if it comes to that.
     let mut group = None;
     let mut setup = Setup {
         channel: (*channel).as_fd(),
@@ -365,7 +367,7 @@ fn create_in(
         }
         let meanwhile = Meanwhile {
             setup: &setup,
-            groups,
+            groups: &mut groups,
             group: &mut group,
             spec,
             net_devices: &compiled.net_devices,
@@ -378,11 +380,14 @@ fn create_in(
         match compiled.network.take() {
             // Devices are moved from the host's namespace, which that thread has left.
             Some(coming) if !compiled.net_devices.is_empty() => {
-                meanwhile.run(Some(&coming.get().map_err(failed)?))
+                let made = coming.get();
+                meanwhile.run(made.as_ref().map(Some).map_err(|e| failed(*e)))
             }
             // That thread is awake on a processor of its own, and the process, a clone of this one, stays on this one's.
-            Some(coming) => coming.then(|made| meanwhile.run(Some(made.as_ref().map_err(|e| failed(*e))?))),
-            None => meanwhile.run(None),
+            Some(coming) => {
+                coming.then(|made| meanwhile.run(made.as_ref().map(Some).map_err(|e| failed(*e))))
+            }
+            None => meanwhile.run(Ok(None)),
         }?;
         setup.until_ready(|| {
             let Some(spec_hooks) = &spec_hooks else { return Ok(()) };

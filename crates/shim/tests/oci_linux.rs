@@ -326,6 +326,23 @@ fn a_bind_mount_has_what_is_named_and_what_its_source_forbids_to_user_namespaces
     bundle.assert_nothing_left();
 }
 
+/// The process is in its group of the unified hierarchy by then.
+#[test]
+fn maps_that_the_kernel_refuses_leave_nothing() {
+    let bundle = Bundle::new(&["/bin/true"]);
+    let twice = json!([
+        {"containerID": 0, "hostID": 100_000, "size": 10},
+        {"containerID": 5, "hostID": 200_000, "size": 10},
+    ]);
+    bundle.configure(|c| {
+        c["linux"]["uidMappings"] = twice.clone();
+        c["linux"]["gidMappings"] = twice;
+    });
+    namespaces(&bundle, |list| list.push(json!({"type": "user"})));
+    let says = refusal(&bundle);
+    assert!(says.contains("gid_map of the container's process: invalid argument"), "{says}");
+}
+
 #[test]
 fn a_tmpfs_begins_with_what_it_covers() {
     let bundle = Bundle::new(&[

@@ -76,8 +76,9 @@ pub(super) fn hand_groups_over(
 
 pub(super) struct Meanwhile<'a, B> {
     pub setup: &'a Setup<'a>,
-    pub groups: Work<Result<Made, Error>>,
-    /// Where they stay.
+    /// They are taken from here …
+    pub groups: &'a mut Option<Work<Result<Made, Error>>>,
+    /// … and stay there.
     pub group: &'a mut Option<Making>,
     pub spec: Arc<Spec>,
     pub net_devices: &'a [netdev::Move],
@@ -93,13 +94,16 @@ where
     B: FnOnce(i32, &Cgroup) -> Result<(), Error>,
 {
     /// In the order in which the process needs it. `network`: what was made for it.
-    pub fn run(self, network: Option<&OwnedFd>) -> Result<(), Error> {
+    pub fn run(self, network: Result<Option<&OwnedFd>, Error>) -> Result<(), Error> {
         let (pid, _) = self.setup.process;
-        let moved = if self.net_devices.is_empty() { Ok(()) } else { self.move_devices(network) };
         // Whatever fails: a group that the process is in is removed after it has been ended, not here.
-        let (making, done) = self.groups.get()??;
+        let groups = self.groups.take().ok_or_else(|| Error::invalid("the groups are somebody else's"))?;
+        let (making, done) = groups.get()??;
         let cgroup = self.group.insert(making).planned();
-        moved?;
+        let network = network?;
+        if !self.net_devices.is_empty() {
+            move_devices(self.setup, self.net_devices, network)?;
+        }
         done?;
         cgroup.attach(pid)?;
         if let Some(score) = self.oom_score {
@@ -118,18 +122,18 @@ where
         }
         Ok(())
     }
+}
 
-    fn move_devices(&self, made: Option<&OwnedFd>) -> Result<(), Error> {
-        let joined = self.setup.plan.steps.iter().find_map(|step| match step {
-            Step::Enter { namespace, bit: ns::NETWORK, .. } => Some(namespace.as_fd()),
-            _ => None,
-        });
-        let path = format!("/proc/{}/ns/net", self.setup.process.0);
-        let own = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| Error::os(format!("opening {path}"), e))?;
-        let joined = joined.or(made.map(AsFd::as_fd));
-        netdev::apply(self.net_devices, joined.unwrap_or(own.as_fd()))
-    }
+fn move_devices(setup: &Setup<'_>, devices: &[netdev::Move], made: Option<&OwnedFd>) -> Result<(), Error> {
+    let joined = setup.plan.steps.iter().find_map(|step| match step {
+        Step::Enter { namespace, bit: ns::NETWORK, .. } => Some(namespace.as_fd()),
+        _ => None,
+    });
+    let path = format!("/proc/{}/ns/net", setup.process.0);
+    let own = rustix::fs::open(&path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| Error::os(format!("opening {path}"), e))?;
+    let joined = joined.or(made.map(AsFd::as_fd));
+    netdev::apply(devices, joined.unwrap_or(own.as_fd()))
 }
 
 /// Compiles the filter, unless that was done before, and gives it to the process.

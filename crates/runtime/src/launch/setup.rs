@@ -1,5 +1,7 @@
 //! The parent's side of a process's setting itself up: what it says, and what became of it.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -40,7 +42,12 @@ impl Setup<'_> {
             match receive(self.channel)? {
                 (Some(Message::Ready), _) if self.at_once => {}
                 (Some(Message::Ready), _) => return Ok(()),
-                (None, _) if self.at_once && executed(self.process.0) != Some(false) => return Ok(()),
+                (None, _)
+                    if self.at_once
+                        && table(self.process.0).and_then(|table| executed(&table)) != Some(false) =>
+                {
+                    return Ok(());
+                }
                 (None, _) if self.at_once && self.is_silenced() => return Err(silenced(self.subject)),
                 (Some(Message::Terminal), Some(fd)) => self.terminal = Some(fd),
                 (Some(Message::MapIds(step)), Some(tree)) => {
@@ -183,11 +190,17 @@ pub(super) fn failed_with_more(
     describe::failure_told(steps, subject, failure, &told[..length])
 }
 
-/// Whether the process has executed a program since it was cloned (`PF_FORKNOEXEC` in field 9 of proc_pid_stat(5));
+/// What the kernel tells of a process, as long as it has not been reaped.
+pub(super) fn table(pid: i32) -> Option<File> {
+    File::open(format!("/proc/{pid}/stat")).ok()
+}
+
+/// Whether a process has executed a program since it was cloned (`PF_FORKNOEXEC` in field 9 of proc_pid_stat(5));
 /// nobody knows of one that has been reaped.
-pub(super) fn executed(pid: i32) -> Option<bool> {
+pub(super) fn executed(mut table: &File) -> Option<bool> {
     const PF_FORKNOEXEC: u64 = 0x40;
-    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut text = String::new();
+    table.read_to_string(&mut text).ok()?;
     // The name is in parentheses and may hold anything.
     let flags: u64 = text.rsplit_once(')')?.1.split_whitespace().nth(6)?.parse().ok()?;
     Some(flags & PF_FORKNOEXEC == 0)
