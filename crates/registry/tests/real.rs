@@ -6,7 +6,7 @@ mod support;
 
 use brigantine_image::{Digest, Document, Encoding, Reference, Storage, media};
 use brigantine_registry::{Class, PullOptions, PushOptions};
-use support::{RealRegistry, Sample, client, password, pushing, report, silent, store};
+use support::{RealRegistry, Sample, password, patient, pushing, report, silent, store};
 
 /// `user:secret`, bcrypt.
 const HTPASSWD: &str = "user:$2b$05$Bswvf/muHmh.8SWZMURSE.zTv3sOxuWw1z/4XNAT0nnlrHTH70qsa";
@@ -22,7 +22,7 @@ async fn an_image_survives_push_and_pull() {
     let reference = Reference::parse(&name).unwrap();
 
     let (reports, seen) = report();
-    let pushed = client().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
+    let pushed = patient().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
     assert_eq!(pushed.digest, Digest::sha256(&sample.manifest));
     let lines: Vec<String> = seen.lock().unwrap().iter().map(|p| p.status.clone()).collect();
     assert_eq!(lines[0], format!("The push refers to repository [{}/a/b]", registry.address));
@@ -30,17 +30,17 @@ async fn an_image_survives_push_and_pull() {
     assert_eq!(*lines.last().unwrap(), format!("t: digest: {} size: {}", pushed.digest, pushed.size));
 
     let (reports, seen) = report();
-    client().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
+    patient().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
     assert!(seen.lock().unwrap().iter().any(|p| p.status == "Layer already exists"));
 
     // Another repository of the same registry takes the layer without an upload.
     let sister = Reference::parse(&format!("{}/c:t", registry.address)).unwrap();
     let (reports, seen) = report();
-    client().push(&here, &here.resolve(&name).unwrap(), &sister, pushing(None), reports).await.unwrap();
+    patient().push(&here, &here.resolve(&name).unwrap(), &sister, pushing(None), reports).await.unwrap();
     assert!(seen.lock().unwrap().iter().any(|p| p.status == "Mounted from a/b"), "{seen:?}");
 
     let (reports, seen) = report();
-    let pulled = client().pull(&there, &reference, PullOptions::default(), reports).await.unwrap();
+    let pulled = patient().pull(&there, &reference, PullOptions::default(), reports).await.unwrap();
     assert!(pulled.newer);
     assert_eq!(pulled.image.id, image.id);
     assert_eq!(pulled.digest, pushed.digest);
@@ -56,15 +56,15 @@ async fn an_image_survives_push_and_pull() {
     assert_eq!(std::fs::metadata(tree.join("etc/noise")).unwrap().len(), 3 << 20);
 
     let (reports, seen) = report();
-    let again = client().pull(&there, &reference, PullOptions::default(), reports).await.unwrap();
+    let again = patient().pull(&there, &reference, PullOptions::default(), reports).await.unwrap();
     assert!(!again.newer);
     let lines: Vec<String> = seen.lock().unwrap().iter().map(|p| p.status.clone()).collect();
     assert!(lines.iter().any(|line| line == "Already exists"));
     assert_eq!(*lines.last().unwrap(), format!("Status: Image is up to date for {name}"));
 
     let by_digest = Reference::parse(&format!("{}/a/b@{}", registry.address, pushed.digest)).unwrap();
-    client().pull(&there, &by_digest, PullOptions::default(), silent()).await.unwrap();
-    let resolved = client().resolve(&reference, None).await.unwrap();
+    patient().pull(&there, &by_digest, PullOptions::default(), silent()).await.unwrap();
+    let resolved = patient().resolve(&reference, None).await.unwrap();
     assert_eq!(resolved.descriptor.digest, pushed.digest);
     assert_eq!(resolved.platforms.len(), 1);
 }
@@ -89,14 +89,14 @@ async fn plain_layers_are_compressed_on_the_way() {
             let image = sample.store_in(&here, &reference.to_string());
             here.tag(image.id.as_str(), &Reference::parse("another:name").unwrap()).unwrap();
             let options = PushOptions { credentials: None, encoding };
-            let pushed = client().push(&here, &image, &reference, options, silent()).await.unwrap();
+            let pushed = patient().push(&here, &image, &reference, options, silent()).await.unwrap();
             digests.push(pushed.digest.clone());
 
-            let found = client().resolve(&reference, None).await.unwrap();
+            let found = patient().resolve(&reference, None).await.unwrap();
             assert_eq!(found.descriptor.digest, pushed.digest);
             let Document::Manifest(manifest) = found.document else { panic!("an index") };
             assert_eq!(manifest.layers[0].media_type, media_type);
-            let pulled = client().pull(&there, &reference, PullOptions::default(), silent()).await.unwrap();
+            let pulled = patient().pull(&there, &reference, PullOptions::default(), silent()).await.unwrap();
             assert_eq!(pulled.image.id, image.id);
             if encoding == Encoding::Plain && there.storage() == Storage::Erofs {
                 let blob = std::fs::metadata(there.content().path(&plain)).unwrap();
@@ -113,7 +113,7 @@ async fn plain_layers_are_compressed_on_the_way() {
             let (reports, seen) = report();
             let image = here.resolve("another:name").unwrap();
             if encoding != Encoding::Plain {
-                let again = client().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
+                let again = patient().push(&here, &image, &reference, pushing(None), reports).await.unwrap();
                 assert_eq!(again.digest, pushed.digest);
                 assert!(seen.lock().unwrap().iter().any(|p| p.status == "Layer already exists"));
             }
@@ -130,7 +130,7 @@ async fn what_is_not_there_is_named() {
     let name = format!("{}/no/such:thing", registry.address);
     let reference = Reference::parse(&name).unwrap();
     let error =
-        client().pull(&store(dir.path()), &reference, PullOptions::default(), silent()).await.unwrap_err();
+        patient().pull(&store(dir.path()), &reference, PullOptions::default(), silent()).await.unwrap_err();
     assert_eq!(error.class(), Class::NotFound);
     assert!(
         error.to_string().starts_with(&format!("manifest for {name} not found: manifest unknown: ")),
@@ -147,7 +147,7 @@ async fn passwords_are_asked_for_and_checked() {
     let reference = Reference::parse(&name).unwrap();
     let image = Sample::new(1000).store_in(&store, &name);
 
-    let client = client();
+    let client = patient();
     let login = |user, word| {
         let (client, address) = (client.clone(), registry.address.clone());
         async move { client.login(&address, password(user, word).unwrap()).await }

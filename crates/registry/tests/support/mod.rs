@@ -253,6 +253,11 @@ pub fn client() -> Client {
     })
 }
 
+/// For registries that do as they should, on a machine that may be busy.
+pub fn patient() -> Client {
+    Client::new(Config { back_off: std::time::Duration::from_millis(10), ..Config::default() })
+}
+
 /// Options of a push with these credentials.
 pub fn pushing(credentials: Option<Credentials>) -> PushOptions {
     PushOptions { credentials, ..PushOptions::default() }
